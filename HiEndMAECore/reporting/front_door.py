@@ -1,0 +1,112 @@
+"""From a command line to an exit code: what every door's `main` does.
+
+Parses the config, opens a `Reporter`, runs, and turns whatever happens into the last event and the exit code that
+DESIGN promises.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from ..configuration import Config, parse
+from ..errors import EXIT_DONE, EXIT_FAULT, Cancelled, HiEndMAEError, MissingDependencyError, OutOfMemoryError
+from .reporter import Reporter
+
+
+def open_door(
+    config_class: type[Config],
+    run: Callable[..., dict[str, Any]],
+    argv: Sequence[str] | None,
+    *,
+    door: str,
+    description: str,
+) -> int:
+    """Run `run(config, report)` for the command line `argv`; returns the exit code. `run` returns the outputs."""
+    try:
+        config = parse(config_class, sys.argv[1:] if argv is None else argv, door=door, description=description)
+    except HiEndMAEError as error:
+        with Reporter(door=door, as_events="--events" in (argv if argv is not None else sys.argv)) as report:
+            report.failed(error)
+        return error.exit_code
+    with Reporter.of(config, door=door) as report, _signals(report):
+        try:
+            outputs = run(config, report)
+        except HiEndMAEError as error:
+            report.failed(error)
+            return error.exit_code
+        except KeyboardInterrupt:
+            report.failed(Cancelled())
+            return Cancelled.exit_code
+        except Exception as error:
+            known = recognise(error)
+            if known is None:
+                traceback.print_exc(file=sys.stderr)
+                known = HiEndMAEError(
+                    "internal_fault",
+                    f"A fault in HiEndMAE: {type(error).__name__}: {error}.",
+                    "Please report it, with the text above, on the project's issue page.",
+                )
+                report.failed(known)
+                return EXIT_FAULT
+            report.failed(known)
+            return known.exit_code
+        report.finished(outputs)
+    return EXIT_DONE
+
+
+def recognise(error: BaseException) -> HiEndMAEError | None:
+    """The typed error that a foreign exception stands for, or None. Only real out-of-memory errors count as one."""
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("HiEndMAE"):
+        return MissingDependencyError.of(error.name.split(".")[0], "for this job")
+    text = str(error)
+    if (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "DefaultCPUAllocator: can't allocate memory" in text
+        or "DefaultCPUAllocator: not enough memory" in text
+    ):
+        return OutOfMemoryError(
+            "out_of_memory",
+            "There is not enough memory for this run.",
+            "Close other programs, use a larger --spacing or a smaller --batch-size, or try --device cpu.",
+        )
+    if isinstance(error, OSError) and error.errno is not None:
+        import errno
+
+        if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+            place = error.filename or "the output folder"
+            return HiEndMAEError("disk_full", f"The disk is full ({place}).", "Free some space and run the same line again.")
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:
+            return HiEndMAEError(
+                "not_allowed", f"{error.filename} cannot be written or read (permission).", "Choose another folder."
+            )
+    return None
+
+
+@contextlib.contextmanager
+def _signals(report: Reporter) -> Iterator[None]:
+    """Ctrl-C and SIGTERM ask politely the first time (the run saves and leaves); the second time they interrupt."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked = False
+
+    def on_signal(*_: object) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        report.cancel()
+
+    kept = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
