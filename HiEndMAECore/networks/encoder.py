@@ -1,0 +1,221 @@
+"""The ViT encoder, one function for pretraining and fine-tuning, and the blocks it is made of.
+
+Pre-norm blocks, exact GELU, biases everywhere, no dropout; a learned cls token without position; a fixed 3-D sin-cos
+position table computed for the grid at hand. Parameter names are those of the authors' weights (which keep timm's
+layout), so that loading them needs no renaming. Facts: paper section 3 and the released code.
+
+Order of things: a patch is a vector of its voxels ordered (ph, pw, pd, channel); patches are ordered (h, w, d) with h
+slowest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+NORM_EPS = 1e-6
+MLP_RATIO = 4
+
+
+def grid_of(image_size: Sequence[int], patch_size: int) -> tuple[int, int, int]:
+    """Patches along each axis; raises `ValueError` when the patch does not divide the crop."""
+    if len(image_size) != 3 or any(size <= 0 or size % patch_size for size in image_size):
+        raise ValueError(f"a crop of {tuple(image_size)} voxels is not divisible into patches of {patch_size}")
+    h, w, d = (size // patch_size for size in image_size)
+    return h, w, d
+
+
+def patchify(volume: Tensor, patch_size: int) -> Tensor:
+    """(B, C, H, W, D) -> (B, L, p * p * p * C), patches h-major, voxels (ph, pw, pd, c)."""
+    b, c, *size = volume.shape
+    h, w, d = grid_of(size, patch_size)
+    p = patch_size
+    patches = volume.reshape(b, c, h, p, w, p, d, p).permute(0, 2, 4, 6, 3, 5, 7, 1)
+    return patches.reshape(b, h * w * d, p * p * p * c)
+
+
+def unpatchify(patches: Tensor, grid: Sequence[int], patch_size: int) -> Tensor:
+    """The inverse of `patchify`: (B, L, p * p * p * C) -> (B, C, H, W, D)."""
+    b, _, voxels = patches.shape
+    h, w, d = grid
+    p = patch_size
+    c = voxels // p**3
+    volume = patches.reshape(b, h, w, d, p, p, p, c).permute(0, 7, 1, 4, 2, 5, 3, 6)
+    return volume.reshape(b, c, h * p, w * p, d * p)
+
+
+@lru_cache(maxsize=32)
+def position_table(grid: tuple[int, int, int], dim: int) -> Tensor:
+    """(L, dim) float32: sin h, cos h, sin w, cos w, sin d, cos d, each dim / 6 wide, omega_k = 10000^(-k / (dim / 6))."""
+    if dim % 6:
+        raise ValueError(f"an embedding of {dim} is not divisible by 6, as the 3-D position table needs")
+    sixth = dim // 6
+    omega = 10000.0 ** (-torch.arange(sixth, dtype=torch.float64) / sixth)
+    axes = [torch.arange(size, dtype=torch.float64) for size in grid]
+    places = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 3)
+    angles = places[:, :, None] * omega
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).reshape(len(places), dim).float()
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention: (B, N, dim) -> (B, N, dim)."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"a width of {dim} is not divisible by {heads} heads")
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, dim = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, dim))
+
+
+class MLP(nn.Module):
+    """The feed-forward sub-layer: (B, N, dim) -> (B, N, dim)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, MLP_RATIO * dim)
+        self.fc2 = nn.Linear(MLP_RATIO * dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: (B, N, dim) -> (B, N, dim)."""
+
+    def __init__(self, dim: int, heads: int, *, norm_eps: float = NORM_EPS) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.attn = Attention(dim, heads)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp = MLP(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class PatchEmbedding(nn.Module):
+    """Patch vectors (B, N, p * p * p * C) -> tokens (B, N, dim).
+
+    The weight keeps a convolution's layout (dim, C, p, p, p), as in the authors' file; it is applied as one matrix
+    product, which is the same sum and faster than a strided convolution.
+    """
+
+    def __init__(self, patch_size: int, in_channels: int, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv3d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        weight = self.proj.weight.permute(0, 2, 3, 4, 1).flatten(1)
+        return F.linear(patches, weight, self.proj.bias)
+
+
+class ViTEncoder(nn.Module):
+    """Encoder of visible patches.
+
+    image_size: crop in voxels (H, W, D); other sizes divisible by the patch are accepted in `forward`.
+    class_token, norm_eps: as in pretraining (True, 1e-6); False and 1e-5 reproduce the authors' fine-tuning network.
+    """
+
+    positions: Tensor
+
+    def __init__(
+        self,
+        *,
+        image_size: Sequence[int],
+        patch_size: int,
+        in_channels: int,
+        dim: int,
+        depth: int,
+        heads: int,
+        class_token: bool = True,
+        norm_eps: float = NORM_EPS,
+    ) -> None:
+        super().__init__()
+        if depth < 4:
+            raise ValueError(f"an encoder of {depth} blocks is too shallow: its states are taken at a quarter of its depth")
+        self.patch_size = patch_size
+        self.dim = dim
+        self.depth = depth
+        self.grid = grid_of(image_size, patch_size)
+        # Zero-based indices of the block outputs that decoders read (3, 6, 9 for 12 blocks), see specification section 1.
+        self.taps = (depth // 4, depth // 2, 3 * depth // 4)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if class_token else None
+        self.patch_embed = PatchEmbedding(patch_size, in_channels, dim)
+        self.blocks = nn.ModuleList(Block(dim, heads, norm_eps=norm_eps) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim, eps=norm_eps)
+        self.register_buffer("positions", position_table(self.grid, dim), persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Xavier for every Linear and the patch embedding, zero Linear biases, cls of std 0.02."""
+        initialise_linears(self)
+        weight = self.patch_embed.proj.weight
+        nn.init.xavier_uniform_(weight.data.view(weight.shape[0], -1))
+        if self.cls_token is not None:
+            nn.init.normal_(self.cls_token, std=0.02)
+
+    def positions_of(self, grid: tuple[int, int, int], like: Tensor) -> Tensor:
+        """(L, dim) position table of `grid`."""
+        return self.positions if grid == self.grid else position_table(grid, self.dim).to(like.device)
+
+    def forward(self, volume: Tensor, visible: Tensor | None = None) -> dict[int, Tensor]:
+        """volume (B, C, H, W, D); visible (B, S) long, indices of the patches that are seen (None: all, in order).
+
+        Returns the raw outputs of the tapped blocks and, under `depth`, the normalised last one:
+        {3, 6, 9, 12: (B, 1 + S, dim)} for 12 blocks, without the leading 1 when there is no cls token.
+        """
+        patches = patchify(volume, self.patch_size)
+        positions = self.positions_of(grid_of(volume.shape[2:], self.patch_size), volume)
+        return self.encode(gather(patches, visible), positions if visible is None else positions[visible])
+
+    def encode(self, patches: Tensor, positions: Tensor) -> dict[int, Tensor]:
+        """The same from patch vectors (B, S, p * p * p * C) and their positions (S, dim) or (B, S, dim)."""
+        x = self.patch_embed(patches) + positions
+        if self.cls_token is not None:
+            x = torch.cat([self.cls_token.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
+        states = {}
+        for index, block in enumerate(self.blocks):
+            x = block(x)
+            if index in self.taps:
+                states[index] = x
+        states[self.depth] = self.norm(x)
+        return states
+
+
+def gather(tokens: Tensor, indices: Tensor | None) -> Tensor:
+    """tokens (B, L, X), indices (B, N) -> (B, N, X); all of them when `indices` is None."""
+    if indices is None:
+        return tokens
+    return tokens.gather(1, indices[:, :, None].expand(-1, -1, tokens.shape[2]))
+
+
+def initialise_linears(module: nn.Module) -> None:
+    """Xavier-uniform weights and zero biases for every Linear inside."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.xavier_uniform_(part.weight)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+
+
+def visible_count(patches: int, mask_ratio: float) -> int:
+    """How many of `patches` stay visible: floor(L (1 - r)), exact where floats are not (L = 1000, r = 0.9 gives 100)."""
+    visible = math.floor(round(patches * (1.0 - mask_ratio), 6))
+    if not 1 <= visible < patches:
+        raise ValueError(
+            f"a mask ratio of {mask_ratio} leaves {visible} of {patches} patches visible; at least one must be visible and one masked"
+        )
+    return visible
