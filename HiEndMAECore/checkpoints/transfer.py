@@ -1,0 +1,117 @@
+"""From any starting weights to a UNETR: what `--init` accepts, and the rule by which the encoder moves.
+
+The rule (DESIGN, "From pretraining to fine-tuning"): the same encoder, the same function; positions are computed for the
+grid at hand; the patch embedding is inflated to more channels; every other key is strict.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
+from . import model_folder
+from .catalogue import find_entry
+from .official import load_strictly, read_authors_file, variant_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..networks import UNETR
+
+_PATCH_WEIGHT = "patch_embed.proj.weight"
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """Weights to start from: where they come from (`source`, `sha256`), the sizes of their network (`arguments`, as
+    UNETR's where they are known), the whole `state` and, for a model folder, its `description`."""
+
+    source: str
+    sha256: str
+    variant: str
+    state: Mapping[str, Tensor]
+    description: model_folder.ModelDescription | None = None
+
+    @property
+    def encoder(self) -> dict[str, Tensor]:
+        """The encoder's weights without their leading `encoder.`."""
+        return {key.removeprefix("encoder."): value for key, value in self.state.items() if key.startswith("encoder.")}
+
+    @property
+    def is_segmentation(self) -> bool:
+        return self.description is not None and self.description.kind == "segmentation"
+
+
+def read_initial(init: str) -> InitialWeights | None:
+    """What `--init` names: a model folder or zip, a pretraining run, the authors' file, a catalogue name; None for 'none'."""
+    if init.lower() in ("", "none"):
+        return None
+    path = Path(init)
+    if path.is_dir() and not model_folder.is_model(path) and model_folder.is_model(path / "model"):
+        path = path / "model"  # a pretraining run
+    if path.suffix in (".pt", ".pth") and path.is_file():
+        state = read_authors_file(path)
+        return InitialWeights(str(path.name), _sha256(path), variant_of(state, source=str(path)).name, state)
+    if path.exists():
+        description = model_folder.read_description(path)
+        state = model_folder.read_weights(path, description)
+        variant = str(description.architecture.get("variant", ""))
+        return InitialWeights(description.name, description.weights_sha256, variant, state, description)
+    entry = find_entry(init)
+    raise InputError("init_not_at_hand", f"The weights '{entry.name}' are not on this computer.", entry.how_to_place)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        digest = hashlib.sha256()
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def transfer_encoder(network: UNETR, weights: Mapping[str, Tensor]) -> None:
+    """Load encoder `weights` (without `encoder.`) into the network's encoder by the rule above; raises `InputError`."""
+    state = dict(weights)
+    if network.encoder.cls_token is None:
+        state.pop("cls_token", None)  # the authors' fine-tuning network has none
+    if _PATCH_WEIGHT in state:
+        state[_PATCH_WEIGHT] = inflate(state[_PATCH_WEIGHT], network.encoder.patch_embed.proj.weight.shape[1])
+    load_strictly(network.encoder, {key: value.float() for key, value in state.items()}, what="encoder weights")
+
+
+def inflate(weight: Tensor, channels: int) -> Tensor:
+    """Patch embedding (dim, C, p, p, p) for more input channels: copied, divided by their number, so that equal channels
+    give the old token. Raises `InputError` when the channels cannot be matched."""
+    known = weight.shape[1]
+    if known == channels:
+        return weight
+    if known != 1:
+        raise InputError(
+            "channels_do_not_fit",
+            f"The weights were trained on {known} channels, the scans have {channels}.",
+            "Use weights of one channel, or of the same number.",
+        )
+    return weight.expand(-1, channels, -1, -1, -1) / channels
+
+
+def start_from(network: UNETR, initial: InitialWeights | None) -> dict[str, Any]:
+    """Put the starting weights into `network`; returns what `model.json` tells about them.
+
+    Pretraining weights fill the encoder. A segmentation model fills everything, but for the last convolution where it
+    knows other structures.
+    """
+    if initial is None:
+        return {"init": "none"}
+    if initial.is_segmentation:
+        state = dict(initial.state)
+        ours = network.state_dict()
+        for key in [key for key in state if key.startswith("out.") and state[key].shape != ours[key].shape]:
+            state[key] = ours[key]
+        load_strictly(network, state, what="segmentation weights")
+    else:
+        transfer_encoder(network, initial.encoder)
+    return {"init": initial.source, "init_sha256": initial.sha256}
