@@ -86,10 +86,25 @@ def read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError("store_damaged", f"{file} cannot be read ({error}).", "Delete the store and prepare again.") from error
+        raise InputError(
+            "store_damaged", f"{file} cannot be read ({error}).", "Delete the store and prepare again."
+        ) from error
     if not isinstance(manifest, dict):
         raise InputError("store_damaged", f"{file} is not a manifest.", "Delete the store and prepare again.")
     return manifest
+
+
+def read_hold_out(file: Path) -> set[str]:
+    """Names of cases that must not get into a store: one a line, or every string in a JSON file such as splits.json
+    (all of its lists). Raises `InputError`."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        data = json.loads(text) if file.suffix == ".json" else text.splitlines()
+    except (OSError, ValueError) as error:
+        raise InputError("list_unreadable", f"The list {file} cannot be read ({error}).", "Give a text file.") from error
+    groups = list(data.values()) if isinstance(data, dict) else [data]
+    names = {str(name).strip() for group in groups for name in (group if isinstance(group, list) else [group])}
+    return names - {""}
 
 
 def add_scan(store: Path, name: str, array: np.ndarray, *, seed: int = 0) -> dict[str, Any]:

@@ -1,0 +1,177 @@
+"""Learn from one labelled scan (or a few): image and label map in, a model out.
+
+  python -m HiEndMAECore.finetune --image scan.nii.gz --label organs.nii.gz --output my-model --budget 5min
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .configuration import DoorConfig, option, require_positive
+from .errors import InputError, UsageError
+from .reporting.front_door import open_door
+from .reporting.reporter import Reporter
+
+if TYPE_CHECKING:
+    from .volumes.datasets import Case
+    from .volumes.volume import Structure
+
+BUDGETS = {"1min": 60.0, "5min": 300.0, "20min": 1200.0, "good": 3600.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(DoorConfig):
+    """What to learn from, from where to start, how long."""
+
+    image: tuple[str, ...] = option((), help="Scans, one a case; the channels of one case joined by commas.")
+    label: tuple[Path, ...] = option((), help="Label maps, one a scan, in the same order.")
+    dataset: Path | None = option(None, help="Folder in nnU-Net's or Decathlon's layout, instead of --image and --label.")
+    cases: tuple[str, ...] = option((), help="Cases of the data set to learn from.")
+    names: Path | None = option(None, help="JSON file with the structures' names (a dataset.json or model.json).")
+    init: str = option("none", help="Start from: a model, a pretraining run, the authors' file, a catalogue name, or none.")
+    output: Path | None = option(help="Model to write: a folder, or a file ending in .zip.", required=True)
+    name: str | None = option(None, help="What to call the model (default: the output's name).")
+    budget: str = option("5min", help="Time to learn; 'good' is up to an hour.", choices=tuple(BUDGETS))
+    steps: int | None = option(None, help="Optimiser steps, instead of a budget.")
+    preset: str = option("auto", help="Sizes that suit the machine.", choices=("auto", "cpu", "gpu"))
+    spacing: tuple[float, float, float] | None = option(None, help="Working grid in mm along right, anterior, superior.")
+    improve: Path | None = option(None, help="Model to go on learning from, with the scans given here.")
+    resume: bool = option(False, help="Go on with an interrupted run of the same output.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "steps", "spacing")
+        if (self.dataset is None) == (not self.image) or len(self.image) != len(self.label):
+            raise UsageError(
+                "usage", "Give one --label for each --image, or --dataset with --cases.", "See: finetune --help"
+            )
+        if self.improve is not None and self.init != "none":
+            raise UsageError("usage", "--improve and --init exclude each other.", "Give one of the two.")
+
+
+def run(config: FinetuneConfig, report: Reporter | None = None) -> dict[str, Any]:
+    """Train and write the model; returns its path. Raises `InputError`, `Cancelled`."""
+    report = report or Reporter(quiet=True)
+    assert config.output is not None
+    from .checkpoints import model_folder
+
+    model_folder.refuse_taken(config.output)
+    from .checkpoints.transfer import read_initial, start_from
+    from .devices import choose_device
+    from .networks import UNETR
+    from .networks.registry import unetr_arguments
+    from .reporting.run_record import versions
+    from .training import finetuning, teaching
+    from .volumes.preparation import PreparationPlan
+
+    device = choose_device(config.device)
+    initial = read_initial(str(config.improve or config.init))
+    if config.improve and not (initial and initial.is_segmentation):
+        raise InputError("model_not_for_segmentation", f"{config.improve} has not learned to segment.", "Use it as --init.")
+    preset = teaching.choose_preset(config.preset, device)
+    variant = teaching.variant_for(preset, initial.variant if initial else "")
+    known, cases = _cases(config)
+    read = []
+    for step in report.steps("reading", len(cases)):
+        read.append(teaching.read_case(cases[step], report=report))
+    plan = teaching.choose_plan(read, preset=preset, spacing=config.spacing)
+    if initial and initial.description and not config.spacing:
+        # Weights know the grid and the intensities they were trained on.
+        start = initial.description.preparation
+        plan = PreparationPlan.from_json({"spacing": start["spacing"], "normalisation": start["normalisation"]})
+    if config.improve and initial and initial.description:
+        from .inference.predictor import structures_of
+
+        known = structures_of(initial.description)
+        structures = known
+    else:
+        structures = teaching.collect_structures(read, known)
+    scans = teaching.prepare_teaching(read, plan, structures, report=report)
+    arguments = unetr_arguments(variant, classes=len(structures) + 1, in_channels=read[0].scan.channels)
+
+    import torch
+
+    torch.manual_seed(config.seed)
+    network = UNETR(**arguments)
+    origin = start_from(network, initial)
+    folder = config.output.with_name(config.output.name + ".training")
+    result = finetuning.finetune(
+        scans,
+        network,
+        plan=finetuning.FinetuningPlan(
+            crop=arguments["image_size"],
+            steps=config.steps,
+            seconds=BUDGETS[config.budget],
+            batch_size=preset.batch_size,
+            seed=config.seed,
+        ),
+        device=device,
+        folder=folder,
+        report=report,
+        resume=config.resume,
+    )
+    description = model_folder.ModelDescription(
+        kind="segmentation",
+        name=config.name or config.output.stem,
+        architecture={"network": "UNETR", "variant": variant.name, "arguments": arguments},
+        channels=[f"channel {index}" for index in range(read[0].scan.channels)],
+        preparation={**plan.to_json(), "orientation": "RAS"},
+        labels=[
+            {"value": s.value, "name": s.name, "colour": list(s.colour), "terminology": s.terminology} for s in structures
+        ],
+        training={
+            **origin,
+            "cases": len(scans),
+            "steps": result.steps,
+            "steps_planned": result.planned,
+            "seconds": round(result.seconds, 1),
+            "seed": config.seed,
+            "device": str(device),
+            "versions": versions(),
+            "losses": thinned(result.losses),
+        },
+    )
+    model_folder.write_model(config.output, description, result.network.state_dict())
+    shutil.rmtree(folder, ignore_errors=True)
+    report.metric("learning_seconds", round(result.seconds, 1), steps=result.steps)
+    report.say(f"The model is at {config.output}.")
+    return {"model": config.output}
+
+
+def _cases(config: FinetuneConfig) -> tuple[Sequence[Structure], list[Case]]:
+    """(named structures, labelled cases) that the config asks for."""
+    from .training.teaching import named_structures
+    from .volumes.datasets import Case, read_dataset
+    from .volumes.files import case_name
+
+    named = named_structures(config.names) if config.names else ()
+    if config.dataset is None:
+        files = [tuple(Path(part) for part in image.split(",")) for image in config.image]
+        return named, [Case(case_name(f[0]), f, label) for f, label in zip(files, config.label)]
+    dataset = read_dataset(config.dataset)
+    wanted = config.cases or tuple(case.name for case in dataset.cases)
+    found = {case.name: case for case in dataset.cases}
+    absent = [name for name in wanted if name not in found]
+    if absent:
+        raise InputError("case_absent", f"{config.dataset} has no labelled case {', '.join(absent)}.", "Check --cases.")
+    return named or dataset.structures, [found[name] for name in wanted]
+
+
+def thinned(losses: Sequence[tuple[int, float]], most: int = 200) -> list[list[float]]:
+    """At most `most` (step, mean loss) pairs: enough to draw the curve."""
+    width = max(1, -(-len(losses) // most))
+    groups = [losses[first : first + width] for first in range(0, len(losses), width)]
+    return [[group[-1][0], round(sum(loss for _, loss in group) / len(group), 4)] for group in groups]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    return open_door(FinetuneConfig, run, argv, door="finetune", description=__doc__ or "")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

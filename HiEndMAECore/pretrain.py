@@ -1,0 +1,133 @@
+"""Pretrain the encoder on unlabelled scans: rebuild what was masked (Hi-End-MAE, or MAE to compare with).
+
+  python -m HiEndMAECore.pretrain --data store --output run --variant hi_end_mae_vit_tiny_8p --steps 1000
+  torchrun --nproc-per-node 8 -m HiEndMAECore.pretrain --data store --output run …
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .configuration import DoorConfig, option, require_positive, to_json
+from .errors import UsageError
+from .networks.registry import OBJECTIVES, list_variants
+from .reporting.front_door import open_door
+from .reporting.reporter import Reporter
+
+_SAME_ON_RESUME = ("variant", "objective", "cross_stages", "steps", "batch_size", "mask_ratio", "crop", "learning_rate", "seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(DoorConfig):
+    """Data, network, objective and schedule. Defaults are the paper's."""
+
+    data: Path | None = option(help="Store made by prepare, or a folder of scans (prepared first).", required=True)
+    output: Path | None = option(help="Folder of the run: model, snapshot, log, picture.", required=True)
+    variant: str = option("hi_end_mae_vit_large_12p", help="Sizes of the network.", choices=list_variants())
+    objective: str = option("hi-end-mae", help="What the decoder learns from.", choices=OBJECTIVES)
+    cross_stages: int = option(3, help="Dense-decoding stages.", choices=(0, 1, 2, 3))
+    steps: int = option(400_000, help="Optimiser steps.")
+    batch_size: int = option(192, help="Crops a step, over all processes and accumulation steps.")
+    accumulate: int = option(1, help="Parts a step is computed in, to save memory.")
+    mask_ratio: float = option(0.75, help="Share of patches that are hidden.")
+    learning_rate: float = option(1e-4, help="Base rate of AdamW.")
+    crop: tuple[int, int, int] | None = option(None, help="Crop in voxels (default: the variant's).")
+    spacing: tuple[float, float, float] = option((1.5, 1.5, 1.5), help="Grid in mm when --data is a folder of scans.")
+    resume: bool = option(False, help="Go on with the run in --output.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "steps", "batch_size", "accumulate", "learning_rate", "crop", "spacing")
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        if self.batch_size % (self.accumulate * processes):
+            raise UsageError(
+                "usage",
+                f"--batch-size {self.batch_size} cannot be shared by {processes} process(es) x {self.accumulate} parts.",
+                "Choose a multiple.",
+            )
+
+
+def run(config: PretrainConfig, report: Reporter | None = None) -> dict[str, Any]:
+    """Train and write the run folder; returns its model. Raises `InputError`, `Cancelled` (a snapshot is there)."""
+    report = report or Reporter(quiet=True)
+    assert config.data is not None
+    assert config.output is not None
+    from .devices import choose_device
+    from .networks.hi_end_mae import HiEndMAE
+    from .networks.registry import pretraining_arguments
+    from .reporting.run_record import read_record, write_record
+    from .training import pretraining
+    from .training.run_folder import RunFolder
+    from .volumes.crop_store import MANIFEST, CropStore
+
+    device = choose_device(config.device)
+    earlier = read_record(config.output)
+    if earlier and not config.resume and (config.output / pretraining.SNAPSHOT).exists():
+        raise UsageError("run_exists", f"{config.output} holds a run.", "Add --resume, or choose another --output.")
+    if earlier and config.resume:
+        for name in _SAME_ON_RESUME:
+            if earlier.get(name) != to_json(config)[name]:
+                told = f"The run was started with {name} {earlier.get(name)}, not {to_json(config)[name]}."
+                raise UsageError("run_differs", told, "Resume with the same settings.")
+
+    data = config.data
+    if not (data / MANIFEST).is_file():
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UsageError("usage", f"{data} is no store.", "Run prepare first: many processes need a store.")
+        from .prepare import PrepareConfig
+        from .prepare import run as prepare
+
+        data = config.output / "store"
+        prepare(PrepareConfig(input=(config.data,), output=data, spacing=config.spacing, seed=config.seed), report)
+    store = CropStore.open(data)
+
+    import torch
+
+    torch.manual_seed(config.seed)
+    try:
+        arguments = pretraining_arguments(
+            config.variant,
+            objective=config.objective,
+            cross_stages=config.cross_stages,
+            mask_ratio=config.mask_ratio,
+            in_channels=store.channels,
+            image_size=config.crop,
+        )
+        model = HiEndMAE(**arguments)
+    except ValueError as error:
+        raise UsageError("network_impossible", f"This network cannot be built: {error}.") from error
+    folder = RunFolder(config.output, variant=config.variant, arguments=arguments, store=store, seed=config.seed)
+    if int(os.environ.get("RANK", "0")) == 0:
+        write_record(config.output, to_json(replace(config, resume=False)))
+    result = pretraining.pretrain(
+        store,
+        model,
+        plan=pretraining.PretrainingPlan(
+            steps=config.steps,
+            batch_size=config.batch_size,
+            accumulate=config.accumulate,
+            learning_rate=config.learning_rate,
+            seed=config.seed,
+        ),
+        device=device,
+        folder=config.output,
+        report=report,
+        resume=config.resume,
+        on_snapshot=lambda _, done: folder.write(model, done, report=report),
+    )
+    report.metric("loss", result.losses[-1][1] if result.losses else None, steps=result.steps)
+    report.say(f"The pretrained model is at {folder.model}.")
+    return {"model": folder.model, "run": config.output}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    return open_door(PretrainConfig, run, argv, door="pretrain", description=__doc__ or "")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

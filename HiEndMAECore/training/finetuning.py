@@ -1,0 +1,231 @@
+"""The fine-tuning loop: one to a few labelled scans, held on the device, and a clock (paper section 4.1, ours in the rest).
+
+No workers and no disk: every crop is cut out of the whole scan with its rotation, scaling and bend in one interpolation.
+Step `i` draws from generators keyed by (seed, i), so that a resumed run goes on as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from monai.losses import DiceCELoss
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ..devices import autocast
+from ..errors import HiEndMAEError
+from ..networks import UNETR
+from ..reporting.reporter import Reporter
+from .augmentation import cut, draw_deformation, sample_generator
+from .optimiser import build_adamw, cosine_rate, set_rate
+from .snapshots import load_snapshot, read_values, save_snapshot
+
+SNAPSHOT = "snapshot.safetensors"
+_SNAPSHOT_SECONDS = 45.0  # a killed run loses less than a minute
+_CENTRES = 50_000  # voxels of one structure to choose crop centres from
+_ANYWHERE = 0.25  # share of crops centred anywhere in the body instead of on a structure
+_PROBE_STEPS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuningPlan:
+    """Settings of a run.
+
+    crop: voxels (H, W, D). learning_rate is of the convolutions; the encoder's is `encoder_rate`. Either `steps` is
+    given, or `seconds`, from which a probe makes steps once. ema: decay of the averaged weights that are kept.
+    """
+
+    crop: tuple[int, int, int]
+    steps: int | None = None
+    seconds: float | None = None
+    batch_size: int = 2
+    learning_rate: float = 2e-3
+    encoder_rate: float = 5e-4
+    weight_decay: float = 1e-5
+    warm_up: float = 0.05
+    ema: float = 0.99
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TeachingScan:
+    """One labelled scan on the network's grid: image (C, H, W, D) float32 in [0, 1]; classes (H, W, D) int16, 0 is
+    background and i + 1 the model's i-th structure."""
+
+    name: str
+    image: Tensor
+    classes: Tensor
+
+
+@dataclass
+class FinetuningResult:
+    """The averaged network, steps done of those planned, seconds spent, and (step, loss) along the way."""
+
+    network: UNETR
+    steps: int = 0
+    planned: int = 0
+    seconds: float = 0.0
+    losses: list[tuple[int, float]] = field(default_factory=list)
+
+
+class CropCentres:
+    """Where crops are centred: on a structure drawn evenly among those there, or anywhere in the body."""
+
+    def __init__(self, scans: Sequence[TeachingScan], *, seed: int) -> None:
+        rng = np.random.default_rng((seed, len(scans)))
+        self._places: dict[int, list[tuple[int, np.ndarray]]] = {}
+        for index, scan in enumerate(scans):
+            classes = scan.classes.cpu().numpy()
+            body = (scan.image[0] > 0).cpu().numpy()
+            for value in (0, *np.unique(classes[classes > 0]).tolist()):
+                found = np.argwhere(classes == value if value else body)
+                if len(found) > _CENTRES:
+                    found = rng.choice(found, _CENTRES, replace=False)
+                if len(found):
+                    self._places.setdefault(value, []).append((index, found))
+        self._structures = sorted(value for value in self._places if value)
+
+    def draw(self, rng: np.random.Generator, crop: Sequence[int]) -> tuple[int, np.ndarray]:
+        """(index of the scan, centre voxel (3,) float); the centre is moved by up to a quarter of the crop."""
+        anywhere = 0 in self._places and rng.random() < _ANYWHERE
+        value = 0 if anywhere else int(rng.choice(self._structures))
+        scan, places = self._places[value][int(rng.integers(len(self._places[value])))]
+        return scan, places[int(rng.integers(len(places)))] + rng.uniform(-0.25, 0.25, 3) * np.array(crop)
+
+
+def draw_batch(
+    scans: Sequence[TeachingScan], centres: CropCentres, *, step: int, plan: FinetuningPlan
+) -> tuple[Tensor, Tensor]:
+    """Images (B, C, *crop) and classes (B, 1, *crop) of step `step`."""
+    images, targets = [], []
+    for index in range(step * plan.batch_size, (step + 1) * plan.batch_size):
+        rng = sample_generator(plan.seed, index)
+        scan, centre = centres.draw(rng, plan.crop)
+        change = draw_deformation(rng, plan.crop)
+        image, classes = cut(scans[scan].image, scans[scan].classes, centre, plan.crop, change)
+        images.append(image)
+        targets.append(classes[None])
+    return torch.stack(images), torch.stack(targets)
+
+
+def finetune(
+    scans: Sequence[TeachingScan],
+    network: UNETR,
+    *,
+    plan: FinetuningPlan,
+    device: torch.device,
+    folder: Path,
+    report: Reporter,
+    resume: bool = False,
+) -> FinetuningResult:
+    """Train `network` on `scans`; the result holds the averaged weights. Snapshots go to `folder`.
+
+    `finish` ends early with a usable result; `cancel` raises `Cancelled`.
+    """
+    network.to(device).train()
+    scans = [TeachingScan(scan.name, scan.image.to(device), scan.classes.to(device)) for scan in scans]
+    centres = CropCentres(scans, seed=plan.seed)
+    # Whole-batch Dice: a structure that is missing from one crop of a tiny batch must not look like a failure.
+    criterion = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True, smooth_nr=1e-5, smooth_dr=1e-5)  # fmt: skip
+    snapshot = folder / SNAPSHOT
+    values = read_values(snapshot) if resume else None
+    planned = int(values["planned"]) if values else plan.steps or _probe(scans, centres, network, criterion, plan, device)
+    report.say(f"Learning from {len(scans)} labelled scan{'s' if len(scans) > 1 else ''} in {planned} steps.")
+
+    optimiser = _optimiser(network, plan)
+    averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(plan.ema))
+    result = FinetuningResult(network, planned=planned)
+    if values:
+        load_snapshot(snapshot, {"network": network, "averaged": averaged}, optimiser)
+        result.steps, before = int(values["step"]), float(values["seconds"])
+        result.losses = [(int(step), float(loss)) for step, loss in values["losses"]]
+    else:
+        before = 0.0
+    started = saved = time.monotonic()
+    warm_up = max(1, round(plan.warm_up * planned))
+    for step in range(result.steps, planned):
+        rate = set_rate(optimiser, cosine_rate(step, planned, warm_up=warm_up))
+        loss = _step(scans, centres, network, criterion, optimiser, step=step, plan=plan, device=device)
+        if not np.isfinite(loss):
+            raise HiEndMAEError(
+                "loss_not_finite", f"The loss was {loss} at step {step}.", "Try another --seed, or --device cpu."
+            )
+        _average(averaged, network, step)
+        result.steps = step + 1
+        result.losses.append((step + 1, loss))
+        now = time.monotonic()
+        result.seconds = before + now - started
+        report.progress("learning", step + 1, planned, loss=loss, learning_rate=rate)
+        if report.finish_requested:
+            break
+        if now - saved > _SNAPSHOT_SECONDS:
+            saved = now
+            told = {"step": result.steps, "planned": planned, "seconds": result.seconds, "losses": result.losses}
+            save_snapshot(snapshot, {"network": network, "averaged": averaged}, optimiser, told)
+    result.network = averaged.module.eval()
+    return result
+
+
+def _optimiser(network: UNETR, plan: FinetuningPlan) -> torch.optim.Optimizer:
+    encoder = list(network.encoder.parameters())
+    inside = {id(parameter) for parameter in encoder}
+    rest = [parameter for parameter in network.parameters() if id(parameter) not in inside]
+    groups = [{"params": rest, "lr": plan.learning_rate}, {"params": encoder, "lr": plan.encoder_rate}]
+    return build_adamw(groups, learning_rate=plan.learning_rate, betas=(0.9, 0.999), weight_decay=plan.weight_decay)
+
+
+def _step(
+    scans: Sequence[TeachingScan],
+    centres: CropCentres,
+    network: UNETR,
+    criterion: DiceCELoss,
+    optimiser: torch.optim.Optimizer,
+    *,
+    step: int,
+    plan: FinetuningPlan,
+    device: torch.device,
+) -> float:
+    image, classes = draw_batch(scans, centres, step=step, plan=plan)
+    with autocast(device):
+        logits = network(image)
+    loss = criterion(logits.float(), classes)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+    optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+    return float(loss.detach())
+
+
+def _average(averaged: AveragedModel, network: UNETR, step: int) -> None:
+    """Early steps are noise: the average starts over until a tenth of its memory has passed, then takes its time."""
+    if step < 50:
+        averaged.n_averaged.zero_()
+    averaged.update_parameters(network)
+
+
+def _probe(
+    scans: Sequence[TeachingScan],
+    centres: CropCentres,
+    network: UNETR,
+    criterion: DiceCELoss,
+    plan: FinetuningPlan,
+    device: torch.device,
+) -> int:
+    """Steps that fit into `plan.seconds`, from a few steps of a throw-away copy: the schedule is fixed from then on."""
+    if not plan.seconds:
+        raise ValueError("a plan needs steps or seconds")
+    trial = copy.deepcopy(network)
+    optimiser = _optimiser(trial, plan)
+    took = []
+    for step in range(_PROBE_STEPS):
+        start = time.monotonic()
+        _step(scans, centres, trial, criterion, optimiser, step=step, plan=plan, device=device)
+        took.append(time.monotonic() - start)
+    return max(20, round((plan.seconds - sum(took)) / statistics.median(took[1:])))

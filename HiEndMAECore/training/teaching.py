@@ -1,0 +1,146 @@
+"""From labelled scans on disk to what the fine-tuning loop holds: structures, grid, and the presets for a machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..errors import InputError
+from ..metrics.pairs import structure_names
+from ..networks.registry import Variant, find_variant
+from ..reporting.reporter import Reporter
+from ..volumes.datasets import Case, label_colours
+from ..volumes.files import check_same_geometry, read_labels, read_volume
+from ..volumes.preparation import PreparationPlan, body_box, prepare, prepare_labels, suggest_normalisation
+from ..volumes.volume import Structure, Volume
+from .finetuning import TeachingScan
+
+_FEW_VOXELS = 20
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What suits a machine: the variant where no starting weights decide it, crops a batch, and how many voxels a body
+    may have on the network's grid."""
+
+    variant: str
+    batch_size: int
+    voxels: float
+
+
+PRESETS = {
+    "cpu": Preset("hi_end_mae_vit_tiny_8p", 2, 1.5e6),
+    "gpu": Preset("hi_end_mae_vit_small_8p", 4, 12e6),
+}
+
+
+def choose_preset(name: str, device: torch.device) -> Preset:
+    """The preset called `name`; 'auto' chooses by the device."""
+    if name == "auto":
+        name = "gpu" if device.type == "cuda" else "cpu"
+    return PRESETS[name]
+
+
+@dataclass(frozen=True)
+class LabelledCase:
+    """One case in memory: the scan and its label map on the same grid."""
+
+    scan: Volume
+    labels: Volume
+
+
+def read_case(case: Case, *, report: Reporter) -> LabelledCase:
+    """Read and check one labelled case; tells what was corrected on reading. Raises `InputError`."""
+    if case.label is None:
+        raise InputError("label_absent", f"The case {case.name} has no label map.", "Give one with --label.")
+    scan = read_volume(case.channels)
+    labels = read_labels(case.label)
+    check_same_geometry(scan, labels)
+    for note in (*scan.notes, *labels.notes):
+        report.warning(**note)
+    return LabelledCase(scan, labels)
+
+
+def choose_plan(
+    cases: Sequence[LabelledCase], *, preset: Preset, spacing: Sequence[float] | None = None
+) -> PreparationPlan:
+    """Spacing and intensities for these scans.
+
+    spacing: isotropic, as fine as the scans themselves allow (geometric mean of the voxel edges), but so coarse that no
+    body has more voxels than the preset's; mm along R, A, S when given.
+    """
+    normalisation = suggest_normalisation(cases[0].scan)
+    if spacing is None:
+        finest = float(np.median([np.prod(case.scan.spacing) ** (1 / 3) for case in cases]))
+        bodies = []
+        for case in cases:
+            box = body_box(case.scan, hounsfield=normalisation.kind == "window")
+            bodies.append(np.prod([end - first for first, end in box]) * case.scan.geometry.voxel_ml * 1000)
+        edge = round(max(finest, float(max(bodies) / preset.voxels) ** (1 / 3)), 2)
+        spacing = (edge, edge, edge)
+    r, a, s = spacing
+    return PreparationPlan((r, a, s), normalisation)
+
+
+def named_structures(file: Path) -> tuple[Structure, ...]:
+    """The structures that a dataset.json or model.json names; raises `InputError`."""
+    names = structure_names(file, file)
+    colours = label_colours(len(names))
+    return tuple(Structure(value, names[value], colour) for value, colour in zip(sorted(names), colours))
+
+
+def collect_structures(cases: Sequence[LabelledCase], known: Sequence[Structure] = ()) -> tuple[Structure, ...]:
+    """The structures to learn: every value that any label map holds, named by `known` where it names them."""
+    values = sorted({int(value) for case in cases for value in np.unique(case.labels.array)} - {0})
+    named = {structure.value: structure for structure in known}
+    colours = label_colours(len(values))
+    return tuple(
+        named.get(value, Structure(value, f"structure {value}", colour)) for value, colour in zip(values, colours)
+    )
+
+
+def prepare_teaching(
+    cases: Sequence[LabelledCase], plan: PreparationPlan, structures: Sequence[Structure], *, report: Reporter
+) -> list[TeachingScan]:
+    """The cases on the network's grid, label values turned into classes 1 to K in the order of `structures`.
+
+    Warns of structures with next to no voxel left at this spacing; raises `InputError` when none is left at all.
+    """
+    scans = []
+    counts = np.zeros(len(structures), dtype=int)
+    values = [structure.value for structure in structures]
+    for case in cases:
+        prepared = prepare(case.scan, plan)
+        labels = prepare_labels(case.labels, prepared, values=values)
+        classes = np.zeros(labels.shape, dtype=np.int16)
+        for index, value in enumerate(values):
+            found = labels == value
+            classes[found] = index + 1
+            counts[index] += int(found.sum())
+        scans.append(TeachingScan(case.scan.name, torch.from_numpy(prepared.array), torch.from_numpy(classes)))
+    if not counts.any():
+        raise InputError(
+            "labels_too_small",
+            f"No labelled structure is left at a spacing of {plan.spacing} mm.",
+            "Use a finer --spacing.",
+        )
+    for structure, count in zip(structures, counts):
+        if count < _FEW_VOXELS:
+            report.warning(
+                "too_little_to_learn",
+                f"'{structure.name}' has only {count} voxels at a spacing of {plan.spacing[0]:g} mm: too little to learn from.",
+                "Use a finer --spacing, or expect nothing of this structure.",
+            )
+    return scans
+
+
+def variant_for(preset: Preset, init_variant: str) -> Variant:
+    """The starting weights' variant where there are any, else the preset's."""
+    try:
+        return find_variant(init_variant or preset.variant)
+    except ValueError as error:
+        raise InputError("weights_unknown", f"The starting weights cannot be used: {error}.") from error
