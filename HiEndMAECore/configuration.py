@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,7 @@ from typing import Any, TypeVar
 
 from .errors import UsageError
 
-_ALLOWED_DEVICES = ("auto", "cpu", "cuda", "mps")
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
 
 def option(default: Any = MISSING, *, help: str, choices: Sequence[Any] | None = None, required: bool = False) -> Any:
@@ -48,17 +49,23 @@ class DoorConfig:
     device: str = option("auto", help="Where to compute: auto, cpu, cuda, cuda:1, mps.")
     seed: int = option(0, help="Seed of everything random.")
     events: bool = option(False, help="Write one JSON object a line to standard output instead of bars and sentences.")
-    control: Path | None = option(None, help="File looked at every second: 'finish' (stop now, usable result) or 'cancel'.")
+    control: Path | None = option(
+        None, help="File looked at every second: 'finish' (stop now, usable result) or 'cancel'."
+    )
     parent_pid: int | None = option(None, help="End when the process of this number is gone.")
 
     def __post_init__(self) -> None:
-        if self.device.split(":")[0] not in _ALLOWED_DEVICES:
-            raise UsageError("device_unknown", f"'{self.device}' is not a device.", "Use auto, cpu, cuda, cuda:1 or mps.")
+        if not _DEVICE.fullmatch(self.device):
+            raise UsageError(
+                "device_unknown", f"'{self.device}' is not a device.", "Use auto, cpu, cuda, cuda:1 or mps."
+            )
         for item in dataclasses.fields(self):
             choices, value = item.metadata.get("choices"), getattr(self, item.name)
             if choices and value is not None and value not in choices:
                 named = ", ".join(map(str, choices))
-                raise UsageError("choice_unknown", f"'{value}' is no value for {flag(item.name)}.", f"Use one of: {named}.")
+                raise UsageError(
+                    "choice_unknown", f"'{value}' is no value for {flag(item.name)}.", f"Use one of: {named}."
+                )
 
 
 Config = TypeVar("Config", bound=DoorConfig)
@@ -109,7 +116,7 @@ def _kinds(config_class: type[DoorConfig]) -> dict[str, _Kind]:
 
 
 def _usage(parser: argparse.ArgumentParser, message: str) -> typing.NoReturn:
-    raise UsageError("usage", f"{message[:1].upper()}{message[1:]}.".replace("..", "."), f"See: {parser.prog} --help")
+    raise UsageError("usage", f"{message[:1].upper()}{message[1:]}".rstrip(".") + ".", f"See: {parser.prog} --help")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -139,7 +146,15 @@ def parser_of(config_class: type[DoorConfig], *, door: str, description: str) ->
         nargs: Any = "+" if kind.count == "*" else kind.count
         choices = item.metadata["choices"]
         metavar = None if choices else item.name.split("_")[-1].upper()
-        parser.add_argument(flag(item.name), type=kind.scalar, nargs=nargs, choices=choices, metavar=metavar, help=text)
+        parser.add_argument(
+            flag(item.name),
+            action="extend" if kind.count == "*" else "store",  # `--image a --image b` is both, not the last
+            type=kind.scalar,
+            nargs=nargs,
+            choices=choices,
+            metavar=metavar,
+            help=text,
+        )
     return parser
 
 
@@ -165,11 +180,10 @@ def parse(config_class: type[Config], argv: Sequence[str], *, door: str, descrip
 
 def _read_config_file(config_class: type[DoorConfig], file: Path) -> dict[str, Any]:
     try:
-        text = file.read_text(encoding="utf-8")
+        data = json.loads(file.read_bytes())  # bytes: json knows UTF-16, which Windows' shell writes
     except OSError as error:
-        raise UsageError("config_unreadable", f"The config file {file} cannot be read ({error.strerror}).", "") from error
-    try:
-        data = json.loads(text)
+        told = f"The config file {file} cannot be read ({error.strerror})."
+        raise UsageError("config_unreadable", told, "") from error
     except ValueError as error:
         raise UsageError("config_not_json", f"The config file {file} is not JSON: {error}.", "") from error
     if not isinstance(data, dict):
@@ -198,7 +212,9 @@ def from_json(config_class: type[DoorConfig], data: Mapping[str, Any]) -> dict[s
     kinds = _kinds(config_class)
     unknown = sorted(set(data) - set(kinds))
     if unknown:
-        raise UsageError("config_unknown_key", f"There is no option '{unknown[0]}'.", f"Known: {', '.join(sorted(kinds))}.")
+        raise UsageError(
+            "config_unknown_key", f"There is no option '{unknown[0]}'.", f"Known: {', '.join(sorted(kinds))}."
+        )
     return {name: _from_plain(name, kinds[name], value) for name, value in data.items()}
 
 

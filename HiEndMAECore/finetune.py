@@ -1,6 +1,6 @@
 """Learn from one labelled scan (or a few): image and label map in, a model out.
 
-  python -m HiEndMAECore.finetune --image scan.nii.gz --label organs.nii.gz --output my-model --budget 5min
+python -m HiEndMAECore.finetune --image scan.nii.gz --label organs.nii.gz --output my-model --budget 5min
 """
 
 from __future__ import annotations
@@ -29,16 +29,22 @@ class FinetuneConfig(DoorConfig):
 
     image: tuple[str, ...] = option((), help="Scans, one a case; the channels of one case joined by commas.")
     label: tuple[Path, ...] = option((), help="Label maps, one a scan, in the same order.")
-    dataset: Path | None = option(None, help="Folder in nnU-Net's or Decathlon's layout, instead of --image and --label.")
+    dataset: Path | None = option(
+        None, help="Folder in nnU-Net's or Decathlon's layout, instead of --image and --label."
+    )
     cases: tuple[str, ...] = option((), help="Cases of the data set to learn from.")
     names: Path | None = option(None, help="JSON file with the structures' names (a dataset.json or model.json).")
-    init: str = option("none", help="Start from: a model, a pretraining run, the authors' file, a catalogue name, or none.")
+    init: str = option(
+        "none", help="Start from: a model, a pretraining run, the authors' file, a catalogue name, or none."
+    )
     output: Path | None = option(help="Model to write: a folder, or a file ending in .zip.", required=True)
     name: str | None = option(None, help="What to call the model (default: the output's name).")
     budget: str = option("5min", help="Time to learn; 'good' is up to an hour.", choices=tuple(BUDGETS))
     steps: int | None = option(None, help="Optimiser steps, instead of a budget.")
     preset: str = option("auto", help="Sizes that suit the machine.", choices=("auto", "cpu", "gpu"))
-    spacing: tuple[float, float, float] | None = option(None, help="Working grid in mm along right, anterior, superior.")
+    spacing: tuple[float, float, float] | None = option(
+        None, help="Working grid in mm along right, anterior, superior."
+    )
     improve: Path | None = option(None, help="Model to go on learning from, with the scans given here.")
     resume: bool = option(False, help="Go on with an interrupted run of the same output.")
 
@@ -71,7 +77,9 @@ def run(config: FinetuneConfig, report: Reporter | None = None) -> dict[str, Any
     device = choose_device(config.device)
     initial = read_initial(str(config.improve or config.init))
     if config.improve and not (initial and initial.is_segmentation):
-        raise InputError("model_not_for_segmentation", f"{config.improve} has not learned to segment.", "Use it as --init.")
+        raise InputError(
+            "model_not_for_segmentation", f"{config.improve} has not learned to segment.", "Use it as --init."
+        )
     preset = teaching.choose_preset(config.preset, device)
     variant = teaching.variant_for(preset, initial.variant if initial else "")
     known, cases = _cases(config)
@@ -121,7 +129,8 @@ def run(config: FinetuneConfig, report: Reporter | None = None) -> dict[str, Any
         channels=[f"channel {index}" for index in range(read[0].scan.channels)],
         preparation={**plan.to_json(), "orientation": "RAS"},
         labels=[
-            {"value": s.value, "name": s.name, "colour": list(s.colour), "terminology": s.terminology} for s in structures
+            {"value": s.value, "name": s.name, "colour": list(s.colour), "terminology": s.terminology}
+            for s in structures
         ],
         training={
             **origin,

@@ -27,7 +27,9 @@ class PrepareConfig(DoorConfig):
     spacing: tuple[float, float, float] = option((1.5, 1.5, 1.5), help="Grid in mm along right, anterior, superior.")
     window: tuple[float, float] = option((-175.0, 250.0), help="CT: the HU that become 0 and 1.")
     modality: str = option("ct", help="ct: window in HU; mri: percentiles of each scan.", choices=("ct", "mri"))
-    hold_out: Path | None = option(None, help="Cases that must not get in: names one a line, or a JSON file with lists of names.")
+    hold_out: Path | None = option(
+        None, help="Cases that must not get in: names one a line, or a JSON file with lists of names."
+    )
     limit: int | None = option(None, help="Prepare at most so many scans, the first by name.")
 
     def __post_init__(self) -> None:

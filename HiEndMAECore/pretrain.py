@@ -1,7 +1,7 @@
 """Pretrain the encoder on unlabelled scans: rebuild what was masked (Hi-End-MAE, or MAE to compare with).
 
-  python -m HiEndMAECore.pretrain --data store --output run --variant hi_end_mae_vit_tiny_8p --steps 1000
-  torchrun --nproc-per-node 8 -m HiEndMAECore.pretrain --data store --output run …
+python -m HiEndMAECore.pretrain --data store --output run --variant hi_end_mae_vit_tiny_8p --steps 1000
+torchrun --nproc-per-node 8 -m HiEndMAECore.pretrain --data store --output run …
 """
 
 from __future__ import annotations
@@ -18,7 +18,17 @@ from .networks.registry import OBJECTIVES, list_variants
 from .reporting.front_door import open_door
 from .reporting.reporter import Reporter
 
-_SAME_ON_RESUME = ("variant", "objective", "cross_stages", "steps", "batch_size", "mask_ratio", "crop", "learning_rate", "seed")
+_SAME_ON_RESUME = (
+    "variant",
+    "objective",
+    "cross_stages",
+    "steps",
+    "batch_size",
+    "mask_ratio",
+    "crop",
+    "learning_rate",
+    "seed",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

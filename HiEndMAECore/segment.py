@@ -1,6 +1,6 @@
 """Segment scans with a model: one scan, a folder tree, or a list; the labels lie exactly on each scan's own grid.
 
-  python -m HiEndMAECore.segment --model my-model --input scans/ --output results/
+python -m HiEndMAECore.segment --model my-model --input scans/ --output results/
 """
 
 from __future__ import annotations
@@ -104,7 +104,8 @@ def _segment(case: Case, predictor: Predictor, path: Path, config: SegmentConfig
     result = predictor.segment(
         volume, report=report, spacing=config.spacing, mirror=config.mirror, uncertainty=config.uncertainty
     )
-    labels, removed = result.labels, {}
+    labels = result.labels
+    removed: dict[int, int] = {}
     if config.clean:
         labels, removed = keep_largest(labels, [structure.value for structure in predictor.structures])
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,7 +117,11 @@ def _segment(case: Case, predictor: Predictor, path: Path, config: SegmentConfig
     structures = []
     for structure in predictor.structures:
         voxels = int((labels == structure.value).sum())
-        row = {"name": structure.name, "value": structure.value, "volume_ml": round(voxels * volume.geometry.voxel_ml, 3)}
+        row = {
+            "name": structure.name,
+            "value": structure.value,
+            "volume_ml": round(voxels * volume.geometry.voxel_ml, 3),
+        }
         structures.append({**row, "cleaned_voxels": removed[structure.value]} if structure.value in removed else row)
     record = {
         "case": case.name,

@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__
-from ..errors import InputError
+from HiEndMAECore import __version__
+from HiEndMAECore.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor

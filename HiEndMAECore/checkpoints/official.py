@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
+from HiEndMAECore.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..networks import HiEndMAE, Variant
+    from HiEndMAECore.networks import HiEndMAE, Variant
 
 _TABLES = {"encoder_pos_embed": "encoder.positions", "decoder_pos_embed": "decoder_positions"}
 _MANY = 6
@@ -56,7 +56,7 @@ def strip_wrapper(state: Mapping[str, Any]) -> dict[str, Any]:
 
 def variant_of(state: Mapping[str, Tensor], *, source: str = "the file") -> Variant:
     """Which variant these pretraining weights are, by their shapes; raises `InputError`."""
-    from ..networks import find_variant, list_variants
+    from HiEndMAECore.networks import find_variant, list_variants
 
     weight, token = state.get("encoder.patch_embed.proj.weight"), state.get("mask_token")
     if weight is not None and token is not None:
@@ -107,7 +107,9 @@ def load_strictly(model: Any, state: Mapping[str, Tensor], *, what: str) -> None
         parts = [f"{title}: {_few(names)}" for title, names in
                  (("missing", missing), ("unknown", unknown), ("of another shape", wrong)) if names]  # fmt: skip
         raise InputError(
-            "weights_do_not_fit", f"These {what} do not fit the network; {'; '.join(parts)}.", "Choose matching weights."
+            "weights_do_not_fit",
+            f"These {what} do not fit the network; {'; '.join(parts)}.",
+            "Choose matching weights.",
         )
     model.load_state_dict(state)
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
+from HiEndMAECore.errors import InputError
+
 from . import model_folder
 from .catalogue import find_entry
 from .official import load_strictly, read_authors_file, variant_of
@@ -20,7 +21,7 @@ from .official import load_strictly, read_authors_file, variant_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..networks import UNETR
+    from HiEndMAECore.networks import UNETR
 
 _PATCH_WEIGHT = "patch_embed.proj.weight"
 

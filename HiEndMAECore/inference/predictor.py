@@ -19,14 +19,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..checkpoints.model_folder import ModelDescription, read_description, read_weights
-from ..checkpoints.official import load_strictly
-from ..devices import autocast
-from ..errors import InputError
-from ..networks import UNETR
-from ..reporting.reporter import Reporter
-from ..volumes.preparation import Prepared, PreparationPlan, labels_to_native, prepare, scalar_to_native
-from ..volumes.volume import Structure, Volume
+from HiEndMAECore.checkpoints.model_folder import ModelDescription, read_description, read_weights
+from HiEndMAECore.checkpoints.official import load_strictly
+from HiEndMAECore.devices import autocast
+from HiEndMAECore.errors import InputError
+from HiEndMAECore.networks import UNETR
+from HiEndMAECore.reporting.reporter import Reporter
+from HiEndMAECore.volumes.preparation import PreparationPlan, Prepared, labels_to_native, prepare, scalar_to_native
+from HiEndMAECore.volumes.volume import Structure, Volume
+
 from .tiling import plan_tiles, tile_weights
 
 

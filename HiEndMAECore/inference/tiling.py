@@ -25,7 +25,7 @@ def plan_tiles(shape: Sequence[int], tile: Sequence[int], *, overlap: float = OV
             raise ValueError(f"a grid of {tuple(shape)} is smaller than a tile of {tuple(tile)}")
         count = math.ceil(room / max(1, math.floor(edge * (1 - overlap)))) + 1
         starts.append([round(place * room / max(1, count - 1)) for place in range(count)])
-    return list(itertools.product(*starts))
+    return [(h, w, d) for h, w, d in itertools.product(*starts)]
 
 
 def tile_weights(tile: Sequence[int], device: torch.device) -> Tensor:

@@ -55,8 +55,10 @@ def position_table(grid: tuple[int, int, int], dim: int) -> Tensor:
     if dim % 6:
         raise ValueError(f"an embedding of {dim} is not divisible by 6, as the 3-D position table needs")
     sixth = dim // 6
-    omega = 10000.0 ** (-torch.arange(sixth, dtype=torch.float64) / sixth)
-    axes = [torch.arange(size, dtype=torch.float64) for size in grid]
+    # On the CPU whatever device is being built for: the table is kept for the next network.
+    cpu = torch.device("cpu")
+    omega = 10000.0 ** (-torch.arange(sixth, dtype=torch.float64, device=cpu) / sixth)
+    axes = [torch.arange(size, dtype=torch.float64, device=cpu) for size in grid]
     places = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 3)
     angles = places[:, :, None] * omega
     return torch.cat([angles.sin(), angles.cos()], dim=-1).reshape(len(places), dim).float()
@@ -145,7 +147,9 @@ class ViTEncoder(nn.Module):
     ) -> None:
         super().__init__()
         if depth < 4:
-            raise ValueError(f"an encoder of {depth} blocks is too shallow: its states are taken at a quarter of its depth")
+            raise ValueError(
+                f"an encoder of {depth} blocks is too shallow: its states are taken at a quarter of its depth"
+            )
         self.patch_size = patch_size
         self.dim = dim
         self.depth = depth
@@ -216,6 +220,7 @@ def visible_count(patches: int, mask_ratio: float) -> int:
     visible = math.floor(round(patches * (1.0 - mask_ratio), 6))
     if not 1 <= visible < patches:
         raise ValueError(
-            f"a mask ratio of {mask_ratio} leaves {visible} of {patches} patches visible; at least one must be visible and one masked"
+            f"a mask ratio of {mask_ratio} leaves {visible} of {patches} patches visible; "
+            "one at least must be visible, and one masked"
         )
     return visible

@@ -102,6 +102,13 @@ class Decoder(nn.Module):
         return self.head(self.norm(x[:, 1 + visible :]))  # only the masked patches are asked for
 
 
+def _projection(encoder_dim: int, decoder_dim: int) -> nn.Linear:
+    """Encoder to decoder width; its bias keeps torch's start, as in the released code."""
+    projection = nn.Linear(encoder_dim, decoder_dim)
+    nn.init.xavier_uniform_(projection.weight)
+    return projection
+
+
 class HiEndMAE(nn.Module):
     """Masked autoencoder with `cross_stages` stages of hierarchical encoder-driven decoding (0: plain MAE).
 
@@ -153,10 +160,8 @@ class HiEndMAE(nn.Module):
         names = {tap: str(index) for index, tap in enumerate((*self.encoder.taps, encoder_depth))}
         self.projection_names = {tap: names[tap] for tap in (*self.stage_taps, encoder_depth)}
         self.encoder_to_decoder = nn.ModuleDict(
-            {name: nn.Linear(encoder_dim, decoder_dim) for name in sorted(self.projection_names.values())}
+            {name: _projection(encoder_dim, decoder_dim) for name in sorted(self.projection_names.values())}
         )
-        for projection in self.encoder_to_decoder.values():
-            nn.init.xavier_uniform_(projection.weight)
         self.register_buffer("decoder_positions", position_table(self.grid, decoder_dim), persistent=False)
 
     decoder_positions: Tensor

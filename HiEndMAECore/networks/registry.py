@@ -39,7 +39,18 @@ _VARIANTS = (
     Variant("hi_end_mae_vit_large_16p", "ViT-B/16(1536)", (96, 96, 96), 16, 1536, 12, 16, 528, 16, 32),
     Variant("hi_end_mae_vit_large_12p", "ViT-B/12(1536)", (96, 96, 96), 12, 1536, 12, 16, 528, 16, 32),
     Variant("hi_end_mae_vit_small_8p", "ViT-S/8(384), ours, for a small GPU", (64, 64, 64), 8, 384, 12, 6, 192, 6, 24),
-    Variant("hi_end_mae_vit_tiny_8p", "ViT-T/8(192), ours, for computers without a GPU", (48, 48, 48), 8, 192, 12, 3, 96, 3, 16),
+    Variant(
+        "hi_end_mae_vit_tiny_8p",
+        "ViT-T/8(192), ours, for computers without a GPU",
+        (48, 48, 48),
+        8,
+        192,
+        12,
+        3,
+        96,
+        3,
+        16,
+    ),
 )
 
 

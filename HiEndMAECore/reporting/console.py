@@ -32,7 +32,8 @@ class Console:
         text = f"{stage:<22} [{bar}] {step}/{total}"
         if left is not None and not done:
             text += f"  {duration(left)} left"
-        text += "".join(f"  {name} {_number(value)}" for name, value in values.items() if isinstance(value, int | float))
+        numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+        text += "".join(f"  {name} {_number(value)}" for name, value in numbers.items())
         if self._live:
             width = shutil.get_terminal_size().columns - 1
             self._write("\r" + text[:width].ljust(width))

@@ -36,17 +36,20 @@ def decode(line: str) -> dict[str, Any] | None:
     """The event in `line`, or None when the line is no event of a version known here."""
     try:
         event = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    if not isinstance(event, dict) or event.get("v") != VERSION or event.get("event") not in KINDS:
+    if not isinstance(event, dict) or event.get("v") != VERSION:
         return None
-    if any(name not in event for name in KINDS[event["event"]]):
+    kind = event.get("event")
+    if not isinstance(kind, str) or kind not in KINDS or any(name not in event for name in KINDS[kind]):
         return None
     return event
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN or infinity: they travel as null."""
+    """JSON has no NaN or infinity: they travel as null. Scalars of numpy and torch travel as numbers."""
+    if getattr(value, "shape", None) == ():
+        value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):

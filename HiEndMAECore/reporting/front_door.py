@@ -14,8 +14,16 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ..configuration import Config, parse
-from ..errors import EXIT_DONE, EXIT_FAULT, Cancelled, HiEndMAEError, MissingDependencyError, OutOfMemoryError
+from HiEndMAECore.configuration import Config, parse
+from HiEndMAECore.errors import (
+    EXIT_DONE,
+    EXIT_FAULT,
+    Cancelled,
+    HiEndMAEError,
+    MissingDependencyError,
+    OutOfMemoryError,
+)
+
 from .reporter import Reporter
 
 
@@ -34,7 +42,8 @@ def open_door(
         with Reporter(door=door, as_events="--events" in (argv if argv is not None else sys.argv)) as report:
             report.failed(error)
         return error.exit_code
-    with Reporter.of(config, door=door) as report, _signals(report):
+    # What libraries print must not mix with the events: the reporter keeps the true standard output to itself.
+    with Reporter.of(config, door=door) as report, _signals(report), contextlib.redirect_stdout(sys.stderr):
         try:
             outputs = run(config, report)
         except HiEndMAEError as error:
@@ -81,7 +90,8 @@ def recognise(error: BaseException) -> HiEndMAEError | None:
 
         if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
             place = error.filename or "the output folder"
-            return HiEndMAEError("disk_full", f"The disk is full ({place}).", "Free some space and run the same line again.")
+            advice = "Free some space and run the same line again."
+            return HiEndMAEError("disk_full", f"The disk is full ({place}).", advice)
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:
             return HiEndMAEError(
                 "not_allowed", f"{error.filename} cannot be written or read (permission).", "Choose another folder."

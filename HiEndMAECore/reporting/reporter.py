@@ -21,9 +21,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from .. import __version__
-from ..configuration import DoorConfig, to_json
-from ..errors import Cancelled, HiEndMAEError
+from HiEndMAECore import __version__
+from HiEndMAECore.configuration import DoorConfig, to_json
+from HiEndMAECore.errors import Cancelled, HiEndMAEError
+
 from . import events
 from .console import Console
 
@@ -173,7 +174,7 @@ class Reporter:
             with self._lock:
                 self._stream.write(line + "\n")
                 self._stream.flush()
-        except (BrokenPipeError, ValueError):  # nobody reads any more: the run itself goes on until told otherwise
+        except (OSError, ValueError):  # nobody reads any more (EINVAL on Windows): the run goes on until told otherwise
             self._stream = None
 
 
@@ -187,7 +188,7 @@ class _Stage:
     def due(self, step: int, total: int) -> bool:
         now = time.monotonic()
         if not self._marks or step < self._marks[-1][1]:
-            self._marks = [(now, step)]
+            self._marks, self._spoken = [(now, step)], float("-inf")
         if step >= total or now - self._spoken >= 0.25:
             self._spoken = now
             self._marks.append((now, step))
@@ -219,7 +220,7 @@ def process_exists(pid: int) -> bool:
         kernel = ctypes.windll.kernel32
         handle = kernel.OpenProcess(0x00100000, False, pid)  # SYNCHRONIZE
         if not handle:
-            return False
+            return bool(kernel.GetLastError() == 5)  # access denied: it is there, and not ours to open
         waiting = kernel.WaitForSingleObject(handle, 0)
         kernel.CloseHandle(handle)
         return waiting != 0

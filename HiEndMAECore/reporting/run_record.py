@@ -9,7 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
+from HiEndMAECore import __version__
+
 from .writing import write_text
 
 _TOLD = ("torch", "monai", "numpy", "nibabel", "SimpleITK", "safetensors")

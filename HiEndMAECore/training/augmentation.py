@@ -44,7 +44,7 @@ def draw_flip(rng: np.random.Generator, *, square: bool) -> Flip:
 
 def apply_flip(crop: np.ndarray, flip: Flip) -> np.ndarray:
     """crop (C, H, W, D) in [0, 1] -> the same size and type."""
-    crop = np.rot90(np.flip(crop, [axis + 1 for axis in flip.axes]), flip.turns, axes=(1, 2))
+    crop = np.rot90(np.flip(crop, tuple(axis + 1 for axis in flip.axes)), flip.turns, axes=(1, 2))
     return np.ascontiguousarray(crop * flip.scale + flip.shift, dtype=np.float32)
 
 

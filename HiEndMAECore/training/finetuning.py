@@ -19,10 +19,11 @@ from monai.losses import DiceCELoss
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..devices import autocast
-from ..errors import HiEndMAEError
-from ..networks import UNETR
-from ..reporting.reporter import Reporter
+from HiEndMAECore.devices import autocast
+from HiEndMAECore.errors import HiEndMAEError
+from HiEndMAECore.networks import UNETR
+from HiEndMAECore.reporting.reporter import Reporter
+
 from .augmentation import cut, draw_deformation, sample_generator
 from .optimiser import build_adamw, cosine_rate, set_rate
 from .snapshots import load_snapshot, read_values, save_snapshot
@@ -133,10 +134,14 @@ def finetune(
     scans = [TeachingScan(scan.name, scan.image.to(device), scan.classes.to(device)) for scan in scans]
     centres = CropCentres(scans, seed=plan.seed)
     # Whole-batch Dice: a structure that is missing from one crop of a tiny batch must not look like a failure.
-    criterion = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True, smooth_nr=1e-5, smooth_dr=1e-5)  # fmt: skip
+    criterion = DiceCELoss(
+        include_background=False, to_onehot_y=True, softmax=True, batch=True, smooth_nr=1e-5, smooth_dr=1e-5
+    )
     snapshot = folder / SNAPSHOT
     values = read_values(snapshot) if resume else None
-    planned = int(values["planned"]) if values else plan.steps or _probe(scans, centres, network, criterion, plan, device)
+    planned = (
+        int(values["planned"]) if values else plan.steps or _probe(scans, centres, network, criterion, plan, device)
+    )
     report.say(f"Learning from {len(scans)} labelled scan{'s' if len(scans) > 1 else ''} in {planned} steps.")
 
     optimiser = _optimiser(network, plan)
@@ -169,7 +174,8 @@ def finetune(
             saved = now
             told = {"step": result.steps, "planned": planned, "seconds": result.seconds, "losses": result.losses}
             save_snapshot(snapshot, {"network": network, "averaged": averaged}, optimiser, told)
-    result.network = averaged.module.eval()
+    network.load_state_dict(averaged.module.state_dict())
+    network.eval()
     return result
 
 
@@ -204,7 +210,7 @@ def _step(
 
 
 def _average(averaged: AveragedModel, network: UNETR, step: int) -> None:
-    """Early steps are noise: the average starts over until a tenth of its memory has passed, then takes its time."""
+    """Early steps are noise: until step 50 the average is the network itself."""
     if step < 50:
         averaged.n_averaged.zero_()
     averaged.update_parameters(network)

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..devices import autocast
-from ..errors import Cancelled, HiEndMAEError
-from ..networks import HiEndMAE
-from ..reporting.reporter import Reporter
-from ..volumes.crop_store import CropStore
+from HiEndMAECore.devices import autocast
+from HiEndMAECore.errors import Cancelled, HiEndMAEError
+from HiEndMAECore.networks import HiEndMAE
+from HiEndMAECore.reporting.reporter import Reporter
+from HiEndMAECore.volumes.crop_store import CropStore
+
 from .augmentation import apply_flip, draw_flip, sample_generator
 from .distribution import Processes, join_processes
 from .optimiser import build_adamw, cosine_rate, set_rate
@@ -126,7 +127,12 @@ def pretrain(
     def save() -> None:
         result.seconds = before + time.monotonic() - started
         if processes.leads:
-            values = {"step": result.steps, "seconds": result.seconds, "losses": result.losses, "batch": plan.batch_size}
+            values = {
+                "step": result.steps,
+                "seconds": result.seconds,
+                "losses": result.losses,
+                "batch": plan.batch_size,
+            }
             save_snapshot(snapshot, {"model": model}, optimiser, values)
             if on_snapshot:
                 on_snapshot(result.steps, result)

@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 
-from ..checkpoints.model_folder import ModelDescription, write_model
-from ..errors import MissingDependencyError
-from ..networks import HiEndMAE
-from ..reporting.reporter import Reporter
-from ..reporting.run_record import versions
-from ..reporting.writing import write_text
-from ..volumes.crop_store import CropStore
+from HiEndMAECore.checkpoints.model_folder import ModelDescription, write_model
+from HiEndMAECore.errors import MissingDependencyError
+from HiEndMAECore.networks import HiEndMAE
+from HiEndMAECore.reporting.reporter import Reporter
+from HiEndMAECore.reporting.run_record import versions
+from HiEndMAECore.reporting.writing import write_text
+from HiEndMAECore.volumes.crop_store import CropStore
+
 from .pretraining import PretrainingResult, draw_batch
 
 _SHOWN = 3  # crops in the picture, always the same (drawn with another seed than the run's)
@@ -64,7 +65,7 @@ class RunFolder:
 
     @torch.no_grad()
     def _draw(self, model: HiEndMAE, done: PretrainingResult, *, report: Reporter) -> None:
-        from ..reporting.figures import draw_progress
+        from HiEndMAECore.reporting.figures import draw_progress
 
         volume, permutation = draw_batch(self.store, range(_SHOWN), model, self.seed + 1)
         device = next(model.parameters()).device
@@ -77,7 +78,8 @@ class RunFolder:
         for crop in range(_SHOWN):
             middle = volume.shape[-1] // 2
             trio = (volume[crop, 0, :, :, middle], hidden[crop, 0, :, :, middle], rebuilt[crop, 0, :, :, middle])
-            rows.append(tuple(part.float().cpu().clamp(0, 1).numpy().T[::-1] for part in trio))
+            seen, covered, painted = (part.float().cpu().clamp(0, 1).numpy().T[::-1] for part in trio)
+            rows.append((seen, covered, painted))
         picture = self.path / "progress.png"
         try:
             draw_progress(picture, losses=done.losses, reconstructions=rows)

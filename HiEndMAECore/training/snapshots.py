@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
+from HiEndMAECore.errors import InputError
 
 
 def save_snapshot(

@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..errors import InputError
-from ..metrics.pairs import structure_names
-from ..networks.registry import Variant, find_variant
-from ..reporting.reporter import Reporter
-from ..volumes.datasets import Case, label_colours
-from ..volumes.files import check_same_geometry, read_labels, read_volume
-from ..volumes.preparation import PreparationPlan, body_box, prepare, prepare_labels, suggest_normalisation
-from ..volumes.volume import Structure, Volume
+from HiEndMAECore.errors import InputError
+from HiEndMAECore.metrics.pairs import structure_names
+from HiEndMAECore.networks.registry import Variant, find_variant
+from HiEndMAECore.reporting.reporter import Reporter
+from HiEndMAECore.volumes.datasets import Case, label_colours
+from HiEndMAECore.volumes.files import check_same_geometry, read_labels, read_volume
+from HiEndMAECore.volumes.preparation import PreparationPlan, body_box, prepare, prepare_labels, suggest_normalisation
+from HiEndMAECore.volumes.volume import Structure, Volume
+
 from .finetuning import TeachingScan
 
 _FEW_VOXELS = 20

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError
+from HiEndMAECore.errors import InputError
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
@@ -101,7 +101,9 @@ def read_hold_out(file: Path) -> set[str]:
         text = file.read_text(encoding="utf-8")
         data = json.loads(text) if file.suffix == ".json" else text.splitlines()
     except (OSError, ValueError) as error:
-        raise InputError("list_unreadable", f"The list {file} cannot be read ({error}).", "Give a text file.") from error
+        raise InputError(
+            "list_unreadable", f"The list {file} cannot be read ({error}).", "Give a text file."
+        ) from error
     groups = list(data.values()) if isinstance(data, dict) else [data]
     names = {str(name).strip() for group in groups for name in (group if isinstance(group, list) else [group])}
     return names - {""}

@@ -1,0 +1,164 @@
+"""The main job, end to end, with pictures: pretrain, learn from ONE labelled scan, segment another patient, score it.
+
+  python -m HiEndMAECore.demo --output demo
+
+Without --dataset it works on digital patients made on the spot (no download, no patient data); with a data set in
+nnU-Net's layout, on its scans: the first case teaches, the next ones are segmented.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .configuration import DoorConfig, option, require_positive
+from .errors import InputError
+from .reporting.front_door import open_door
+from .reporting.reporter import Reporter
+
+if TYPE_CHECKING:
+    from .training.teaching import LabelledCase
+    from .volumes.datasets import Case, Dataset
+    from .volumes.preparation import Normalisation
+
+_UNLABELLED = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig(DoorConfig):
+    """Where to write, on what, and how long."""
+
+    output: Path = option(help="Folder to write: scans, model, results, picture.", required=True)
+    dataset: Path | None = option(None, help="Real scans in nnU-Net's or Decathlon's layout.")
+    teacher: str | None = option(None, help="Case of the data set to learn from (default: the first).")
+    targets: int = option(1, help="How many other cases to segment.")
+    pretraining_steps: int = option(80, help="Steps of pretraining, 16 crops each.")
+    steps: int = option(300, help="Steps of learning from the labelled scan, 2 crops each.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "targets", "pretraining_steps", "steps")
+
+
+def run(config: DemoConfig, report: Reporter | None = None) -> dict[str, Any]:
+    """Run the doors one after the other; returns the picture and the scores. Raises `InputError`."""
+    report = report or Reporter(quiet=True)
+    from . import evaluate, finetune, prepare, pretrain, segment
+    from .devices import choose_device
+    from .training import teaching
+    from .volumes.datasets import read_dataset
+
+    started = time.monotonic()
+    shared: dict[str, Any] = {"device": config.device, "seed": config.seed}
+    out = config.output
+    dataset = config.dataset or _draw_patients(out / "patients", config.targets, report)
+    found = read_dataset(dataset)
+    teacher, targets = _roles(found, config)
+    read = teaching.read_case(teacher, report=report)
+    plan = teaching.choose_plan([read], preset=teaching.choose_preset("auto", choose_device(config.device)))
+    report.say(f"1. Pretraining on {min(len(found.unlabelled), _UNLABELLED)} scans that nobody labelled.")
+    listed = out / "unlabelled.txt"
+    pool = [case.channels[0].resolve() for case in (found.unlabelled or (teacher,))[:_UNLABELLED]]
+    listed.parent.mkdir(parents=True, exist_ok=True)
+    listed.write_text("\n".join(map(str, pool)) + "\n", encoding="utf-8")
+    store, pretrained, model, results = out / "store", out / "pretraining", out / "model", out / "results"
+    modality = "ct" if plan.normalisation.kind == "window" else "mri"
+    prepare.run(
+        prepare.PrepareConfig(input=(listed,), output=store, spacing=plan.spacing, modality=modality, **shared), report
+    )
+    pretrain.run(
+        pretrain.PretrainConfig(
+            data=store,
+            output=pretrained,
+            variant="hi_end_mae_vit_tiny_8p",
+            steps=config.pretraining_steps,
+            batch_size=16,
+            learning_rate=1e-3,
+            resume=(pretrained / "config.json").exists(),
+            **shared,
+        ),
+        report,
+    )
+    report.say(f"2. Learning from one labelled scan, {teacher.name}.")
+    finetune.run(
+        finetune.FinetuneConfig(
+            dataset=dataset, cases=(teacher.name,), init=str(pretrained), output=model, steps=config.steps, **shared
+        ),
+        report,
+    )
+    report.say(f"3. Segmenting {', '.join(case.name for case in targets)}, never seen before.")
+    inputs = tuple(",".join(map(str, case.channels)) for case in targets)
+    segment.run(segment.SegmentConfig(model=model, input=inputs, output=results, **shared), report)
+    report.say("4. Scoring against the reference.")
+    reference = teacher.label.parent if teacher.label else dataset
+    scores = evaluate.run(
+        evaluate.EvaluateConfig(
+            prediction=results, reference=reference, output=out / "scores.json", labels=dataset / "dataset.json"
+        ),
+        report,
+    )
+    picture = _show(out, read, targets[0], plan.normalisation, found)
+    report.preview(picture)
+    report.say(f"Look at {picture}. All took {time.monotonic() - started:.0f} s.")
+    return {"picture": picture, **scores, "model": model}
+
+
+def _draw_patients(folder: Path, targets: int, report: Reporter) -> Path:
+    """Make the digital patients: one to learn from, `targets` to segment, and some whom nobody labels."""
+    from .volumes.phantom import DEMO_SEEDS
+    from .volumes.phantom_dataset import write_patients
+
+    first = max(DEMO_SEEDS) + 1
+    labelled = [*DEMO_SEEDS, *range(first, first + targets - 1)]
+    unlabelled = range(first + targets - 1, first + targets - 1 + _UNLABELLED)
+    patients = write_patients(folder, labelled=labelled, unlabelled=unlabelled)
+    for _ in report.steps("drawing patients", len(labelled) + len(unlabelled)):
+        next(patients)
+    return folder
+
+
+def _roles(dataset: Dataset, config: DemoConfig) -> tuple[Case, list[Case]]:
+    """(the case to learn from, the cases to segment); raises `InputError` when there are too few."""
+    cases = {case.name: case for case in dataset.cases}
+    if len(cases) < 2 or (config.teacher and config.teacher not in cases):
+        told = f"The data set {dataset.name} has the labelled cases: {', '.join(cases) or 'none'}."
+        raise InputError("case_absent", told, "Two are needed at least; check --teacher.")
+    teacher = cases.pop(config.teacher or next(iter(cases)))
+    return teacher, list(cases.values())[: config.targets]
+
+
+def _show(out: Path, teacher: LabelledCase, target: Case, normalisation: Normalisation, dataset: Dataset) -> Path:
+    """The picture of the first target."""
+    from .checkpoints.model_folder import read_description
+    from .inference.showing import show_result
+    from .volumes.files import read_labels, read_volume
+
+    whole = json.loads((out / "scores.json").read_text(encoding="utf-8"))
+    scores = {row["structure"]: row["dice"] for row in whole["cases"] if row["case"] == target.name}
+    picture = out / "result.png"
+    show_result(
+        picture,
+        scan=read_volume(target.channels),
+        prediction=read_labels(out / "results" / f"{target.name}.nii.gz", allow_empty=True),
+        truth=read_labels(target.label) if target.label else None,
+        teacher=(teacher.scan, teacher.labels),
+        normalisation=normalisation,
+        structures=dataset.structures,
+        losses=[(int(step), loss) for step, loss in read_description(out / "model").training["losses"]],
+        scores=scores,
+        title=f"{target.name}, segmented after learning from {teacher.scan.name} alone",
+    )
+    return picture
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    return open_door(DemoConfig, run, argv, door="demo", description=__doc__ or "")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

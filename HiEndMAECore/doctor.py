@@ -1,0 +1,179 @@
+"""Say what this computer can run, what is missing, and the exact command that helps.
+
+  python -m HiEndMAECore.doctor
+
+Answers on a bare Python too. Exit code 0: the main job can run; 5: a required package is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .configuration import DoorConfig, option
+from .errors import MissingDependencyError
+from .reporting.front_door import open_door
+from .reporting.reporter import Reporter
+from .reporting.writing import write_text
+from .requirements import OPTIONAL, REQUIRED, fault_of, installed, name_of, pip_install, version_numbers
+
+_CUDA_WHEELS = "--index-url https://download.pytorch.org/whl/cu126"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorConfig(DoorConfig):
+    """What to look at beyond the computer itself."""
+
+    output: Path | None = option(None, help="Write the findings here (NAME.json); its disk is looked at too.")
+
+
+def run(config: DoctorConfig, report: Reporter | None = None) -> dict[str, Any]:
+    """Look around and tell; raises `MissingDependencyError` when the main job cannot run here."""
+    report = report or Reporter(quiet=True)
+    report.say(f"Python {platform.python_version()} on {platform.platform()}: {sys.executable}")
+    missing = _packages(report)
+    facts = _machine(config.output, report)
+    devices = [] if "torch" in missing else _devices(report)
+    if config.output is not None:
+        found = {
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "packages": {name_of(line): installed(line) for line in (*REQUIRED, *OPTIONAL)},
+            "missing": missing,
+            "can_run": not missing,
+            **facts,
+            "devices": devices,
+            "warnings": report.warnings,
+        }
+        write_text(config.output, json.dumps(found, indent=1) + "\n")
+    if missing:
+        wanted = [line for line in REQUIRED if name_of(line) in missing]
+        told = f"The main job cannot run here. Not usable: {', '.join(missing)}."
+        commands = [pip_install(*wanted)]
+        if sys.platform == "win32" and "torch" in missing and _driver_cuda():  # there pip's own choice is a CPU build
+            commands.insert(0, f"{pip_install(REQUIRED[0])} {_CUDA_WHEELS}")
+        raise MissingDependencyError("dependency_missing", told, f"Install with: {' and then: '.join(commands)}")
+    if config.device != "auto":
+        from .devices import choose_device
+
+        choose_device(config.device)
+    report.say(f"This computer can run the main job, on: {', '.join(device['name'] for device in devices)}.")
+    return {} if config.output is None else {"report": config.output}
+
+
+def _packages(report: Reporter) -> list[str]:
+    """The required packages that are absent, too old or broken; the rest is told."""
+    missing = []
+    for line in (*REQUIRED, *OPTIONAL):
+        name, version, fault = name_of(line), installed(line), fault_of(line)
+        report.say(f"  {name:<12} {version or '-':<16} {fault and f'{fault}; wanted: {line}'}".rstrip())
+        if fault and line in OPTIONAL:
+            report.warning("extra_missing", f"{name} is {fault}; it is needed {OPTIONAL[line]}.", pip_install(line))
+        elif fault == "excluded":  # it runs, only badly
+            slow = f"{name} {version} computes 3D convolutions about 4 times slower under autocast."
+            report.warning("torch_slow", slow, pip_install(line))
+        elif fault:
+            missing.append(name)
+    return missing
+
+
+def _machine(output: Path | None, report: Reporter) -> dict[str, float]:
+    """Cores, memory and free disk (GB, 10^9 bytes) where `output` goes, or here."""
+    place = (output or Path("here")).absolute().parent
+    while not place.exists():
+        place = place.parent
+    cores, memory, disk = os.cpu_count() or 1, _memory() / 1e9, shutil.disk_usage(place).free / 1e9
+    facts = {"cores": cores, "memory_gb": round(memory, 1), "disk_free_gb": round(disk, 1)}
+    for name, value in facts.items():
+        report.metric(name, value)
+    report.say(f"{cores} cores, {memory:.1f} GB of memory, {disk:.1f} GB free on the disk of {place}.")
+    if 0 < memory < 7.5:
+        report.warning("memory_small", f"This computer has {memory:.1f} GB of memory.", "Work with a larger --spacing.")
+    if disk < 5:
+        report.warning("disk_small", f"The disk of {place} has {disk:.1f} GB free.", "Free some space.")
+    return facts
+
+
+def _memory() -> float:
+    """Bytes of memory in this computer; 0 when it does not tell."""
+    if sys.platform == "win32":
+        import ctypes
+
+        kilobytes = ctypes.c_ulonglong()
+        told = ctypes.windll.kernel32.GetPhysicallyInstalledSystemMemory(ctypes.byref(kilobytes))
+        return kilobytes.value * 1024.0 if told else 0.0
+    return float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")
+
+
+def _devices(report: Reporter) -> list[dict[str, Any]]:
+    """Where torch can compute here, the best first; warns where the hardware could do more than torch uses."""
+    import torch
+
+    devices: list[dict[str, Any]] = []
+    driver, built, version = _driver_cuda(), torch.version.cuda, torch.__version__
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            card = torch.cuda.get_device_properties(index)
+            if torch.version.hip is None and not compiled_for((card.major, card.minor), torch.cuda.get_arch_list()):
+                told = f"torch {version} has no code for {card.name} (compute capability {card.major}.{card.minor})."
+                advice = f"Use --device cpu, or a build that has it: {pip_install('torch')} --upgrade {_CUDA_WHEELS}"
+                report.warning("gpu_unsupported", told, advice)
+                continue
+            memory = round(card.total_memory / 1e9, 1)
+            devices.append({"device": f"cuda:{index}", "name": card.name, "memory_gb": memory})
+            report.metric("gpu_memory_gb", memory, device=f"cuda:{index}", gpu=card.name)
+    elif driver and built is None and torch.version.hip is None:
+        told = f"This computer has an NVIDIA graphics card, but torch {version} was built for the CPU alone."
+        advice = f"{pip_install('torch!=2.9.*')} --force-reinstall {_CUDA_WHEELS}"
+        report.warning("torch_without_cuda", told, advice)
+    elif driver and built is not None:
+        told = f"torch was built for CUDA {built}, the NVIDIA driver serves CUDA {driver}, and no card answers."
+        if version_numbers(driver)[0] < version_numbers(built)[0]:
+            report.warning("driver_too_old", told, "Update the NVIDIA driver.")
+        else:
+            report.warning("gpu_hidden", told, "Look at CUDA_VISIBLE_DEVICES, and restart the computer.")
+    if torch.backends.mps.is_available():
+        devices.append({"device": "mps", "name": "Apple graphics"})
+    return [*devices, {"device": "cpu", "name": "CPU"}]
+
+
+def compiled_for(capability: tuple[int, int], built: Sequence[str]) -> bool:
+    """Does a torch built for `built` (`sm_80`, `sm_90a`, `compute_90`) run on a card of this compute capability?
+
+    Machine code (sm) runs on its own major version from its minor version on; PTX (compute) on every newer card.
+    """
+    for arch in built:
+        kind, _, digits = arch.partition("_")
+        number = int(re.sub(r"\D", "", digits))
+        major, minor = divmod(number, 10)
+        if (kind == "compute" and (major, minor) <= capability) or (major == capability[0] and minor <= capability[1]):
+            return True
+    return False
+
+
+def _driver_cuda() -> str:
+    """The CUDA version that the NVIDIA driver serves, as nvidia-smi tells it; '' without a driver or card."""
+    try:
+        asked = subprocess.run(["nvidia-smi"], capture_output=True, text=True, errors="replace", timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    version = re.search(r"CUDA[^:|]*Version:\s*(\d+\.\d+)", asked.stdout)
+    return version.group(1) if version else ""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    return open_door(DoctorConfig, run, argv, door="doctor", description=__doc__ or "")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,152 @@
+"""The doctor answers on any Python, tells what is missing, and gives a command that would help."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from bare_python import REPOSITORY, run_bare
+
+from HiEndMAECore import doctor
+from HiEndMAECore.doctor import DoctorConfig, compiled_for
+from HiEndMAECore.errors import MissingDependencyError
+from HiEndMAECore.reporting import events
+from HiEndMAECore.requirements import OPTIONAL, REQUIRED, name_of, outside
+
+
+def test_the_requirements_are_those_of_the_package() -> None:
+    text = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
+    lists = {
+        name: ast.literal_eval(f"[{body}]") for name, body in re.findall(r"^(\w+) = \[(.*?)\]$", text, re.M | re.S)
+    }
+    assert tuple(lists["dependencies"]) == REQUIRED
+    assert set(lists["figures"]) <= set(OPTIONAL)
+
+
+def test_this_computer_is_described(tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "HiEndMAECore.doctor", "--events", "--output", str(tmp_path / "new" / "doctor.json")]
+    told = subprocess.run(line, capture_output=True, text=True, cwd=REPOSITORY)
+    heard = [events.decode(row) for row in told.stdout.splitlines()]
+    assert (told.returncode, heard[-1]["event"]) == (0, "finished"), told.stderr
+    facts = {row["name"]: row["value"] for row in heard if row["event"] == "metric"}
+    found = json.loads((tmp_path / "new" / "doctor.json").read_text())
+    assert found["can_run"] is True
+    assert found["missing"] == []
+    assert set(found["packages"]) == {name_of(line) for line in (*REQUIRED, *OPTIONAL)}
+    assert found["devices"][-1]["device"] == "cpu"
+    for name in ("cores", "memory_gb", "disk_free_gb"):
+        assert facts[name] == found[name] > 0
+
+
+def test_a_bare_python_gets_an_answer_and_the_fix() -> None:
+    told = run_bare("from HiEndMAECore.doctor import main; sys.exit(main([]))")
+    assert told.returncode == 5
+    assert told.stdout == ""
+    fix = told.stderr.splitlines()[-1]
+    assert all(f'"{line}"' in fix for line in REQUIRED)
+    assert f'"{sys.executable}" -m pip install' in fix
+    told = run_bare("from HiEndMAECore.doctor import main; sys.exit(main(['--events']))")
+    last = events.decode(told.stdout.splitlines()[-1])
+    assert (told.returncode, last["event"], last["code"]) == (5, "failed", "dependency_missing")
+
+
+@pytest.fixture
+def other_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in front of the installed packages, where others can be put."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def install(folder: Path, name: str, version: str, code: str | None = None) -> None:
+    info = folder / f"{name}-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    if code is not None:
+        (folder / f"{name}.py").write_text(code)
+
+
+def test_a_package_that_is_too_old_stops_the_main_job(other_packages: Path) -> None:
+    install(other_packages, "nibabel", "4.9.1")
+    with pytest.raises(MissingDependencyError) as caught:
+        doctor.run(DoctorConfig(output=other_packages / "doctor.json"))
+    assert "nibabel" in caught.value.message
+    assert '"nibabel>=5.0"' in caught.value.advice
+    assert "monai" not in caught.value.advice
+    found = json.loads((other_packages / "doctor.json").read_text())
+    assert (found["can_run"], found["missing"]) == (False, ["nibabel"])
+
+
+def test_a_package_that_is_broken_stops_the_main_job(other_packages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(other_packages, "safetensors", "0.5.0", "raise OSError('a DLL is missing')")
+    monkeypatch.delitem(sys.modules, "safetensors", raising=False)
+    with pytest.raises(MissingDependencyError, match="safetensors"):
+        doctor.run(DoctorConfig())
+
+
+def test_the_slow_torch_is_told_and_stops_nothing(other_packages: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    install(other_packages, "torch", "2.9.1+cu128")
+    assert doctor.main([]) == 0
+    told = capsys.readouterr().err
+    assert "torch 2.9.1+cu128 computes 3D convolutions about 4 times slower" in told
+    assert '"torch>=2.2,!=2.9.*"' in told
+
+
+@pytest.mark.parametrize(
+    ("version", "fault"),
+    [
+        ("2.1.2", "too old"),
+        ("2.2", ""),
+        ("2.2.0+cpu", ""),
+        ("2.9.0+cu128", "excluded"),
+        ("2.10.0", ""),
+        ("2.90.1", ""),
+        ("3.0.0a0+git1.9", ""),
+    ],
+)
+def test_versions_are_compared_as_numbers(version: str, fault: str) -> None:
+    assert outside(version, "torch>=2.2,!=2.9.*") == fault
+
+
+@pytest.mark.parametrize(
+    ("capability", "built", "runs"),
+    [
+        ((8, 6), ["sm_75", "sm_80", "sm_90"], True),  # machine code of the same major version
+        ((6, 1), ["sm_75", "sm_80", "sm_90"], False),
+        ((12, 0), ["sm_80", "sm_90"], False),  # a newer card without PTX
+        ((12, 0), ["sm_90", "compute_90"], True),
+        ((7, 5), ["compute_90"], False),
+        ((9, 0), ["sm_90a"], True),
+        ((12, 0), ["sm_100", "sm_120"], True),
+        ((8, 0), ["sm_86"], False),
+    ],
+)
+def test_a_card_needs_code_that_it_understands(capability: tuple[int, int], built: list[str], runs: bool) -> None:
+    assert compiled_for(capability, built) is runs
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="puts a shell script in the place of nvidia-smi")
+def test_a_card_that_this_torch_cannot_use_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    if torch.cuda.is_available() or torch.version.cuda is not None:
+        pytest.skip("needs a torch that was built for the CPU")
+    script = tmp_path / "nvidia-smi"
+    script.write_text("#!/bin/sh\necho '| NVIDIA-SMI 550.54   Driver Version: 550.54   CUDA Version: 12.4 |'\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert doctor.main([]) == 0
+    told = capsys.readouterr().err
+    assert "built for the CPU alone" in told
+    assert "--index-url https://download.pytorch.org/whl/cu" in told
+
+
+def test_a_device_that_is_asked_for_must_be_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert doctor.main(["--device", "cuda:63"]) == 2
+    assert "cuda:63" in capsys.readouterr().err

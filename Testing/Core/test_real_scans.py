@@ -1,0 +1,111 @@
+"""Real scans, where there are any: read, prepared, labels home again on exactly the scan's voxels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from test_geometry import dice, world_of_grid, world_of_voxels
+
+from HiEndMAECore.errors import InputError
+from HiEndMAECore.volumes.datasets import find_cases, read_dataset
+from HiEndMAECore.volumes.files import check_same_geometry, on_grid_of, read_labels, read_volume, write_labels
+from HiEndMAECore.volumes.preparation import (
+    PreparationPlan,
+    labels_to_native,
+    prepare,
+    prepare_labels,
+    suggest_normalisation,
+)
+
+PAIRS = {
+    "abdomen/ct_abdomen_A/ct.nii.gz": ("abdomen/ct_abdomen_A/seg_total.nii.gz", "window", 0.99),
+    "abdomen/ct_chest_B/ct.nii.gz": ("abdomen/ct_chest_B/seg_heart.nii.gz", "window", 0.95),
+    "abdomen/ct_chest_B/crop/ct_cropped.nii.gz": ("abdomen/ct_chest_B/crop/aorta.nii.gz", "window", 0.9),
+    "abdomen/mr_D/mr.nii.gz": ("abdomen/mr_D/seg_total_mr.nii.gz", "percentiles", 0.99),
+    "robustness/dicom_jpeg2000/dicom": ("robustness/dicom_jpeg2000/seg_total.nii.gz", "window", 0.9),
+    "robustness/orientation_pir/sub-ct_label-22_ct.nii.gz": (
+        "robustness/orientation_pir/sub-ct_seg-vert_label-22_msk.nii.gz",
+        "window",
+        0.85,
+    ),
+    "robustness/orientation_pir/sub-mri_label-6_T2w.nii.gz": (
+        "robustness/orientation_pir/sub-mri_seg-vert_label-6_msk.nii.gz",
+        "percentiles",
+        0.8,
+    ),
+}
+
+
+@pytest.mark.parametrize("scan", PAIRS)
+def test_labels_come_home(real_data: Path, scan: str) -> None:
+    label, kind, least = PAIRS[scan]
+    volume, labels = read_volume(real_data / scan), read_labels(real_data / label)
+    assert suggest_normalisation(volume).kind == kind
+    prepared = prepare(volume, PreparationPlan((3.0, 3.0, 3.0), suggest_normalisation(volume)))
+    assert 0.05 < prepared.array.mean() < 0.95
+    assert nib.aff2axcodes(prepared.affine) == ("R", "A", "S")
+    home = labels_to_native(prepare_labels(labels, prepared), prepared)
+    assert home.shape == volume.shape
+    truth = on_grid_of(volume, labels).array[0]
+    assert dice(home > 0, truth > 0) > least
+    sizes = np.bincount(truth.ravel())
+    for value in np.flatnonzero(sizes * volume.geometry.voxel_ml > 60):
+        assert dice(home == value, truth == value) > least - 0.1
+
+
+def test_labels_stored_in_another_order_are_noticed(real_data: Path) -> None:
+    volume = read_volume(real_data / "robustness/dicom_jpeg2000/dicom")
+    labels = read_labels(real_data / "robustness/dicom_jpeg2000/seg_total.nii.gz")
+    with pytest.raises(InputError, match="does not lie"):
+        check_same_geometry(volume, labels)
+    check_same_geometry(volume, on_grid_of(volume, labels))
+    tissue = volume.array[0][on_grid_of(volume, labels).array[0] == 5]  # liver
+    assert 0 < np.median(tissue) < 150
+
+
+def test_gantry_tilt(real_data: Path, tmp_path: Path) -> None:
+    volume = read_volume(real_data / "robustness/dicom_gantry_tilt/dicom")
+    assert volume.shape == (512, 512, 28)
+    assert [note["code"] for note in volume.notes] == ["gantry_tilt", "uneven_slices"]
+    assert "18.5 degrees" in volume.notes[0]["message"]
+    assert "1.1 to 7.4 mm" in volume.notes[1]["message"]
+    np.testing.assert_allclose(volume.spacing, (0.4882812, 0.4882812, 5.6274), atol=1e-4)
+    prepared = prepare(volume, PreparationPlan((1.5, 1.5, 1.5)), crop=False)
+    head = (prepared.array[0] > 0.3).astype(np.uint8)
+    home = labels_to_native(head, prepared)
+    native = volume.array[0] > -175 + 0.3 * 425
+    assert dice(home > 0, native) > 0.93
+    there = world_of_grid(prepared.affine, prepared.shape)[head > 0].mean(axis=0)
+    weights = np.gradient(volume.geometry.slice_origins[:, 2])  # slices stand for unequal thicknesses
+    points, of = world_of_voxels(volume.geometry)[native], np.nonzero(native)[2]
+    assert np.linalg.norm(np.average(points, axis=0, weights=weights[of]) - there) < 1.5
+    write_labels(tmp_path / "head.nii.gz", home, volume.geometry)
+    check_same_geometry(volume, read_labels(tmp_path / "head.nii.gz"))
+
+
+def test_padding_and_thick_slices(real_data: Path) -> None:
+    volume = read_volume(real_data / "robustness/anisotropic_padding_abdomen_ct.nii.gz")
+    assert suggest_normalisation(volume).kind == "window"
+    prepared = prepare(volume, PreparationPlan((1.5, 1.5, 1.5)))
+    whole = prepare(volume, PreparationPlan((1.5, 1.5, 1.5)), crop=False)
+    assert prepared.array[0].size < 0.7 * whole.array[0].size
+    assert (prepared.array > 0.3).sum() > 0.96 * (whole.array > 0.3).sum()  # the table, 3 %, is gone
+
+
+def test_every_training_scan_is_told_right(real_data: Path) -> None:
+    for folder, kind in (("Dataset101_OpenKBP", "window"), ("Dataset104_Hippocampus", "percentiles")):
+        dataset = read_dataset(real_data / folder)
+        assert dataset.structures
+        for case in dataset.cases[:8]:
+            volume = read_volume(case.channels)
+            check_same_geometry(volume, read_labels(case.label))
+            assert suggest_normalisation(volume).kind == kind, case.name
+            assert volume.name == case.name
+
+
+def test_robustness_folder_is_found(real_data: Path) -> None:
+    names = {case.name for case in find_cases([real_data / "robustness"])}
+    assert {"dicom_gantry_tilt_dicom", "dicom_jpeg2000_dicom", "anisotropic_padding_abdomen_ct"} <= names

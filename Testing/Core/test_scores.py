@@ -1,0 +1,173 @@
+"""Scores agree with their definitions, computed the slow way, and with MONAI's."""
+
+from __future__ import annotations
+
+import itertools
+import time
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.metrics import compute_dice, compute_hausdorff_distance, compute_surface_dice
+
+from HiEndMAECore.metrics import scores
+
+SPACINGS = [(1.0, 1.0, 1.0), (0.7, 0.7, 3.0), (2.0, 0.5, 1.3)]
+
+
+def blobs(seed: int, shape: tuple[int, int, int] = (11, 13, 9)) -> tuple[np.ndarray, np.ndarray]:
+    """Two overlapping ragged masks that touch the border of the volume now and then."""
+    rng = np.random.default_rng(seed)
+    smooth = rng.normal(size=shape)
+    for axis in range(3):
+        smooth = smooth + np.roll(smooth, 1, axis) + np.roll(smooth, -1, axis)
+    other = smooth + rng.normal(size=shape) * 2
+    return smooth > 1.0, other > 1.0
+
+
+def slow_surface(mask: np.ndarray) -> list[tuple[int, ...]]:
+    """Voxel by voxel: those with one of six neighbours missing or outside the volume."""
+    found = []
+    for voxel in zip(*np.nonzero(mask)):
+        for axis, step in itertools.product(range(3), (-1, 1)):
+            near = list(voxel)
+            near[axis] += step
+            if not 0 <= near[axis] < mask.shape[axis] or not mask[tuple(near)]:
+                found.append(voxel)
+                break
+    return found
+
+
+def slow_scores(prediction: np.ndarray, reference: np.ndarray, matrix: np.ndarray) -> tuple[float, float, float]:
+    """(Dice, HD95, NSD at 2 mm) from all pairs of surface voxels."""
+    one, other = (np.array(slow_surface(mask)) @ matrix.T for mask in (prediction, reference))
+    apart = np.sqrt(((one[:, None] - other[None]) ** 2).sum(-1))
+    there, back = apart.min(1), apart.min(0)
+    overlap = 2 * np.sum(prediction * reference) / (prediction.sum() + reference.sum())
+    within = (there <= 2.0).sum() + (back <= 2.0).sum()
+    return overlap, max(np.quantile(there, 0.95), np.quantile(back, 0.95)), within / (len(there) + len(back))
+
+
+def score_one(prediction: np.ndarray, reference: np.ndarray, matrix: np.ndarray) -> scores.StructureScore:
+    affine = np.eye(4)
+    affine[:3, :3] = matrix
+    return scores.score_case(prediction.astype(np.uint8), reference.astype(np.uint8), affine=affine)[1]
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("seed", range(4))
+def test_scores_match_the_definitions_and_monai(seed: int, spacing: tuple[float, float, float]) -> None:
+    prediction, reference = blobs(seed)
+    found = score_one(prediction, reference, np.diag(spacing))
+    slow = slow_scores(prediction, reference, np.diag(spacing))
+    np.testing.assert_allclose((found.dice, found.hd95_mm, found.nsd), slow, rtol=1e-12)
+
+    one, other = (torch.from_numpy(mask)[None, None].float() for mask in (prediction, reference))
+    told = {"include_background": True, "spacing": list(spacing)}
+    theirs = (
+        compute_dice(one, other),
+        compute_hausdorff_distance(one, other, percentile=95, **told),
+        compute_surface_dice(one, other, class_thresholds=[2.0], **told),
+    )
+    # MONAI keeps distances in float32.
+    np.testing.assert_allclose((found.dice, found.hd95_mm, found.nsd), [float(t) for t in theirs], rtol=1e-5)
+
+
+def test_distances_hold_on_a_sheared_and_turned_grid() -> None:
+    prediction, reference = blobs(7)
+    matrix = np.array([[0.6, -0.5, 0.1], [0.5, 0.6, 0.9], [0.0, 0.0, 2.5]])
+    found = score_one(prediction, reference, matrix)
+    slow = slow_scores(prediction, reference, matrix)
+    np.testing.assert_allclose((found.dice, found.hd95_mm, found.nsd), slow, rtol=1e-12)
+    assert found.reference_ml == pytest.approx(reference.sum() * abs(np.linalg.det(matrix)) / 1000)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.permutations(range(3)), st.sampled_from(SPACINGS))
+def test_scores_are_symmetric_and_follow_the_axes(seed: int, order: list[int], spacing: tuple) -> None:
+    prediction, reference = blobs(seed, (6, 7, 5))
+    prediction[2, 2, 2] = reference[3, 3, 3] = True
+    found = score_one(prediction, reference, np.diag(spacing))
+    swapped = score_one(reference, prediction, np.diag(spacing))
+    turned = [np.flip(mask.transpose(order), 0) for mask in (prediction, reference)]
+    moved = score_one(*turned, np.diag([spacing[axis] for axis in order]))
+    for other in (swapped, moved):
+        np.testing.assert_allclose(
+            (found.dice, found.hd95_mm, found.nsd), (other.dice, other.hd95_mm, other.nsd), rtol=1e-12
+        )
+    itself = score_one(reference, reference, np.diag(spacing))
+    assert (itself.dice, itself.hd95_mm, itself.nsd) == (1.0, 0.0, 1.0)
+
+
+def test_a_shift_is_measured_in_mm_along_its_own_axis() -> None:
+    reference = np.zeros((20, 20, 20), dtype=bool)
+    reference[4:10, 4:10, 4:10] = True
+    plate = np.zeros_like(reference)
+    plate[:, :, 3] = True
+    assert score_one(np.roll(plate, 2, axis=2), plate, np.diag([1.0, 1.0, 5.0])).hd95_mm == 10.0
+    assert score_one(np.roll(reference, 2, axis=0), reference, np.diag([0.5, 4.0, 4.0])).hd95_mm == 1.0
+    assert score_one(np.roll(plate, 1, axis=2), plate, np.diag([1.0, 1.0, 2.0])).nsd == 1.0  # 2 mm is within 2 mm
+    assert score_one(np.roll(plate, 1, axis=2), plate, np.diag([1.0, 1.0, 2.1])).nsd == 0.0
+
+
+def test_missed_and_not_labelled_structures() -> None:
+    prediction, reference = np.zeros((2, 8, 8, 8), dtype=np.uint32)
+    reference[1:3], prediction[5:7] = 70_000, 5
+    reference[7, 7, 7] = prediction[7, 7, 7] = 2
+    found = scores.score_case(prediction, reference, affine=np.eye(4))
+    assert found == {
+        2: scores.StructureScore(2, "scored", 1.0, 0.0, 1.0, 0.001, 0.001),
+        5: scores.StructureScore(5, "not_labelled", None, None, None, 0.0, 0.128),
+        70_000: scores.StructureScore(70_000, "missed", 0.0, None, 0.0, 0.128, 0.0),
+    }
+
+
+def test_means_leave_out_what_is_not_labelled_and_count_what_is_missed() -> None:
+    def score(value: int, status: str, dice: float | None, hd95: float | None) -> scores.StructureScore:
+        return scores.StructureScore(value, status, dice, hd95, dice, 1.0, 0.25)
+
+    cases = [
+        {1: score(1, "scored", 0.8, 2.0), 2: score(2, "not_labelled", None, None)},
+        {1: score(1, "missed", 0.0, None), 2: score(2, "scored", 0.6, 4.0)},
+        {1: score(1, "scored", 0.7, 3.0)},
+    ]
+    told = scores.summarise(cases, [1, 2, 9])
+    first, second, third = told["structures"]
+    assert (first["n"], first["missed"], first["not_labelled"]) == (3, 1, 0)
+    assert (first["dice"]["mean"], first["dice"]["n"]) == (pytest.approx(0.5), 3)
+    assert (first["hd95_mm"]["mean"], first["hd95_mm"]["n"]) == (2.5, 2)
+    assert (second["n"], second["missed"], second["not_labelled"], second["false_positive_ml"]) == (1, 0, 2, 0.25)
+    assert second["dice"] == {"mean": 0.6, "interval": None, "n": 1}
+    assert (third["n"], third["not_labelled"], third["dice"]["mean"]) == (0, 3, None)
+    assert told["overall"]["dice"]["mean"] == pytest.approx((0.5 + 0.6) / 2)  # a structure counts once
+    low, high = told["overall"]["dice"]["interval"]
+    assert 0.0 <= low <= 0.55 <= high <= 0.8
+
+
+def test_interval_matches_drawing_case_by_case() -> None:
+    values = np.random.default_rng(3).beta(8, 2, size=(20, 2))
+    values[[0, 3], 1] = np.nan
+    rng = np.random.default_rng(99)
+    slow = [np.nanmean(values[rng.integers(20, size=20)], axis=0).mean() for _ in range(20000)]
+    found = scores.bootstrap_interval(values)
+    np.testing.assert_allclose(found, np.percentile(slow, [2.5, 97.5]), atol=2e-3)  # two sets of random draws
+    assert scores.bootstrap_interval(values) == found
+    assert scores.bootstrap_interval(values, seed=1) != found
+    assert scores.bootstrap_interval([None, 0.5, 0.5, 0.5]) == (0.5, 0.5)
+    assert scores.bootstrap_interval([0.1, None, 0.9]) is None
+
+
+def test_a_whole_body_scan_is_scored_within_seconds() -> None:
+    x, y, z = np.ogrid[:512, :512, :200]
+    maps = []
+    for shift in (0, 4):
+        labels = np.zeros((512, 512, 200), dtype=np.uint8)
+        labels[((x - 200 - shift) / 120) ** 2 + ((y - 250) / 100) ** 2 + ((z - 100) / 80) ** 2 < 1] = 1
+        labels[((x - 420) / 50) ** 2 + ((y - 250 - shift) / 50) ** 2 + ((z - 100) / 50) ** 2 < 1] = 2
+        maps.append(labels)
+    start = time.monotonic()
+    found = scores.score_case(*maps, affine=np.diag([0.8, 0.8, 1.5, 1.0]))
+    assert time.monotonic() - start < 15  # about 1.5 s on two cores
+    assert 2.4 < found[1].hd95_mm <= 3.2  # moved by 3.2 mm, seen along the normals of its surface
