@@ -39,7 +39,7 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
-def autocast(device: torch.device) -> torch.autocast:
+def autocast(device: torch.device, *, smallest_edge: int = 99) -> torch.autocast:
     """bf16 autocast where the processor has bf16 arithmetic, else a context that does nothing.
 
     Chosen by what the processor can do, not by timing it, so that the same machine gives the same model. On a CPU
@@ -50,7 +50,7 @@ def autocast(device: torch.device) -> torch.autocast:
     if device.type == "cuda":
         use = torch.cuda.get_device_capability(device)[0] >= 8  # older cards only imitate bf16
     else:
-        use = device.type == "cpu" and cpu_has_bf16()
+        use = device.type == "cpu" and smallest_edge >= 3 and cpu_has_bf16()
     return torch.autocast(device.type if device.type != "mps" else "cpu", dtype=torch.bfloat16, enabled=use)
 
 

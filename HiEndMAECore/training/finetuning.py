@@ -199,7 +199,7 @@ def _step(
     device: torch.device,
 ) -> float:
     image, classes = draw_batch(scans, centres, step=step, plan=plan)
-    with autocast(device):
+    with autocast(device, smallest_edge=min(plan.crop) // network.encoder.patch_size):
         logits = network(image)
     loss = criterion(logits.float(), classes)
     loss.backward()

@@ -174,6 +174,14 @@ def test_channels_share_the_grid() -> None:
     np.testing.assert_array_equal(prepared.array[1], single.array[0])
 
 
+def test_noise_does_not_alias() -> None:
+    """At three times the spacing, noise is averaged, not picked: its spread falls to less than a third."""
+    array = rng.normal(37.5, 60.0, (1, 48, 48, 48)).astype(np.float32)
+    prepared = prepare(Volume(array, Geometry((48, 48, 48), np.eye(4))), PreparationPlan((3.0,) * 3), crop=False)
+    assert prepared.array.shape == (1, 16, 16, 16)
+    assert prepared.array.std() < 0.33 * Normalisation().apply(array).std()
+
+
 def test_padding_does_not_bleed_into_tissue() -> None:
     """Intensities are clipped before they are interpolated: -3024 beside tissue is no darker than air."""
     array = np.full((1, 30, 30, 30), 250.0, np.float32)

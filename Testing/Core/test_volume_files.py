@@ -345,6 +345,17 @@ def test_a_failed_write_leaves_the_old_file_alone(tmp_path: Path, suffix: str, m
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd"])
+def test_a_reader_of_the_old_file_is_not_disturbed(tmp_path: Path, suffix: str) -> None:
+    path, geometry = tmp_path / f"l{suffix}", Geometry(SHAPE, OBLIQUE)
+    write_labels(path, np.ones(SHAPE, np.uint8), geometry)
+    before, held = path.read_bytes(), tmp_path / f"held{suffix}"
+    held.hardlink_to(path)
+    write_labels(path, np.full(SHAPE, 2, np.uint8), geometry)
+    assert held.read_bytes() == before
+    assert (read_labels(path).array == 2).all()
+
+
 def test_wrong_calls(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"l\.png"):
         write_labels(tmp_path / "l.png", np.ones(SHAPE, np.uint8), Geometry(SHAPE, OBLIQUE))
