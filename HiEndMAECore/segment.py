@@ -98,7 +98,7 @@ def _segment(case: Case, predictor: Predictor, path: Path, config: SegmentConfig
 
     started = time.monotonic()
     told = len(report.warnings)
-    volume = read_volume(case.channels, series=config.series, frame=config.frame)
+    volume = read_volume(case.channels, name=case.name, series=config.series, frame=config.frame)
     for note in volume.notes:
         report.warning(note["code"], f"{case.name}: {note['message']}", note["advice"])
     result = predictor.segment(

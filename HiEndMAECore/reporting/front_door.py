@@ -20,6 +20,7 @@ from HiEndMAECore.errors import (
     EXIT_FAULT,
     Cancelled,
     HiEndMAEError,
+    InputError,
     MissingDependencyError,
     OutOfMemoryError,
 )
@@ -91,9 +92,9 @@ def recognise(error: BaseException) -> HiEndMAEError | None:
         if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
             place = error.filename or "the output folder"
             advice = "Free some space and run the same line again."
-            return HiEndMAEError("disk_full", f"The disk is full ({place}).", advice)
+            return InputError("disk_full", f"The disk is full ({place}).", advice)
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:
-            return HiEndMAEError(
+            return InputError(
                 "not_allowed", f"{error.filename} cannot be written or read (permission).", "Choose another folder."
             )
     return None

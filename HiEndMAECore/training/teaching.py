@@ -14,7 +14,7 @@ from HiEndMAECore.metrics.pairs import structure_names
 from HiEndMAECore.networks.registry import Variant, find_variant
 from HiEndMAECore.reporting.reporter import Reporter
 from HiEndMAECore.volumes.datasets import Case, label_colours
-from HiEndMAECore.volumes.files import check_same_geometry, read_labels, read_volume
+from HiEndMAECore.volumes.files import on_grid_of, read_labels, read_volume
 from HiEndMAECore.volumes.preparation import PreparationPlan, body_box, prepare, prepare_labels, suggest_normalisation
 from HiEndMAECore.volumes.volume import Structure, Volume
 
@@ -58,9 +58,8 @@ def read_case(case: Case, *, report: Reporter) -> LabelledCase:
     """Read and check one labelled case; tells what was corrected on reading. Raises `InputError`."""
     if case.label is None:
         raise InputError("label_absent", f"The case {case.name} has no label map.", "Give one with --label.")
-    scan = read_volume(case.channels)
-    labels = read_labels(case.label)
-    check_same_geometry(scan, labels)
+    scan = read_volume(case.channels, name=case.name)
+    labels = on_grid_of(scan, read_labels(case.label))
     for note in (*scan.notes, *labels.notes):
         report.warning(**note)
     return LabelledCase(scan, labels)

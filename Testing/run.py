@@ -1,0 +1,30 @@
+"""All checks, one after the other: style, types, tests. `python Testing/run.py [pytest arguments]`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+CHECKS = (
+    ["ruff", "check", "--quiet", "."],
+    ["ruff", "format", "--check", "--quiet", "."],
+    ["mypy"],
+    ["pytest", *sys.argv[1:]],
+)
+
+
+def main() -> int:
+    """Run all, stop at none; 1 when any failed."""
+    failed = []
+    for check in CHECKS:
+        sys.stderr.write(f"-- {' '.join(check)}\n")
+        if subprocess.run([sys.executable, "-m", *check], cwd=REPOSITORY, check=False).returncode:
+            failed.append(check[0])
+    sys.stderr.write(f"Failed: {', '.join(failed)}\n" if failed else "All checks passed.\n")
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
