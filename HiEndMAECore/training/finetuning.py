@@ -82,7 +82,7 @@ class Criterion(nn.Module):
 
     Whole batch: a structure that is missing from one crop of a tiny batch must not look like a failure. Weights: the
     inverse square root of each class's share of voxels. Without them the background wins first and small structures
-    stay at exactly zero for hundreds of steps (digital patients, 250 steps: mean Dice 0.46 without, 0.77 with).
+    stay at exactly zero for hundreds of steps (demo patients at 6 mm, step 200 of 250: mean Dice 0.46 without, 0.73 with).
     """
 
     def __init__(self, scans: Sequence[TeachingScan], *, classes: int) -> None:

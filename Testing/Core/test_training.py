@@ -189,8 +189,9 @@ def finetune(folder: Path, report: Reporter | None = None, **options: object) ->
 
 def test_fine_tuning_learns_every_structure(tmp_path: Path) -> None:
     scan = cube_scan()
+    network = finetune(tmp_path).network
     with torch.no_grad():
-        found = finetune(tmp_path).network(scan.image[None, :, :24, :24, :24]).argmax(1)[0]
+        found = network(scan.image[None, :, :24, :24, :24]).argmax(1)[0]
     truth = scan.classes[:24, :24, :24]
     for value in (1, 2):
         overlap = 2 * ((found == value) & (truth == value)).sum() / ((found == value).sum() + (truth == value).sum())
@@ -236,8 +237,7 @@ def test_a_budget_becomes_steps_once(tmp_path: Path) -> None:
 
 def test_a_crop_without_changes_is_the_scan_itself() -> None:
     scan = cube_scan()
-    still = augmentation.Deformation(np.eye(3), np.zeros((3, 4, 4, 4)), 1.0, 0.0, 1.0, 0.0, 0.0, 0)
-    image, classes = augmentation.cut(scan.image, scan.classes, np.array([11.5, 13.5, 9.5]), (8, 8, 8), still)
+    image, classes = augmentation.cut(scan.image, scan.classes, np.array([11.5, 13.5, 9.5]), (8, 8, 8), augmentation.UNCHANGED)
     torch.testing.assert_close(image, scan.image[:, 8:16, 10:18, 6:14], atol=1e-5, rtol=1e-5)
     assert torch.equal(classes, scan.classes[8:16, 10:18, 6:14])
 
@@ -254,8 +254,7 @@ def test_a_turned_crop_turns_the_right_way() -> None:
 
 def test_outside_the_scan_is_air_and_background() -> None:
     scan = cube_scan()
-    still = augmentation.Deformation(np.eye(3), np.zeros((3, 4, 4, 4)), 1.0, 0.0, 1.0, 0.0, 0.0, 0)
-    image, classes = augmentation.cut(scan.image, scan.classes, np.array([-20.0, 0, 0]), (8, 8, 8), still)
+    image, classes = augmentation.cut(scan.image, scan.classes, np.array([-20.0, 0, 0]), (8, 8, 8), augmentation.UNCHANGED)
     assert not image.any()
     assert not classes.any()
 
