@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .volumes.preparation import Normalisation
 
 _UNLABELLED = 8
+_SPACING = 5.0  # mm; coarse, so that two processor cores learn the digital patients in minutes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +37,13 @@ class DemoConfig(DoorConfig):
     dataset: Path | None = option(None, help="Real scans in nnU-Net's or Decathlon's layout.")
     teacher: str | None = option(None, help="Case of the data set to learn from (default: the first).")
     targets: int = option(1, help="How many other cases to segment.")
-    pretraining_steps: int = option(80, help="Steps of pretraining, 16 crops each.")
-    steps: int = option(300, help="Steps of learning from the labelled scan, 2 crops each.")
+    pretraining_steps: int = option(60, help="Steps of pretraining, 16 crops each.")
+    steps: int = option(500, help="Steps of learning from the labelled scan.")
+    spacing: float | None = option(None, help="Working grid in mm (default: 5 for the digital patients, else chosen).")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, "targets", "pretraining_steps", "steps")
+        require_positive(self, "targets", "pretraining_steps", "steps", "spacing")
 
 
 def run(config: DemoConfig, report: Reporter | None = None) -> dict[str, Any]:
@@ -59,7 +61,9 @@ def run(config: DemoConfig, report: Reporter | None = None) -> dict[str, Any]:
     found = read_dataset(dataset)
     teacher, targets = _roles(found, config)
     read = teaching.read_case(teacher, report=report)
-    plan = teaching.choose_plan([read], preset=teaching.choose_preset("auto", choose_device(config.device)))
+    preset = teaching.choose_preset("auto", choose_device(config.device))
+    edge = config.spacing or (None if config.dataset else _SPACING)
+    plan = teaching.choose_plan([read], preset=preset, spacing=None if edge is None else (edge, edge, edge))
     report.say(f"1. Pretraining on {min(len(found.unlabelled), _UNLABELLED)} scans that nobody labelled.")
     listed = out / "unlabelled.txt"
     pool = [case.channels[0].resolve() for case in (found.unlabelled or (teacher,))[:_UNLABELLED]]

@@ -47,8 +47,8 @@ class FinetuningPlan:
     crop: tuple[int, int, int]
     steps: int | None = None
     seconds: float | None = None
-    batch_size: int = 2
-    learning_rate: float = 6e-3
+    batch_size: int = 1
+    learning_rate: float = 4e-3
     encoder_rate: float = 1e-3
     weight_decay: float = 1e-5
     warm_up: float = 0.05

@@ -237,7 +237,9 @@ def test_a_budget_becomes_steps_once(tmp_path: Path) -> None:
 
 def test_a_crop_without_changes_is_the_scan_itself() -> None:
     scan = cube_scan()
-    image, classes = augmentation.cut(scan.image, scan.classes, np.array([11.5, 13.5, 9.5]), (8, 8, 8), augmentation.UNCHANGED)
+    image, classes = augmentation.cut(
+        scan.image, scan.classes, np.array([11.5, 13.5, 9.5]), (8, 8, 8), augmentation.UNCHANGED
+    )
     torch.testing.assert_close(image, scan.image[:, 8:16, 10:18, 6:14], atol=1e-5, rtol=1e-5)
     assert torch.equal(classes, scan.classes[8:16, 10:18, 6:14])
 
@@ -254,7 +256,9 @@ def test_a_turned_crop_turns_the_right_way() -> None:
 
 def test_outside_the_scan_is_air_and_background() -> None:
     scan = cube_scan()
-    image, classes = augmentation.cut(scan.image, scan.classes, np.array([-20.0, 0, 0]), (8, 8, 8), augmentation.UNCHANGED)
+    image, classes = augmentation.cut(
+        scan.image, scan.classes, np.array([-20.0, 0, 0]), (8, 8, 8), augmentation.UNCHANGED
+    )
     assert not image.any()
     assert not classes.any()
 
