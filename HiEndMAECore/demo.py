@@ -37,8 +37,8 @@ class DemoConfig(DoorConfig):
     dataset: Path | None = option(None, help="Real scans in nnU-Net's or Decathlon's layout.")
     teacher: str | None = option(None, help="Case of the data set to learn from (default: the first).")
     targets: int = option(1, help="How many other cases to segment.")
-    pretraining_steps: int = option(60, help="Steps of pretraining, 16 crops each.")
-    steps: int = option(500, help="Steps of learning from the labelled scan.")
+    pretraining_steps: int = option(300, help="Steps of pretraining, 4 crops each.")
+    steps: int = option(800, help="Steps of learning from the labelled scan.")
     spacing: float | None = option(None, help="Working grid in mm (default: 5 for the digital patients, else chosen).")
 
     def __post_init__(self) -> None:
@@ -80,7 +80,7 @@ def run(config: DemoConfig, report: Reporter | None = None) -> dict[str, Any]:
             output=pretrained,
             variant="hi_end_mae_vit_tiny_8p",
             steps=config.pretraining_steps,
-            batch_size=16,
+            batch_size=4,
             learning_rate=1e-3,
             resume=(pretrained / "config.json").exists(),
             **shared,
@@ -96,7 +96,7 @@ def run(config: DemoConfig, report: Reporter | None = None) -> dict[str, Any]:
     )
     report.say(f"3. Segmenting {', '.join(case.name for case in targets)}, never seen before.")
     inputs = tuple(",".join(map(str, case.channels)) for case in targets)
-    segment.run(segment.SegmentConfig(model=model, input=inputs, output=results, **shared), report)
+    segment.run(segment.SegmentConfig(model=model, input=inputs, output=results, clean=True, **shared), report)
     report.say("4. Scoring against the reference.")
     reference = teacher.label.parent if teacher.label else dataset
     scores = evaluate.run(

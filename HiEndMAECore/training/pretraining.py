@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from .distribution import Processes, join_processes
 from .optimiser import build_adamw, cosine_rate, set_rate
 from .snapshots import load_snapshot, read_values, save_snapshot
 
-CROPS_A_VISIT = 8  # crops that one scan gives before the next is visited (paper section 4.1)
+CROPS_A_LAP = 8  # crops of one scan each time all are visited (paper section 4.1)
 _POSITIVE = 0.75  # positive : negative = 3 : 1
 SNAPSHOT = "snapshot.safetensors"
 
@@ -68,9 +69,17 @@ def draw_sample(store: CropStore, index: int, *, seed: int, size: Sequence[int],
 
 
 def scan_of(index: int, scans: int, seed: int) -> int:
-    """Which of `scans` sample `index` comes from: every lap visits all of them, in an order of its own."""
-    lap, visit = divmod(index // CROPS_A_VISIT, scans)
-    return int(np.random.default_rng((seed, lap, scans)).permutation(scans)[visit])
+    """Which of `scans` sample `index` comes from: every lap takes 8 crops of each, in an order of its own.
+
+    Crops are mixed over the whole lap, so that even a small batch sees several scans.
+    """
+    lap, place = divmod(index, CROPS_A_LAP * scans)
+    return int(_order(seed, lap, scans)[place])
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, lap: int, scans: int) -> np.ndarray:
+    return np.random.default_rng((seed, lap, scans)).permutation(CROPS_A_LAP * scans) // CROPS_A_LAP
 
 
 def _draw_start(store: CropStore, scan: int, size: Sequence[int], rng: np.random.Generator) -> list[int]:

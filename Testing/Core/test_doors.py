@@ -17,7 +17,7 @@ import pytest
 from HiEndMAECore.checkpoints.model_folder import read_description
 from HiEndMAECore.reporting import events
 from HiEndMAECore.volumes.files import write_labels, write_scalar
-from HiEndMAECore.volumes.phantom import make_patient
+from HiEndMAECore.volumes.phantom import PHANTOM_STRUCTURES, make_patient
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -253,6 +253,47 @@ def test_mistakes_are_named(
     assert named in heard[-1]["message"]
     assert heard[-1]["advice"]
     assert "Traceback" not in err
+
+
+def test_the_demonstration_on_a_data_set(patients: Path, tmp_path: Path) -> None:
+    """All doors in one, on a data set in nnU-Net's layout; too few steps to learn, enough to see every part work."""
+    data = tmp_path / "data"
+    for place, source, case in (("imagesTr", "scans", "p1_0000"), ("imagesTr", "scans", "p2_0000"),
+                                ("imagesUnlabelled", "scans", "p3_0000"), ("labelsTr", "labels", "p1"),
+                                ("labelsTr", "labels", "p2")):  # fmt: skip
+        (data / place).mkdir(parents=True, exist_ok=True)
+        (data / place / f"{case}.nii.gz").write_bytes((patients / source / f"{case}.nii.gz").read_bytes())
+    names = {structure.name: structure.value for structure in PHANTOM_STRUCTURES}
+    about = {
+        "name": "coarse",
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0, **names},
+        "file_ending": ".nii.gz",
+    }
+    (data / "dataset.json").write_text(json.dumps(about))
+    out = tmp_path / "demo"
+    heard, _ = run(
+        "demo",
+        "--output",
+        out,
+        "--dataset",
+        data,
+        "--teacher",
+        "p2",
+        "--pretraining-steps",
+        2,
+        "--steps",
+        2,
+        "--device",
+        "cpu",
+    )
+    previews = [Path(event["path"]).name for event in heard if event["event"] == "preview"]
+    assert previews == ["progress.png", "result.png"]
+    assert [row["case"] for row in json.loads((out / "scores.json").read_text())["cases"]] == ["p1"] * len(names)
+    assert (
+        read_description(out / "model").training["init_sha256"]
+        == read_description(out / "pretraining/model").weights_sha256
+    )
 
 
 def test_held_out_scans_do_not_get_in(patients: Path, tmp_path: Path) -> None:
