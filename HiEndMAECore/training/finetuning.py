@@ -32,7 +32,7 @@ from .snapshots import load_snapshot, read_values, save_snapshot
 SNAPSHOT = "snapshot.safetensors"
 _SNAPSHOT_SECONDS = 45.0  # a killed run loses less than a minute
 _CENTRES = 50_000  # voxels of one structure to choose crop centres from
-_ANYWHERE = 0.25  # share of crops centred anywhere in the body instead of on a structure
+_ANYWHERE = 0.33  # share of crops centred anywhere in the body instead of on a structure
 _PROBE_STEPS = 4
 
 
@@ -80,8 +80,9 @@ class FinetuningResult:
 class Criterion(nn.Module):
     """Dice over the whole batch plus weighted cross-entropy: logits (B, K, H, W, D), classes (B, 1, H, W, D) -> scalar.
 
-    Whole batch: a structure that is missing from one crop of a tiny batch must not look like a failure. Weights: the
-    inverse square root of each class's share of voxels. Without them the background wins first and small structures
+    Whole batch: a structure that is missing from one crop of a tiny batch must not look like a failure. Weights: at the
+    start the inverse square root of each class's share of voxels, then fading to none at half of the run, for with them
+    small structures are found everywhere in the end. Without any the background wins first and small structures
     stay at exactly zero for hundreds of steps (demo patients at 6 mm, step 200 of 250: mean Dice 0.46 without, 0.73 with).
     """
 
@@ -92,13 +93,15 @@ class Criterion(nn.Module):
         )
         counts = torch.stack([torch.bincount(scan.classes.flatten().long(), minlength=classes) for scan in scans])
         shares = counts.sum(0).double() / counts.sum()
-        weights = shares.clamp(min=1e-6).rsqrt()
-        self.register_buffer("weights", (weights / (weights * shares).sum()).float(), persistent=False)
+        self.register_buffer("shares", shares.clamp(min=1e-6).float(), persistent=False)
 
-    weights: Tensor
+    shares: Tensor
 
-    def forward(self, logits: Tensor, classes: Tensor) -> Tensor:
-        return self.dice(logits, classes) + F.cross_entropy(logits, classes[:, 0].long(), self.weights)
+    def forward(self, logits: Tensor, classes: Tensor, *, done: float) -> Tensor:
+        """`done`: share of the run that is over, 0 to 1."""
+        weights = self.shares ** (-0.5 * max(0.0, 1 - 2 * done))
+        weights = weights / (weights * self.shares).sum()
+        return self.dice(logits, classes) + F.cross_entropy(logits, classes[:, 0].long(), weights)
 
 
 class CropCentres:
@@ -179,7 +182,9 @@ def finetune(
     warm_up = max(1, round(plan.warm_up * planned))
     for step in range(result.steps, planned):
         rate = set_rate(optimiser, cosine_rate(step, planned, warm_up=warm_up))
-        loss = _step(scans, centres, network, criterion, optimiser, step=step, plan=plan, device=device)
+        loss = _step(
+            scans, centres, network, criterion, optimiser, step=step, done=step / planned, plan=plan, device=device
+        )
         if not np.isfinite(loss):
             raise HiEndMAEError(
                 "loss_not_finite", f"The loss was {loss} at step {step}.", "Try another --seed, or --device cpu."
@@ -217,13 +222,14 @@ def _step(
     optimiser: torch.optim.Optimizer,
     *,
     step: int,
+    done: float,
     plan: FinetuningPlan,
     device: torch.device,
 ) -> float:
     image, classes = draw_batch(scans, centres, step=step, plan=plan)
     with autocast(device, smallest_edge=min(plan.crop) // network.encoder.patch_size):
         logits = network(image)
-    loss = criterion(logits.float(), classes)
+    loss = criterion(logits.float(), classes, done=done)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
     optimiser.step()
@@ -254,6 +260,6 @@ def _probe(
     took = []
     for step in range(_PROBE_STEPS):
         start = time.monotonic()
-        _step(scans, centres, trial, criterion, optimiser, step=step, plan=plan, device=device)
+        _step(scans, centres, trial, criterion, optimiser, step=step, done=0.0, plan=plan, device=device)
         took.append(time.monotonic() - start)
     return max(20, round((plan.seconds - sum(took)) / statistics.median(took[1:])))
