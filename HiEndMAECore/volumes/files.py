@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import os
-import uuid
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -711,7 +710,7 @@ def _write(path: Path, array: np.ndarray, geometry: Geometry, meta: Mapping[str,
     if array.shape != geometry.shape:
         raise ValueError(f"array has shape {array.shape}, its geometry {geometry.shape}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{uuid.uuid4().hex}{suffix}")
+    beside = path.with_name(f".part.{path.name}")  # hidden; what a killed run leaves, the next one writes over
     try:
         if suffix in _NIFTI:
             nib.save(_as_nifti(array, geometry.affine), beside)

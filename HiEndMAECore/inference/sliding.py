@@ -1,0 +1,229 @@
+"""The sliding window: tiles go through the network, their logits are added up band by band, finished bands come out.
+
+Tiles are taken in order along one axis. Between the starts of neighbouring rows of tiles the grid falls into bands; a
+band is finished when the tiles that begin in it are done. Only the bands under the present tiles are held, so memory
+grows with the area of a plane, not with the length of the scan.
+
+    for first, logits in Sweep(image, network, …).bands():     # logits (classes, H, W, D), a few planes along sweep.axis
+        ...
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from HiEndMAECore.devices import autocast
+from HiEndMAECore.errors import OutOfMemoryError
+from HiEndMAECore.reporting.front_door import recognise
+from HiEndMAECore.reporting.reporter import Reporter
+
+from .memory import CPU, Footprint, MemoryPlan, free_memory, plan_memory, watch
+from .tiling import plan_tiles, tile_weights
+
+Start = tuple[int, int, int]
+
+
+@dataclass
+class _Band:
+    """Sums over the planes `first <= i < end` along the axis: logits (classes, H, W, D) and weights (H, W, D)."""
+
+    first: int
+    end: int
+    logits: Tensor
+    weights: Tensor
+
+
+class Sweep:
+    """One scan under the window.
+
+    image: (C, H, W, D), at least a tile's size everywhere. exact: float32 throughout, no autocast. mirror: average over
+    all eight mirrorings. Out of memory is a step down (`_step_down`); tiles that are done stay done.
+    """
+
+    def __init__(
+        self,
+        image: Tensor,
+        network: nn.Module,
+        *,
+        tile: Sequence[int],
+        classes: int,
+        device: torch.device,
+        report: Reporter,
+        mirror: bool = False,
+        exact: bool = False,
+        plan: MemoryPlan | None = None,
+    ) -> None:
+        self.image, self.network, self.device, self.report = image, network, device, report
+        self.tile = tuple(int(edge) for edge in tile)
+        self.classes, self.mirror, self.exact, self.plan = classes, mirror, exact, plan
+        shape = image.shape[1:]
+        self.starts: list[Start] = plan_tiles(shape, self.tile)
+        self.air = {start for start in self.starts if not image[(slice(None), *self._place(start))].any()}
+        # Along the axis whose bands are smallest.
+        self.axis = min(range(3), key=lambda axis: math.prod(shape) // shape[axis] * self.tile[axis])
+        self.borders = [*sorted({start[self.axis] for start in self.starts}), shape[self.axis]]
+        self._open: list[_Band] = []
+        self._window = tile_weights(self.tile, CPU)
+        self._air: Tensor | None = None
+        self._done = 0
+
+    @torch.inference_mode()
+    def bands(self) -> Iterator[tuple[int, Tensor]]:
+        """(first plane, averaged logits (classes, H, W, D) float32 or float16) in order along `axis`."""
+        self.network.to(self.device)
+        self.report.progress("segmenting", 0, len(self.starts))
+        for first, end in itertools.pairwise(self.borders):
+            self._add([start for start in self.starts if start[self.axis] == first])
+            band = self._open.pop(0)
+            assert (band.first, band.end) == (first, end)
+            yield first, band.logits.div_(band.weights)
+
+    def _add(self, starts: list[Start]) -> None:
+        """Add up the tiles of one row. Air tiles (zero everywhere) all get the network's one answer to air."""
+        air = [start for start in starts if start in self.air]
+        body = [start for start in starts if start not in self.air]
+        while body:
+            batch = body[: self.plan.batch if self.plan else 1]
+            scores = self._try(batch)
+            if scores is not None:
+                body = body[len(batch) :]
+                for start, own in zip(batch, scores):
+                    self._count(start, own)
+        while air:
+            if self._air is None:
+                scores = self._try(air[:1])
+                self._air = None if scores is None else scores[0]
+                continue
+            self._count(air.pop(), self._air)
+
+    def _try(self, starts: list[Start]) -> Tensor | None:
+        """As `_attempt`, and the step down where it failed: by then the failed attempt's tensors are gone."""
+        scores = self._attempt(starts)
+        if scores is None:
+            self._step_down()
+        return scores
+
+    def _attempt(self, starts: list[Start]) -> Tensor | None:
+        """Weighted logits (B, classes, *tile) of these tiles where the sums are, and room for them in the sums; None
+        when memory ran out and there is a smaller way to try. Nothing is added up before all is there."""
+        try:
+            tiles = torch.stack([self.image[(slice(None), *self._place(start))] for start in starts])
+            if self.plan is None:
+                with watch(self.device) as probe:
+                    scores = self._scores(tiles)
+                self.plan = self._make_plan(probe)
+                self.report.say(str(self.plan))
+            else:
+                scores = self._scores(tiles)
+            self._make_room(min(start[self.axis] for start in starts))
+            scores = scores.to(self.plan.accumulate, self.plan.dtype)
+            return scores.mul_(self._window.to(scores.device, scores.dtype))
+        except Exception as error:
+            known = error if isinstance(error, OutOfMemoryError) else recognise(error)
+            if not isinstance(known, OutOfMemoryError):
+                raise
+            if not self._can_step_down():
+                raise known from error
+        return None
+
+    def _scores(self, tiles: Tensor) -> Tensor:
+        """(B, C, *tile) -> (B, classes, *tile) float32 logits, averaged over all mirrorings when asked."""
+        tiles = tiles.to(self.device)
+        turns = list(itertools.product((False, True), repeat=3)) if self.mirror else [(False, False, False)]
+        total: Tensor | None = None
+        for turn in turns:
+            axes = [axis + 2 for axis, flipped in enumerate(turn) if flipped]
+            if self.exact:
+                scores = self.network(tiles.flip(axes) if axes else tiles)
+            else:
+                with autocast(self.device):
+                    scores = self.network(tiles.flip(axes) if axes else tiles)
+            scores = scores.flip(axes).float() if axes else scores.float()
+            total = scores if total is None else total.add_(scores)
+        assert total is not None
+        return total / len(turns) if len(turns) > 1 else total
+
+    def _make_plan(self, probe: Footprint) -> MemoryPlan:
+        shape = self.image.shape[1:]
+        widest = max(end - first for first, end in itertools.pairwise(self.borders))
+        return plan_memory(
+            shape,
+            axis=self.axis,
+            planes=min(shape[self.axis], self.tile[self.axis] + widest),
+            classes=self.classes,
+            tiles=len(self.starts) - max(0, len(self.air) - 1),
+            device=self.device,
+            probe=probe,
+            free_device=free_memory(self.device),
+            free_system=free_memory(CPU),
+        )
+
+    def _make_room(self, first: int) -> None:
+        """Bands of zeros for all planes of a tile that begins at `first`."""
+        assert self.plan is not None
+        for low, high in itertools.pairwise(self.borders):
+            if low >= first + self.tile[self.axis] or (self._open and low < self._open[-1].end) or low < first:
+                continue
+            shape = list(self.image.shape[1:])
+            shape[self.axis] = high - low
+            logits = torch.zeros((self.classes, *shape), dtype=self.plan.dtype, device=self.plan.accumulate)
+            weights = torch.zeros(shape, device=self.plan.accumulate)
+            self._open.append(_Band(low, high, logits, weights))
+
+    def _count(self, start: Start, scores: Tensor) -> None:
+        """Add one tile's weighted logits to the bands it lies in."""
+        begin, end = start[self.axis], start[self.axis] + self.tile[self.axis]
+        window = self._window.to(scores.device)
+        place = self._place(start)
+        for band in self._open:
+            low, high = max(band.first, begin), min(band.end, end)
+            if low < high:
+                there = tuple(
+                    slice(low - band.first, high - band.first) if a == self.axis else place[a] for a in range(3)
+                )
+                here = tuple(slice(low - begin, high - begin) if a == self.axis else slice(None) for a in range(3))
+                band.logits[(slice(None), *there)] += scores[(slice(None), *here)]
+                band.weights[there] += window[here]
+        self._done += 1
+        self.report.progress("segmenting", self._done, len(self.starts))
+
+    def _place(self, start: Start) -> tuple[slice, slice, slice]:
+        h, w, d = (slice(first, first + edge) for first, edge in zip(start, self.tile))
+        return h, w, d
+
+    # -- the ladder ----------------------------------------------------------------------------------------------
+
+    def _can_step_down(self) -> bool:
+        return self.device != CPU or (self.plan is not None and self.plan.batch > 1)
+
+    def _step_down(self) -> None:
+        """Half the tiles at a time; then the sums to system memory; then everything on the CPU."""
+        plan = self.plan
+        if plan is not None and plan.batch > 1:
+            self.plan = replace(plan, batch=plan.batch // 2)
+            step = f"{self.plan.batch} tile(s) at a time instead of {plan.batch}"
+        elif plan is not None and plan.accumulate != CPU:
+            self._sums_to_system(plan)
+            step = "the sums are kept in system memory"
+        else:
+            if plan is not None and plan.accumulate != CPU:
+                self._sums_to_system(plan)
+            self.network.to(CPU)
+            step = f"the CPU computes instead of {self.device}"
+            self.device = CPU
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        told = f"Memory ran out after {self._done} of {len(self.starts)} tiles; {step}. Finished tiles are kept."
+        self.report.warning("out_of_memory_step", told, "A larger --spacing needs less memory.")
+
+    def _sums_to_system(self, plan: MemoryPlan) -> None:
+        for band in self._open:
+            band.logits, band.weights = band.logits.to(CPU), band.weights.to(CPU)
+        self._air = None if self._air is None else self._air.to(CPU)
+        self.plan = replace(plan, accumulate=CPU)
