@@ -141,6 +141,7 @@ class Predictor:
             labels[place], entropy[place] = values[classes], doubt
             counts += np.bincount(classes.ravel(), minlength=len(values))
             sums += np.bincount(classes.ravel(), weights=sure.ravel(), minlength=len(values))
+            del logits
         found = {int(v): round(float(s / n), 4) for v, s, n in zip(values[1:], sums[1:], counts[1:]) if n}
         return NetworkSegmentation(labels, entropy, found)
 
@@ -191,7 +192,9 @@ class Predictor:
                 place.append(slice(low, high))
                 inside.append(slice(low - begin, high - begin))
             if place[sweep.axis].start < place[sweep.axis].stop:
-                yield tuple(place), logits[(slice(None), *inside)]
+                logits = logits[(slice(None), *inside)]
+                yield tuple(place), logits
+            del logits
 
 
 def structures_of(description: ModelDescription) -> tuple[Structure, ...]:

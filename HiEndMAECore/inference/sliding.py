@@ -1,11 +1,12 @@
 """The sliding window: tiles go through the network, their logits are added up band by band, finished bands come out.
 
-Tiles are taken in order along one axis. Between the starts of neighbouring rows of tiles the grid falls into bands; a
-band is finished when the tiles that begin in it are done. Only the bands under the present tiles are held, so memory
-grows with the area of a plane, not with the length of the scan.
+Tiles are taken in order along one axis. Where rows of tiles begin and end, the grid is cut into bands; a band is finished
+when the next row begins behind it. Only the bands under the present row are held, so memory grows with the area of a
+plane, not with the length of the scan.
 
     for first, logits in Sweep(image, network, …).bands():     # logits (classes, H, W, D), a few planes along sweep.axis
         ...
+        del logits                                             # else it is held while the next tiles are added up
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ class Sweep:
         self.air = {start for start in self.starts if not image[(slice(None), *self._place(start))].any()}
         # Along the axis whose bands are smallest.
         self.axis = min(range(3), key=lambda axis: math.prod(shape) // shape[axis] * self.tile[axis])
-        self.borders = [*sorted({start[self.axis] for start in self.starts}), shape[self.axis]]
+        self.rows = sorted({start[self.axis] for start in self.starts})
+        self.borders = sorted({border for row in self.rows for border in (row, row + self.tile[self.axis])})
         self._open: list[_Band] = []
         self._window = tile_weights(self.tile, CPU)
         self._air: Tensor | None = None
@@ -78,11 +80,15 @@ class Sweep:
         """(first plane, averaged logits (classes, H, W, D) float32 or float16) in order along `axis`."""
         self.network.to(self.device)
         self.report.progress("segmenting", 0, len(self.starts))
-        for first, end in itertools.pairwise(self.borders):
-            self._add([start for start in self.starts if start[self.axis] == first])
-            band = self._open.pop(0)
-            assert (band.first, band.end) == (first, end)
-            yield first, band.logits.div_(band.weights)
+        for row, following in itertools.pairwise([*self.rows, self.borders[-1]]):
+            self._add([start for start in self.starts if start[self.axis] == row])
+            while self._open and self._open[0].end <= following:
+                yield self._pop()
+
+    def _pop(self) -> tuple[int, Tensor]:
+        """The first band, averaged; nothing here holds it any longer."""
+        band = self._open.pop(0)
+        return band.first, band.logits.div_(band.weights)
 
     def _add(self, starts: list[Start]) -> None:
         """Add up the tiles of one row. Air tiles (zero everywhere) all get the network's one answer to air."""
@@ -96,11 +102,9 @@ class Sweep:
                 for start, own in zip(batch, scores):
                     self._count(start, own)
         while air:
-            if self._air is None:
-                scores = self._try(air[:1])
-                self._air = None if scores is None else scores[0]
-                continue
-            self._count(air.pop(), self._air)
+            scores = self._try(air[:1])
+            if scores is not None:
+                self._count(air.pop(0), scores[0])
 
     def _try(self, starts: list[Start]) -> Tensor | None:
         """As `_attempt`, and the step down where it failed: by then the failed attempt's tensors are gone."""
@@ -112,7 +116,11 @@ class Sweep:
     def _attempt(self, starts: list[Start]) -> Tensor | None:
         """Weighted logits (B, classes, *tile) of these tiles where the sums are, and room for them in the sums; None
         when memory ran out and there is a smaller way to try. Nothing is added up before all is there."""
+        first = min(start[self.axis] for start in starts)
         try:
+            if self._air is not None and starts[0] in self.air:
+                self._make_room(first)
+                return self._air
             tiles = torch.stack([self.image[(slice(None), *self._place(start))] for start in starts])
             if self.plan is None:
                 with watch(self.device) as probe:
@@ -121,9 +129,12 @@ class Sweep:
                 self.report.say(str(self.plan))
             else:
                 scores = self._scores(tiles)
-            self._make_room(min(start[self.axis] for start in starts))
+            self._make_room(first)
             scores = scores.to(self.plan.accumulate, self.plan.dtype)
-            return scores.mul_(self._window.to(scores.device, scores.dtype))
+            scores.mul_(self._window.to(scores.device, scores.dtype))
+            if starts[0] in self.air:
+                self._air = scores
+            return scores
         except Exception as error:
             known = error if isinstance(error, OutOfMemoryError) else recognise(error)
             if not isinstance(known, OutOfMemoryError):
@@ -151,11 +162,10 @@ class Sweep:
 
     def _make_plan(self, probe: Footprint) -> MemoryPlan:
         shape = self.image.shape[1:]
-        widest = max(end - first for first, end in itertools.pairwise(self.borders))
         return plan_memory(
             shape,
             axis=self.axis,
-            planes=min(shape[self.axis], self.tile[self.axis] + widest),
+            planes=self.tile[self.axis],
             classes=self.classes,
             tiles=len(self.starts) - max(0, len(self.air) - 1),
             device=self.device,
