@@ -19,7 +19,7 @@ from .reporting.reporter import Reporter
 if TYPE_CHECKING:
     from .inference.cases import Job, Work
 
-FORMATS = ("nii.gz", "nii", "nrrd", "seg.nrrd", "mha")
+FORMATS = ("nii.gz", "nii", "nrrd", "seg.nrrd", "mha", "dcm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,9 @@ class SegmentConfig(DoorConfig):
     fill_holes: bool = option(False, help="Fill background that a structure encloses.")
     smallest: float | None = option(None, help="Remove islands of fewer ml than this.")
     overwrite: bool = option(False, help="Segment again what is there from the same scan, model and options.")
-    format: str = option("nii.gz", help="Format of results in a folder.", choices=FORMATS)
+    format: str = option(
+        "nii.gz", help="Format of results in a folder; dcm: DICOM SEG, for DICOM input.", choices=FORMATS
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -117,7 +119,7 @@ def _jobs(config: SegmentConfig) -> list[Job]:
     for text in config.input:
         files = tuple(Path(part) for part in text.split(","))
         cases += [Case(case_name(files[0]), files, None)] if len(files) > 1 else find_cases(files)
-    into_file = is_scan_file(config.output) and not config.output.is_dir()
+    into_file = (is_scan_file(config.output) or config.output.suffix.lower() == ".dcm") and not config.output.is_dir()
     if into_file and len(cases) > 1:
         raise UsageError("usage", f"{len(cases)} scans do not fit into one file {config.output}.", "Give a folder.")
     return [Job(c, config.output if into_file else config.output / f"{c.name}.{config.format}") for c in cases]

@@ -15,12 +15,15 @@ import numpy as np
 from HiEndMAECore.reporting.run_record import versions
 from HiEndMAECore.reporting.writing import write_text
 from HiEndMAECore.volumes.datasets import Case
+from HiEndMAECore.volumes.dicom_seg import require_highdicom, series_files, write_dicom_seg
 from HiEndMAECore.volumes.files import is_dicom_file, read_volume, suffix_of, write_labels, write_scalar
 from HiEndMAECore.volumes.preparation import Prepared
 
 from .cleaning import drop_islands, fill_holes, keep_largest
 from .predictor import NetworkSegmentation, Predictor
 from .trust import facts_of, unlike
+
+DICOM = ".dcm"
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,16 @@ class Job:
     @property
     def entropy(self) -> Path:
         """The entropy map beside the result; a segmentation file's is a plain volume."""
-        suffix = suffix_of(self.path)
-        return self.path.with_name(f"{self._stem}_entropy{'.nrrd' if suffix == '.seg.nrrd' else suffix}")
+        plain = {".seg.nrrd": ".nrrd", DICOM: ".nii.gz"}
+        return self.path.with_name(f"{self._stem}_entropy{plain.get(self.suffix, self.suffix)}")
+
+    @property
+    def suffix(self) -> str:
+        return suffix_of(self.path) or self.path.suffix.lower()
 
     @property
     def _stem(self) -> str:
-        return self.path.name[: len(self.path.name) - len(suffix_of(self.path))]
+        return self.path.name[: len(self.path.name) - len(self.suffix)]
 
 
 @dataclass
@@ -83,6 +90,9 @@ class Work:
 def read_job(job: Job, predictor: Predictor, options: Options) -> Work:
     """The scan, prepared; the scan itself is let go. Raises `InputError`."""
     started = time.monotonic()
+    if job.suffix == DICOM:  # found out now, not when all is computed
+        require_highdicom()
+        series_files(job.case.channels[0], options.series)
     volume = read_volume(job.case.channels, name=job.case.name, series=options.series, frame=options.frame)
     prepared = predictor.prepare(volume, spacing=options.spacing)
     facts = facts_of(volume.geometry, prepared.array, options.spacing or predictor.plan.spacing)
@@ -123,7 +133,11 @@ def write_job(job: Job, work: Work, predictor: Predictor, options: Options) -> d
         "seconds_of_parts": {name: round(seconds, 2) for name, seconds in work.seconds.items()},
     }
     write_text(job.record, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    write_labels(job.path, labels, native, structures=predictor.structures)
+    if job.suffix == DICOM:
+        sources = series_files(job.case.channels[0], options.series)
+        write_dicom_seg(job.path, labels, native, structures=predictor.structures, sources=sources)
+    else:
+        write_labels(job.path, labels, native, structures=predictor.structures)
     return record
 
 

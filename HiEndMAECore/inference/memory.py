@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -42,6 +43,11 @@ class MemoryPlan:
     needed: int
     tiles: int
     expected: float | None = None
+
+    def told(self) -> dict[str, Any]:
+        """For events."""
+        place, kind = str(self.accumulate), str(self.dtype)
+        return {"tiles": self.tiles, "batch": self.batch, "sums_bytes": self.needed, "sums_on": place, "sums_in": kind}
 
     def __str__(self) -> str:
         kind = {torch.float32: "32-bit", torch.float16: "16-bit"}[self.dtype]
@@ -111,6 +117,17 @@ def plan_memory(
 def has_room_for(voxels: int, channels: int) -> bool:
     """May another scan like this (stored voxels) be read, or its result be finished, beside the work at hand?"""
     return voxels * (READ_BYTES * channels + HOME_BYTES) < _SPARE * free_memory(CPU)
+
+
+def refuse_if_home_is_short(voxels: int) -> None:
+    """Raise `OutOfMemoryError` where labels could not be brought back to a scan of so many stored voxels."""
+    needed, free = voxels * HOME_BYTES, free_memory(CPU)
+    if needed > free:
+        raise OutOfMemoryError(
+            "scan_too_large",
+            f"The result of this scan needs {needed / 1e9:.2f} GB of memory; {free / 1e9:.2f} GB are free.",
+            "Close other programs, or crop the scan.",
+        )
 
 
 def free_memory(device: torch.device) -> int:

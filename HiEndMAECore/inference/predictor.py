@@ -9,6 +9,7 @@ Usage:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,7 @@ from HiEndMAECore.volumes.preparation import (
 )
 from HiEndMAECore.volumes.volume import Structure, Volume
 
+from .memory import refuse_if_home_is_short
 from .sliding import Sweep
 from .trust import read_logits, slices_to_review
 
@@ -130,7 +132,11 @@ class Predictor:
         return prepare(volume, plan)
 
     def infer(self, prepared: Prepared, *, report: Reporter | None = None, mirror: bool = False) -> NetworkSegmentation:
-        """Labels, entropy and confidence on the network's grid; logits are let go band by band."""
+        """Labels, entropy and confidence on the network's grid; logits are let go band by band.
+
+        Raises `OutOfMemoryError`, before the first tile where that can be foreseen.
+        """
+        refuse_if_home_is_short(math.prod(prepared.native.shape))
         values = np.array([0, *(structure.value for structure in self.structures)])
         values = values.astype(np.min_scalar_type(int(values.max())))
         labels = np.empty(prepared.shape, values.dtype)

@@ -127,6 +127,7 @@ class Sweep:
                     scores = self._scores(tiles)
                 self.plan = self._make_plan(probe)
                 self.report.say(str(self.plan))
+                self.report.metric("expected_seconds", self.plan.expected, **self.plan.told())
             else:
                 scores = self._scores(tiles)
             self._make_room(first)

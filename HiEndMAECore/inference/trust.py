@@ -19,7 +19,7 @@ from torch import Tensor
 from HiEndMAECore.volumes.preparation import Grid
 from HiEndMAECore.volumes.volume import Geometry
 
-_PIECE = 2**21  # logits worked on at once
+_PIECE = 2**18  # logits worked on at once
 _COARSER = 2.0  # voxel edges that differ by this factor from every teaching scan's are told
 _BRIGHTER = 0.25  # of the normalised range
 _LARGER = 2.0  # field of view

@@ -19,15 +19,17 @@ import torch
 from dicom_series import write_series
 
 from HiEndMAECore.checkpoints.model_folder import ModelDescription, write_model
-from HiEndMAECore.errors import Cancelled, HiEndMAEError, InputError
+from HiEndMAECore.errors import Cancelled, HiEndMAEError, InputError, MissingDependencyError
 from HiEndMAECore.inference.conveyor import convey, gather, my_share
+from HiEndMAECore.inference.predictor import Predictor
 from HiEndMAECore.inference.trust import facts_of, slices_to_review, unlike
 from HiEndMAECore.networks import UNETR
 from HiEndMAECore.reporting.reporter import Reporter
 from HiEndMAECore.segment import SegmentConfig, run
-from HiEndMAECore.volumes.files import read_labels
+from HiEndMAECore.volumes.datasets import find_cases
+from HiEndMAECore.volumes.files import read_labels, read_volume
 from HiEndMAECore.volumes.preparation import Grid
-from HiEndMAECore.volumes.volume import Geometry
+from HiEndMAECore.volumes.volume import Geometry, Volume
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ARGUMENTS = {
@@ -275,6 +277,92 @@ def test_a_fault_of_ours_is_not_taken_for_a_bad_scan() -> None:
     )
     with pytest.raises(ZeroDivisionError):
         list(told)
+
+
+# -- DICOM in and out --------------------------------------------------------------------------------------------
+
+
+def dicom_scan(folder: Path) -> Path:
+    """A noisy series whose files are named against their order, with a localizer of another size among them."""
+    rng = np.random.default_rng(0)
+    heights = np.arange(12) * 4.0
+    origins = np.stack([np.full(12, -30.0), np.full(12, -20.0), heights[::-1]], axis=1)
+    uid = "1.2.826.0.1.3680043.8.498.1"
+    write_series(folder, origins, spacing=(2.0, 2.5), uid=uid, value=lambda lps: rng.normal(40, 60, lps.shape[:-1]))
+    write_series(folder, np.array([[0, 0, 90.0]]), size=(30, 30), uid=uid, prefix="scout", first_number=99)
+    return folder
+
+
+def test_a_dicom_segmentation_names_the_slices_it_was_drawn_on(model: Path, tmp_path: Path) -> None:
+    hd = pytest.importorskip("highdicom", reason="highdicom is an extra")
+    import pydicom
+
+    scan = dicom_scan(tmp_path / "scan")
+    run(config(model, scan, tmp_path / "as_nifti"))
+    run(config(model, scan, tmp_path / "as_dicom", format="dcm"))
+    drawn = read_labels(tmp_path / "as_nifti" / "scan.nii.gz").array[0]
+    assert (drawn > 0).any()
+    seg = hd.seg.segread(tmp_path / "as_dicom" / "scan.dcm")
+    assert [seg.get_segment_description(n).segment_label for n in seg.segment_numbers] == ["liver", "spleen"]
+    files = [pydicom.dcmread(file) for file in sorted(scan.glob("slice_*.dcm"))]
+    assert seg.StudyInstanceUID == files[0].StudyInstanceUID
+    frames = seg.get_pixels_by_source_instance(
+        [file.SOPInstanceUID for file in files], combine_segments=True, ignore_spatial_locations=True,
+        assert_missing_frames_are_empty=True,
+    )  # fmt: skip
+    heights = np.argsort([file.ImagePositionPatient[2] for file in files])
+    expected = np.select([drawn == 3, drawn == 9], [1, 2])
+    np.testing.assert_array_equal(frames[heights], expected.transpose(2, 1, 0))
+
+
+def test_a_dicom_segmentation_needs_dicom_and_its_package(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = config(model, write_scan(tmp_path / "scan.nii.gz"), tmp_path / "out", format="dcm")
+    monkeypatch.setitem(sys.modules, "highdicom", None)
+    with pytest.raises(MissingDependencyError, match="highdicom"):
+        run(wanted)
+    monkeypatch.setitem(sys.modules, "highdicom", object())
+    with pytest.raises(InputError, match="is no DICOM series"):
+        run(wanted)
+
+
+@pytest.mark.parametrize("folder", ["dicom_gantry_tilt", "dicom_jpeg2000", "orientation_pir"])
+def test_real_scans_keep_their_shape_and_affine(model: Path, tmp_path: Path, real_data: Path, folder: str) -> None:
+    place = real_data / "robustness" / folder
+    if not place.is_dir():
+        pytest.skip(f"there is no {folder}")
+    report = Reporter(quiet=True)
+    outputs = run(config(model, place, tmp_path / "out", spacing=(12.0, 12.0, 12.0)), report)
+    assert outputs
+    for case in find_cases([place]):
+        given, made = read_volume(case.channels), read_labels(outputs[case.name], allow_empty=True)
+        assert made.shape == given.shape
+        np.testing.assert_allclose(made.affine, given.affine, atol=1e-3)
+    codes = {warning["code"] for warning in report.warnings}
+    assert ("gantry_tilt" in codes) == (folder == "dicom_gantry_tilt")
+
+
+@pytest.mark.parametrize("turn", [(0, 2, 1), (2, 1, 0), (1, 2, 0)])
+def test_how_a_scan_is_stored_does_not_matter(model: Path, turn: tuple[int, int, int]) -> None:
+    """Axes permuted and one flipped, the affine with them: the same labels at the same places in the patient."""
+    predictor = Predictor.load(model, device=torch.device("cpu"))
+    array = np.random.default_rng(0).normal(40, 60, (1, 30, 26, 22)).astype(np.float32)
+    affine = np.diag([3.0, 4.0, 5.0, 1.0])
+    straight = predictor.segment(Volume(array, Geometry((30, 26, 22), affine))).labels
+    turned = np.ascontiguousarray(array.transpose(0, *[axis + 1 for axis in turn])[:, ::-1])
+    matrix = np.zeros((4, 4))
+    matrix[3, 3] = 1
+    for stored, axis in enumerate(turn):
+        matrix[axis, stored] = 1
+    flip = np.diag([-1.0, 1.0, 1.0, 1.0])
+    flip[0, 3] = turned.shape[1] - 1
+    other = predictor.segment(Volume(turned, Geometry(turned.shape[1:], affine @ matrix @ flip))).labels
+    back = other[::-1].transpose(np.argsort(turn))
+    assert (straight > 0).any()
+    for value in (3, 9):
+        both = int(((straight == value) & (back == value)).sum())
+        assert 2 * both >= 0.99 * (int((straight == value).sum()) + int((back == value).sum()))
 
 
 # -- how far to trust --------------------------------------------------------------------------------------------
