@@ -70,6 +70,9 @@ def run(config: SegmentConfig, report: Reporter | None = None) -> dict[str, Any]
     if len(todo) < len(mine):
         report.say(f"{len(mine) - len(todo)} result(s) are there already; --overwrite makes them again.")
 
+    if todo:
+        predictor.probe()
+
     def compute(job: Job, work: Work) -> Work:
         report.say(f"{job.case.name} ({todo.index(job) + 1} of {len(todo)})")
         for note in work.warnings:

@@ -21,8 +21,9 @@ from torch.nn import functional as F
 
 from HiEndMAECore.checkpoints.model_folder import ModelDescription, read_description, read_weights
 from HiEndMAECore.checkpoints.official import load_strictly
-from HiEndMAECore.errors import InputError
+from HiEndMAECore.errors import InputError, OutOfMemoryError
 from HiEndMAECore.networks import UNETR
+from HiEndMAECore.reporting.front_door import recognise
 from HiEndMAECore.reporting.reporter import Reporter
 from HiEndMAECore.volumes.preparation import (
     Grid,
@@ -34,9 +35,11 @@ from HiEndMAECore.volumes.preparation import (
 )
 from HiEndMAECore.volumes.volume import Structure, Volume
 
-from .memory import refuse_if_home_is_short
-from .sliding import Sweep
+from .memory import Footprint, refuse_if_home_is_short, watch
+from .sliding import Sweep, forward
 from .trust import read_logits, slices_to_review
+
+_LONG = 1.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class Predictor:
         self.description = description
         self.device = device
         self.exact = exact
+        self._footprint: Footprint | None = None
         self.tile = tuple(int(edge) for edge in description.architecture["arguments"]["image_size"])
         preparation = description.preparation
         try:
@@ -131,6 +135,25 @@ class Predictor:
             plan = PreparationPlan((r, a, s), plan.normalisation)
         return prepare(volume, plan)
 
+    @torch.inference_mode()
+    def probe(self) -> Footprint:
+        """What one tile costs, measured once. In a batch: before anything else runs beside it."""
+        if self._footprint is None:
+            channels = len(self.description.channels)
+            self._footprint = Footprint()
+            try:
+                self.network.to(self.device)
+                tile = torch.zeros((1, channels, *self.tile), device=self.device)
+                for _ in range(2):
+                    with watch(self.device) as self._footprint:
+                        forward(self.network, tile, exact=self.exact)
+                    if self._footprint.seconds > _LONG:
+                        break  # else the first one was slow for being the first
+            except Exception as error:
+                if not isinstance(recognise(error), OutOfMemoryError):
+                    raise
+        return self._footprint
+
     def infer(self, prepared: Prepared, *, report: Reporter | None = None, mirror: bool = False) -> NetworkSegmentation:
         """Labels, entropy and confidence on the network's grid; logits are let go band by band.
 
@@ -188,6 +211,7 @@ class Predictor:
             report=report or Reporter(quiet=True),
             mirror=mirror,
             exact=self.exact,
+            probe=self.probe(),
         )
         for first, logits in sweep.bands():
             # From the padded grid to the scan's: planes of padding fall away.

@@ -24,7 +24,7 @@ from HiEndMAECore.errors import OutOfMemoryError
 from HiEndMAECore.reporting.front_door import recognise
 from HiEndMAECore.reporting.reporter import Reporter
 
-from .memory import CPU, Footprint, MemoryPlan, free_memory, plan_memory, watch
+from .memory import CPU, Footprint, MemoryPlan, free_memory, plan_memory
 from .tiling import plan_tiles, tile_weights
 
 Start = tuple[int, int, int]
@@ -40,11 +40,20 @@ class _Band:
     weights: Tensor
 
 
+def forward(network: nn.Module, tiles: Tensor, *, exact: bool) -> Tensor:
+    """(B, C, H, W, D) -> float32 logits (B, classes, H, W, D); in bf16 where the processor has it, unless `exact`."""
+    if exact:
+        return network(tiles)
+    with autocast(tiles.device):
+        return network(tiles).float()
+
+
 class Sweep:
     """One scan under the window.
 
     image: (C, H, W, D), at least a tile's size everywhere. exact: float32 throughout, no autocast. mirror: average over
-    all eight mirrorings. Out of memory is a step down (`_step_down`); tiles that are done stay done.
+    all eight mirrorings. probe: what one tile costs, from which the plan is made where none is given. Out of memory is
+    a step down (`_step_down`); tiles that are done stay done.
     """
 
     def __init__(
@@ -58,11 +67,13 @@ class Sweep:
         report: Reporter,
         mirror: bool = False,
         exact: bool = False,
+        probe: Footprint | None = None,
         plan: MemoryPlan | None = None,
     ) -> None:
         self.image, self.network, self.device, self.report = image, network, device, report
         self.tile = tuple(int(edge) for edge in tile)
         self.classes, self.mirror, self.exact, self.plan = classes, mirror, exact, plan
+        self.probe = probe or Footprint()
         shape = image.shape[1:]
         self.starts: list[Start] = plan_tiles(shape, self.tile)
         self.air = {start for start in self.starts if not image[(slice(None), *self._place(start))].any()}
@@ -123,13 +134,10 @@ class Sweep:
                 return self._air
             tiles = torch.stack([self.image[(slice(None), *self._place(start))] for start in starts])
             if self.plan is None:
-                with watch(self.device) as probe:
-                    scores = self._scores(tiles)
-                self.plan = self._make_plan(probe)
+                self.plan = self._make_plan()
                 self.report.say(str(self.plan))
                 self.report.metric("expected_seconds", self.plan.expected, **self.plan.told())
-            else:
-                scores = self._scores(tiles)
+            scores = self._scores(tiles)
             self._make_room(first)
             scores = scores.to(self.plan.accumulate, self.plan.dtype)
             scores.mul_(self._window.to(scores.device, scores.dtype))
@@ -151,17 +159,13 @@ class Sweep:
         total: Tensor | None = None
         for turn in turns:
             axes = [axis + 2 for axis, flipped in enumerate(turn) if flipped]
-            if self.exact:
-                scores = self.network(tiles.flip(axes) if axes else tiles)
-            else:
-                with autocast(self.device):
-                    scores = self.network(tiles.flip(axes) if axes else tiles)
-            scores = scores.flip(axes).float() if axes else scores.float()
+            scores = forward(self.network, tiles.flip(axes) if axes else tiles, exact=self.exact)
+            scores = scores.flip(axes) if axes else scores
             total = scores if total is None else total.add_(scores)
         assert total is not None
         return total / len(turns) if len(turns) > 1 else total
 
-    def _make_plan(self, probe: Footprint) -> MemoryPlan:
+    def _make_plan(self) -> MemoryPlan:
         shape = self.image.shape[1:]
         return plan_memory(
             shape,
@@ -170,7 +174,7 @@ class Sweep:
             classes=self.classes,
             tiles=len(self.starts) - max(0, len(self.air) - 1),
             device=self.device,
-            probe=probe,
+            probe=Footprint(self.probe.bytes, self.probe.seconds * (8 if self.mirror else 1)),
             free_device=free_memory(self.device),
             free_system=free_memory(CPU),
         )
