@@ -68,6 +68,7 @@ def run(config: FinetuneConfig, report: Reporter | None = None) -> dict[str, Any
     model_folder.refuse_taken(config.output)
     from .checkpoints.transfer import read_initial, start_from
     from .devices import choose_device
+    from .inference.trust import facts_of
     from .networks import UNETR
     from .networks.registry import unetr_arguments
     from .reporting.run_record import versions
@@ -135,6 +136,9 @@ def run(config: FinetuneConfig, report: Reporter | None = None) -> dict[str, Any
         training={
             **origin,
             "cases": len(scans),
+            "teaching": [
+                facts_of(case.scan.geometry, scan.image.numpy(), plan.spacing) for case, scan in zip(read, scans)
+            ],
             "steps": result.steps,
             "steps_planned": result.planned,
             "seconds": round(result.seconds, 1),

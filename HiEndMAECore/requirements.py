@@ -19,7 +19,10 @@ REQUIRED = (
     "SimpleITK>=2.3",
     "scipy>=1.10",
 )
-OPTIONAL = {"matplotlib>=3.7": "to draw pictures and curves"}
+OPTIONAL = {
+    "matplotlib>=3.7": "to draw pictures and curves",
+    "highdicom>=0.24": "to write DICOM segmentations",
+}
 
 
 def name_of(line: str) -> str:

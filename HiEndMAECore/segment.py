@@ -5,7 +5,6 @@ python -m HiEndMAECore.segment --model my-model --input scans/ --output results/
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,15 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .configuration import DoorConfig, option, require_positive
-from .errors import InputError, UsageError
+from .errors import HiEndMAEError, InputError, UsageError
 from .reporting.front_door import open_door
 from .reporting.reporter import Reporter
 
 if TYPE_CHECKING:
-    from .inference.predictor import Predictor
-    from .volumes.datasets import Case
+    from .inference.cases import Job, Work
 
-FORMATS = ("nii.gz", "nii", "nrrd", "seg.nrrd", "mha")
+FORMATS = ("nii.gz", "nii", "nrrd", "seg.nrrd", "mha", "dcm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +35,16 @@ class SegmentConfig(DoorConfig):
     mirror: bool = option(False, help="Average over mirrored scans (8 times slower).")
     uncertainty: bool = option(False, help="Also write NAME_entropy: 0 where the model is sure, 1 where it is not.")
     clean: bool = option(False, help="Keep only the largest piece of each structure.")
-    format: str = option("nii.gz", help="Format of results in a folder.", choices=FORMATS)
+    fill_holes: bool = option(False, help="Fill background that a structure encloses.")
+    smallest: float | None = option(None, help="Remove islands of fewer ml than this.")
+    overwrite: bool = option(False, help="Segment again what is there from the same scan, model and options.")
+    format: str = option(
+        "nii.gz", help="Format of results in a folder; dcm: DICOM SEG, for DICOM input.", choices=FORMATS
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, "spacing")
+        require_positive(self, "spacing", "smallest")
 
 
 def run(config: SegmentConfig, report: Reporter | None = None) -> dict[str, Any]:
@@ -50,91 +53,86 @@ def run(config: SegmentConfig, report: Reporter | None = None) -> dict[str, Any]
     assert config.model is not None
     assert config.output is not None
     from .devices import choose_device
+    from .inference import cases
+    from .inference.conveyor import convey, gather, my_share
+    from .inference.memory import has_room_for
     from .inference.predictor import Predictor
-    from .volumes.datasets import Case, find_cases
-    from .volumes.files import case_name, is_scan_file
 
-    cases: list[Case] = []
-    for text in config.input:
-        files = tuple(Path(part) for part in text.split(","))
-        cases += [Case(case_name(files[0]), files, None)] if len(files) > 1 else find_cases(files)
-    into_file = is_scan_file(config.output) and not config.output.is_dir()
-    if into_file and len(cases) > 1:
-        raise UsageError("usage", f"{len(cases)} scans do not fit into one file {config.output}.", "Give a folder.")
+    jobs = _jobs(config)
     predictor = Predictor.load(config.model, device=choose_device(config.device))
     if config.mirror and any(side in s.name.lower() for s in predictor.structures for side in ("left", "right")):
         told = "The model knows left and right structures: averaging over mirrored scans confuses them."
         report.warning("mirror_confuses_sides", told, "Leave --mirror out.")
+    asked = cases.Options(**{name: getattr(config, name) for name in cases.Options.__dataclass_fields__})
+    fresh = config.overwrite or len(jobs) == 1
+    mine = my_share(jobs)
+    todo = [job for job in mine if fresh or not cases.is_done(job, predictor, asked)]
+    if len(todo) < len(mine):
+        report.say(f"{len(mine) - len(todo)} result(s) are there already; --overwrite makes them again.")
 
-    outputs, failed = {}, {}
-    for number, case in enumerate(cases):
-        path = config.output if into_file else config.output / f"{case.name}.{config.format}"
-        report.say(f"{case.name} ({number + 1} of {len(cases)})")
-        try:
-            _segment(case, predictor, path, config, report)
-        except InputError as error:
-            if len(cases) == 1:
-                raise
-            failed[case.name] = error
-            report.warning(error.code, f"{case.name} was skipped: {error.message}", error.advice)
-            continue
-        outputs[case.name] = path
+    if todo:
+        predictor.probe()
+
+    def compute(job: Job, work: Work) -> Work:
+        report.say(f"{job.case.name} ({todo.index(job) + 1} of {len(todo)})")
+        for note in work.warnings:
+            report.warning(note["code"], f"{job.case.name}: {note['message']}", note["advice"])
+        started = time.monotonic()
+        work.result = predictor.infer(work.prepared, report=report, mirror=config.mirror)
+        work.seconds["compute"] = time.monotonic() - started
+        return work.without_scan()
+
+    rows: list[tuple[str, float | None, HiEndMAEError | None]] = []
+    for job, outcome in convey(
+        todo,
+        read=lambda job: cases.read_job(job, predictor, asked),
+        compute=compute,
+        finish=lambda job, work: cases.write_job(job, work, predictor, asked),
+        beside=lambda work: has_room_for(work.voxels, len(work.prepared.array)),
+        report=report,
+    ):
+        error = outcome if isinstance(outcome, HiEndMAEError) else None
+        if error is not None and len(jobs) == 1:
+            raise error
+        if error is not None:
+            report.warning(error.code, f"{job.case.name} was skipped: {error.message}", error.advice)
+        rows.append((job.case.name, None if isinstance(outcome, HiEndMAEError) else outcome["seconds"], error))
+    rows = gather(rows)
+    if len(jobs) > 1:
+        _tell(rows, report)
+    failed = [name for name, _, error in rows if error is not None]
     if failed:
         raise InputError(
             "some_cases_failed",
-            f"{len(outputs)} of {len(cases)} scans were segmented; these could not be used: {', '.join(failed)}.",
+            f"{len(jobs) - len(failed)} of {len(jobs)} scans were segmented; these could not be used: {', '.join(failed)}.",
             "The reasons are given above; the other results are in place.",
         )
-    report.say(f"Done: {len(outputs)} scan(s), results in {config.output}.")
-    return outputs
+    report.say(f"Done: {len(jobs)} scan(s), results in {config.output}.")
+    return {job.case.name: job.path for job in jobs}
 
 
-def _segment(case: Case, predictor: Predictor, path: Path, config: SegmentConfig, report: Reporter) -> None:
-    """One scan to its label map, its report and, when asked, its entropy map."""
-    from .inference.cleaning import keep_largest
-    from .reporting.run_record import versions
-    from .reporting.writing import write_text
-    from .volumes.files import read_volume, suffix_of, write_labels, write_scalar
+def _jobs(config: SegmentConfig) -> list[Job]:
+    """Every scan that the config names, and where its result goes."""
+    from .inference.cases import Job
+    from .volumes.datasets import Case, find_cases
+    from .volumes.files import case_name, is_scan_file
 
-    started = time.monotonic()
-    told = len(report.warnings)
-    volume = read_volume(case.channels, name=case.name, series=config.series, frame=config.frame)
-    for note in volume.notes:
-        report.warning(note["code"], f"{case.name}: {note['message']}", note["advice"])
-    result = predictor.segment(
-        volume, report=report, spacing=config.spacing, mirror=config.mirror, uncertainty=config.uncertainty
-    )
-    labels = result.labels
-    removed: dict[int, int] = {}
-    if config.clean:
-        labels, removed = keep_largest(labels, [structure.value for structure in predictor.structures])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    suffix = suffix_of(path)
-    stem = path.name[: len(path.name) - len(suffix)]
-    if result.entropy is not None:
-        plain = ".nrrd" if suffix == ".seg.nrrd" else suffix
-        write_scalar(path.with_name(f"{stem}_entropy{plain}"), result.entropy, volume.geometry)
-    structures = []
-    for structure in predictor.structures:
-        voxels = int((labels == structure.value).sum())
-        row = {
-            "name": structure.name,
-            "value": structure.value,
-            "volume_ml": round(voxels * volume.geometry.voxel_ml, 3),
-        }
-        structures.append({**row, "cleaned_voxels": removed[structure.value]} if structure.value in removed else row)
-    record = {
-        "case": case.name,
-        "model": predictor.description.name,
-        "weights_sha256": predictor.description.weights_sha256,
-        "spacing_mm": list(config.spacing or predictor.plan.spacing),
-        "structures": structures,
-        "warnings": report.warnings[told:],
-        "versions": versions(),
-        "seconds": round(time.monotonic() - started, 2),
-    }
-    write_text(path.with_name(f"{stem}.json"), json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    write_labels(path, labels, volume.geometry, structures=predictor.structures)  # last: where it is, all is there
+    assert config.output is not None
+    cases: list[Case] = []
+    for text in config.input:
+        files = tuple(Path(part) for part in text.split(","))
+        cases += [Case(case_name(files[0]), files, None)] if len(files) > 1 else find_cases(files)
+    into_file = (is_scan_file(config.output) or config.output.suffix.lower() == ".dcm") and not config.output.is_dir()
+    if into_file and len(cases) > 1:
+        raise UsageError("usage", f"{len(cases)} scans do not fit into one file {config.output}.", "Give a folder.")
+    return [Job(c, config.output if into_file else config.output / f"{c.name}.{config.format}") for c in cases]
+
+
+def _tell(rows: Sequence[tuple[str, float | None, HiEndMAEError | None]], report: Reporter) -> None:
+    """The table at the end of a batch."""
+    width = max((len(name) for name, _, _ in rows), default=0)
+    for name, seconds, error in sorted(rows, key=lambda row: row[0]):
+        report.say(f"  {name:<{width}}  {f'done in {seconds:.1f} s' if error is None else f'skipped: {error.message}'}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

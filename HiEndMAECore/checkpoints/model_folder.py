@@ -44,7 +44,8 @@ class ModelDescription:
     preparation: {"spacing": [R, A, S] mm, "normalisation": {…}, "orientation": "RAS"}, see `volumes.preparation`.
     labels: [{"value", "name", "colour": [r, g, b], "terminology": {…}}], without background; empty for pretraining.
         Values are those of the label maps that it learned from and that it writes.
-    training: how it was trained: init and its SHA-256, steps, seconds, seed, versions, self-check.
+    training: how it was trained: init and its SHA-256, steps, seconds, seed, versions, self-check; "teaching": facts of
+        the scans (no pixels), see `inference.trust`.
     weights_sha256: of the weights file; filled on writing.
     """
 

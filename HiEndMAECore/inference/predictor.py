@@ -9,9 +9,9 @@ Usage:
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,32 +21,62 @@ from torch.nn import functional as F
 
 from HiEndMAECore.checkpoints.model_folder import ModelDescription, read_description, read_weights
 from HiEndMAECore.checkpoints.official import load_strictly
-from HiEndMAECore.devices import autocast
-from HiEndMAECore.errors import InputError
+from HiEndMAECore.errors import InputError, OutOfMemoryError
 from HiEndMAECore.networks import UNETR
+from HiEndMAECore.reporting.front_door import recognise
 from HiEndMAECore.reporting.reporter import Reporter
-from HiEndMAECore.volumes.preparation import PreparationPlan, Prepared, labels_to_native, prepare, scalar_to_native
+from HiEndMAECore.volumes.preparation import (
+    Grid,
+    PreparationPlan,
+    Prepared,
+    labels_to_native,
+    prepare,
+    scalar_to_native,
+)
 from HiEndMAECore.volumes.volume import Structure, Volume
 
-from .tiling import plan_tiles, tile_weights
+from .memory import Footprint, refuse_if_home_is_short, watch
+from .sliding import Sweep, forward
+from .trust import read_logits, slices_to_review
+
+_LONG = 1.0  # seconds
+
+
+@dataclass(frozen=True)
+class NetworkSegmentation:
+    """A result on the network's grid, (H, W, D) each: labels in the model's values; entropy float16, 0 sure to 1.
+
+    confidence: {value of a structure: mean probability, 0 to 1, that its voxels are given}, of structures found.
+    """
+
+    labels: np.ndarray
+    entropy: np.ndarray
+    confidence: dict[int, float]
 
 
 @dataclass(frozen=True)
 class Segmentation:
-    """labels (X, Y, Z) of the scan's own grid, in the model's label values; entropy (X, Y, Z) float32 in 0 (sure) to 1
-    (every structure as likely), or None."""
+    """A result on the scan's own grid: labels (X, Y, Z) in the model's values; entropy (X, Y, Z) float32 in 0 (sure) to 1
+    (every structure as likely), or None; confidence as in `NetworkSegmentation`; review: stored slices (last axis) to
+    look at first, the worst first."""
 
     labels: np.ndarray
     entropy: np.ndarray | None = None
+    confidence: dict[int, float] = field(default_factory=dict)
+    review: list[int] = field(default_factory=list)
 
 
 class Predictor:
-    """A network with what one must know to use it: see `ModelDescription`."""
+    """A network with what one must know to use it: see `ModelDescription`. exact: float32 throughout, no autocast."""
 
-    def __init__(self, network: UNETR, description: ModelDescription, device: torch.device) -> None:
+    def __init__(
+        self, network: UNETR, description: ModelDescription, device: torch.device, *, exact: bool = False
+    ) -> None:
         self.network = network.to(device).eval()
         self.description = description
         self.device = device
+        self.exact = exact
+        self._footprint: Footprint | None = None
         self.tile = tuple(int(edge) for edge in description.architecture["arguments"]["image_size"])
         preparation = description.preparation
         try:
@@ -56,7 +86,7 @@ class Predictor:
         self.structures = structures_of(description)
 
     @classmethod
-    def load(cls, path: Path, *, device: torch.device) -> Predictor:
+    def load(cls, path: Path, *, device: torch.device, exact: bool = False) -> Predictor:
         """The segmentation model in a folder or zip; raises `InputError`."""
         description = read_description(path)
         if description.kind != "segmentation":
@@ -71,7 +101,7 @@ class Predictor:
             raise InputError("model_unusable", f"The model {path} cannot be built: {error}.") from error
         weights = {key: value.float() for key, value in read_weights(path, description).items()}
         load_strictly(network, weights, what="weights")
-        return cls(network, description, device)
+        return cls(network, description, device, exact=exact)
 
     def segment(
         self,
@@ -87,6 +117,11 @@ class Predictor:
         spacing: mm along R, A, S instead of the model's own. mirror: average over the mirrored scan as well.
         Raises `InputError` when the scan has other channels than the model.
         """
+        prepared = self.prepare(volume, spacing=spacing)
+        return self.home(self.infer(prepared, report=report, mirror=mirror), prepared, uncertainty=uncertainty)
+
+    def prepare(self, volume: Volume, *, spacing: Sequence[float] | None = None) -> Prepared:
+        """The scan as the network sees it. Raises `InputError` when it has other channels than the model."""
         if volume.channels != len(self.description.channels):
             raise InputError(
                 "channels_do_not_fit",
@@ -98,51 +133,98 @@ class Predictor:
         if spacing is not None:
             r, a, s = spacing
             plan = PreparationPlan((r, a, s), plan.normalisation)
-        prepared = prepare(volume, plan)
-        logits = self.logits(prepared.array, report=report, mirror=mirror)
-        classes = logits.argmax(0)
-        values = np.array([0, *(structure.value for structure in self.structures)])
-        labels = values.astype(np.min_scalar_type(int(values.max())))[classes.cpu().numpy()]
-        entropy = None
-        if uncertainty:
-            entropy = scalar_to_native(_entropy(logits).cpu().numpy(), prepared)
-        return Segmentation(_home(labels, prepared), entropy)
+        return prepare(volume, plan)
 
     @torch.inference_mode()
+    def probe(self) -> Footprint:
+        """What one tile costs, measured once. In a batch: before anything else runs beside it."""
+        if self._footprint is None:
+            channels = len(self.description.channels)
+            self._footprint = Footprint()
+            try:
+                self.network.to(self.device)
+                tile = torch.zeros((1, channels, *self.tile), device=self.device)
+                for _ in range(2):
+                    with watch(self.device) as self._footprint:
+                        forward(self.network, tile, exact=self.exact)
+                    if self._footprint.seconds > _LONG:
+                        break  # else the first one was slow for being the first
+            except Exception as error:
+                if not isinstance(recognise(error), OutOfMemoryError):
+                    raise
+        return self._footprint
+
+    def infer(self, prepared: Prepared, *, report: Reporter | None = None, mirror: bool = False) -> NetworkSegmentation:
+        """Labels, entropy and confidence on the network's grid; logits are let go band by band.
+
+        Raises `OutOfMemoryError`, before the first tile where that can be foreseen.
+        """
+        refuse_if_home_is_short(math.prod(prepared.native.shape))
+        values = np.array([0, *(structure.value for structure in self.structures)])
+        values = values.astype(np.min_scalar_type(int(values.max())))
+        labels = np.empty(prepared.shape, values.dtype)
+        entropy = np.empty(prepared.shape, np.float16)
+        sums, counts = np.zeros(len(values)), np.zeros(len(values))
+        for place, logits in self._bands(prepared.array, report, mirror=mirror):
+            classes, sure, doubt = (part.cpu().numpy() for part in read_logits(logits))
+            labels[place], entropy[place] = values[classes], doubt
+            counts += np.bincount(classes.ravel(), minlength=len(values))
+            sums += np.bincount(classes.ravel(), weights=sure.ravel(), minlength=len(values))
+            del logits
+        found = {int(v): round(float(s / n), 4) for v, s, n in zip(values[1:], sums[1:], counts[1:]) if n}
+        return NetworkSegmentation(labels, entropy, found)
+
+    def home(self, result: NetworkSegmentation, prepared: Grid, *, uncertainty: bool = False) -> Segmentation:
+        """A result brought back to the scan's own voxels; its entropy as well, when asked."""
+        return Segmentation(
+            labels_to_native(result.labels, prepared),
+            scalar_to_native(result.entropy, prepared) if uncertainty else None,
+            result.confidence,
+            slices_to_review(result.labels, result.entropy, prepared),
+        )
+
     def logits(self, array: np.ndarray, *, report: Reporter | None = None, mirror: bool = False) -> Tensor:
-        """Prepared scan (C, H, W, D) -> (classes, H, W, D) float32, averaged over overlapping tiles."""
-        report = report or Reporter(quiet=True)
+        """Prepared scan (C, H, W, D) -> (classes, H, W, D) float32 on the CPU, averaged over overlapping tiles.
+
+        All of them at once: `infer` does without.
+        """
+        total = torch.empty((len(self.structures) + 1, *array.shape[1:]))
+        for place, logits in self._bands(array, report, mirror=mirror):
+            total[(slice(None), *place)] = logits.to(total)
+        return total
+
+    def _bands(
+        self, array: np.ndarray, report: Reporter | None, *, mirror: bool
+    ) -> Iterator[tuple[tuple[slice, ...], Tensor]]:
+        """(where in the scan, logits (classes, h, w, d) there), band by band; a scan smaller than a tile is padded."""
         image = torch.from_numpy(np.ascontiguousarray(array))
         shape = image.shape[1:]
-        missing = [max(0, edge - there) for edge, there in zip(self.tile, shape)]
-        padding = [part for lack in reversed(missing) for part in (lack // 2, lack - lack // 2)]
-        image = F.pad(image, padding)
-        weights = tile_weights(self.tile, self.device)
-        total: Tensor | None = None
-        counted = torch.zeros(image.shape[1:], device=self.device)
-        starts = plan_tiles(image.shape[1:], self.tile)
-        for step in report.steps("segmenting", len(starts)):
-            place = tuple(slice(first, first + edge) for first, edge in zip(starts[step], self.tile))
-            scores = self._scores(image[(slice(None), *place)].to(self.device)[None], mirror=mirror)[0]
-            if total is None:
-                total = torch.zeros((len(scores), *image.shape[1:]), device=self.device)
-            total[(slice(None), *place)] += scores * weights
-            counted[place] += weights
-        assert total is not None
-        total /= counted
-        inside = tuple(slice(lack // 2, lack // 2 + there) for lack, there in zip(missing, shape))
-        return total[(slice(None), *inside)]
-
-    def _scores(self, tile: Tensor, *, mirror: bool) -> Tensor:
-        """(1, C, *tile) -> (1, classes, *tile) logits, averaged over all mirrorings when asked."""
-        turns = list(itertools.product((False, True), repeat=3)) if mirror else [(False, False, False)]
-        total = torch.zeros((), device=tile.device)
-        for turn in turns:
-            axes = [axis + 2 for axis, flipped in enumerate(turn) if flipped]
-            with autocast(self.device):
-                scores = self.network(tile.flip(axes)).float()
-            total = total + scores.flip(axes)
-        return total / len(turns)
+        lacks = [max(0, edge - there) for edge, there in zip(self.tile, shape)]
+        if any(lacks):
+            image = F.pad(image, [part for lack in reversed(lacks) for part in (lack // 2, lack - lack // 2)])
+        sweep = Sweep(
+            image,
+            self.network,
+            tile=self.tile,
+            classes=len(self.structures) + 1,
+            device=self.device,
+            report=report or Reporter(quiet=True),
+            mirror=mirror,
+            exact=self.exact,
+            probe=self.probe(),
+        )
+        for first, logits in sweep.bands():
+            # From the padded grid to the scan's: planes of padding fall away.
+            place, inside = [], []
+            for axis, (lack, there) in enumerate(zip(lacks, shape)):
+                begin = (first if axis == sweep.axis else 0) - lack // 2
+                low, high = max(0, begin), min(there, begin + logits.shape[axis + 1])
+                place.append(slice(low, high))
+                inside.append(slice(low - begin, high - begin))
+            if place[sweep.axis].start < place[sweep.axis].stop:
+                logits = logits[(slice(None), *inside)]
+                yield tuple(place), logits
+            del logits
 
 
 def structures_of(description: ModelDescription) -> tuple[Structure, ...]:
@@ -156,13 +238,3 @@ def structures_of(description: ModelDescription) -> tuple[Structure, ...]:
         )
         for label in description.labels
     )
-
-
-def _home(labels: np.ndarray, prepared: Prepared) -> np.ndarray:
-    return labels_to_native(labels, prepared)
-
-
-def _entropy(logits: Tensor) -> Tensor:
-    """(classes, H, W, D) -> (H, W, D): entropy of the class probabilities over its largest value."""
-    shares = logits.softmax(0)
-    return -(shares * shares.clamp(min=1e-12).log()).sum(0) / float(np.log(len(logits)))

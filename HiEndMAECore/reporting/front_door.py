@@ -27,6 +27,15 @@ from HiEndMAECore.errors import (
 
 from .reporter import Reporter
 
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "MPS backend out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+
 
 def open_door(
     config_class: type[Config],
@@ -78,8 +87,7 @@ def recognise(error: BaseException) -> HiEndMAEError | None:
     if (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
-        or "DefaultCPUAllocator: can't allocate memory" in text
-        or "DefaultCPUAllocator: not enough memory" in text
+        or any(said in text for said in _OUT_OF_MEMORY)
     ):
         return OutOfMemoryError(
             "out_of_memory",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import os
-import uuid
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -183,7 +182,10 @@ def _load_nifti(path: Path, suffix: str, frame: int | None) -> _Loaded:
         image: Any = nib.load(path, mmap=False)  # a mapped file could not be replaced on Windows
         if image.get_data_dtype().fields is not None or image.get_data_dtype().kind not in "iufb":
             raise _colour(path)
-        array = np.asanyarray(image.dataobj)
+        # Whole numbers of 16 bits with a slope or an intercept fit into 32 bits; nibabel would take 64.
+        scaled = (getattr(image.dataobj, "slope", 1), getattr(image.dataobj, "inter", 0)) != (1, 0)
+        short = image.get_data_dtype().kind in "iu" and image.get_data_dtype().itemsize <= 2
+        array = np.asanyarray(image.dataobj, dtype=np.float32 if scaled and short else None)
     except (EOFError, zlib.error) as error:
         raise _truncated(path) from error
     except gzip.BadGzipFile as error:
@@ -711,7 +713,7 @@ def _write(path: Path, array: np.ndarray, geometry: Geometry, meta: Mapping[str,
     if array.shape != geometry.shape:
         raise ValueError(f"array has shape {array.shape}, its geometry {geometry.shape}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{uuid.uuid4().hex}{suffix}")
+    beside = path.with_name(f".part.{path.name}")  # hidden; what a killed run leaves, the next one writes over
     try:
         if suffix in _NIFTI:
             nib.save(_as_nifti(array, geometry.affine), beside)

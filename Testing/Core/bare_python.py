@@ -22,5 +22,5 @@ sys.path.insert(0, {str(REPOSITORY)!r})
 
 def run_bare(code: str) -> subprocess.CompletedProcess[str]:
     """Run `code` without site-packages; whatever is not standard library or HiEndMAECore cannot be imported."""
-    line = [sys.executable, "-S", "-E", "-s", "-B", "-c", _BLOCK + code]
-    return subprocess.run(line, capture_output=True, text=True, timeout=60, cwd=REPOSITORY / "Testing")
+    line = [sys.executable, "-S", "-E", "-s", "-B", "-X", "utf8", "-c", _BLOCK + code]
+    return subprocess.run(line, capture_output=True, encoding="utf-8", timeout=60, cwd=REPOSITORY / "Testing")

@@ -44,6 +44,7 @@ def write_series(
             "0020|000e": uid,
             "0020|0013": str(first_number + index),
             "0020|0032": "\\".join(f"{part:.6f}" for part in origin),
+            "0020|0052": "1.2.826.0.1.3680043.2.1125.8",
             "0020|0037": "\\".join(f"{part:.8f}" for part in (*row, *column)),
             "0028|1052": "-1024",
             "0028|1053": "1",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,11 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from HiEndMAECore.checkpoints.model_folder import ModelDescription
-from HiEndMAECore.errors import InputError
-from HiEndMAECore.inference.cleaning import keep_largest
+from HiEndMAECore.errors import InputError, OutOfMemoryError
+from HiEndMAECore.inference.cleaning import drop_islands, fill_holes, keep_largest
+from HiEndMAECore.inference.memory import Footprint, MemoryPlan, _group_memory, free_memory, plan_memory, watch
 from HiEndMAECore.inference.predictor import Predictor
+from HiEndMAECore.inference.sliding import Sweep
 from HiEndMAECore.inference.tiling import plan_tiles, tile_weights
 from HiEndMAECore.networks import UNETR
+from HiEndMAECore.reporting.reporter import Reporter
+from HiEndMAECore.volumes.phantom import make_patient
+from HiEndMAECore.volumes.preparation import PreparationPlan, Prepared, prepare
 from HiEndMAECore.volumes.volume import Geometry, Volume
 
 CPU = torch.device("cpu")
@@ -26,15 +34,16 @@ ARGUMENTS = {
 def make_predictor(**changes: object) -> Predictor:
     torch.manual_seed(0)
     arguments = {**ARGUMENTS, **changes}
+    classes = int(arguments["classes"])  # type: ignore[call-overload]
     description = ModelDescription(
         kind="segmentation",
         name="test",
         architecture={"network": "UNETR", "variant": "", "arguments": arguments},
         channels=[f"c{index}" for index in range(int(arguments["in_channels"]))],  # type: ignore[call-overload]
         preparation={"spacing": [2.0, 2.0, 2.0], "normalisation": {"kind": "window", "low": -175.0, "high": 250.0}},
-        labels=[{"value": 3, "name": "liver"}, {"value": 300, "name": "spleen"}],
+        labels=[{"value": value, "name": f"structure {value}"} for value in [3, 300, *range(301, 400)][: classes - 1]],
     )
-    return Predictor(UNETR(**arguments), description, CPU)  # type: ignore[arg-type]
+    return Predictor(UNETR(**arguments), description, CPU, exact=True)  # type: ignore[arg-type]
 
 
 def make_volume(shape: tuple[int, int, int], spacing: float = 2.0, channels: int = 1) -> Volume:
@@ -65,28 +74,196 @@ def test_weights_are_highest_in_the_middle_and_nowhere_zero() -> None:
     assert torch.equal(weights, weights.flip(0))
 
 
-@pytest.mark.parametrize("shape", [(16, 16, 16), (17, 23, 30), (5, 16, 40), (1, 1, 1)])
-def test_logits_are_those_of_a_plain_sliding_window(
-    shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        "HiEndMAECore.inference.predictor.autocast", lambda device: torch.autocast("cpu", enabled=False)
-    )
-    predictor = make_predictor()
-    array = np.random.default_rng(1).random((1, *shape), dtype=np.float32)
-    ours = predictor.logits(array)
-    lacks = [max(0, 16 - n) for n in shape]
+def plain_window(predictor: Predictor, array: np.ndarray) -> np.ndarray:
+    """(K, H, W, D): every tile through the network, float64 sums over the whole scan, as in a textbook."""
+    lacks = [max(0, edge - n) for edge, n in zip(predictor.tile, array.shape[1:])]
     padded = np.pad(array, [(0, 0), *[(lack // 2, lack - lack // 2) for lack in lacks]])
-    total, weight = np.zeros((3, *padded.shape[1:])), np.zeros(padded.shape[1:])
-    window = tile_weights((16, 16, 16), CPU).numpy()
-    for h, w, d in plan_tiles(padded.shape[1:], (16, 16, 16)):
-        place = np.s_[h : h + 16, w : w + 16, d : d + 16]
+    total, weight = np.zeros((len(predictor.structures) + 1, *padded.shape[1:])), np.zeros(padded.shape[1:])
+    window = tile_weights(predictor.tile, CPU).numpy()
+    for start in plan_tiles(padded.shape[1:], predictor.tile):
+        place = tuple(slice(first, first + edge) for first, edge in zip(start, predictor.tile))
         with torch.no_grad():
             scores = predictor.network(torch.from_numpy(padded[(slice(None), *place)])[None])[0].numpy()
         total[(slice(None), *place)] += scores * window
         weight[place] += window
-    inside = tuple(slice(lack // 2, lack // 2 + n) for lack, n in zip(lacks, shape))
-    np.testing.assert_allclose(ours.numpy(), (total / weight)[(slice(None), *inside)], atol=1e-4)
+    inside = tuple(slice(lack // 2, lack // 2 + n) for lack, n in zip(lacks, array.shape[1:]))
+    return (total / weight)[(slice(None), *inside)]
+
+
+def assert_same_labels(classes: np.ndarray, reference: np.ndarray) -> None:
+    """Equal to the likeliest class of `reference` (K, H, W, D) but where its two likeliest are within 1e-4."""
+    second, first = np.sort(reference, axis=0)[-2:]
+    differ = classes != reference.argmax(0)
+    assert not (differ & (first - second > 1e-4)).any()
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 16), (17, 23, 30), (5, 16, 40), (1, 1, 1), (33, 21, 1), (50, 9, 17)])
+@pytest.mark.parametrize("classes", [3, 61])
+def test_logits_and_labels_are_those_of_a_plain_sliding_window(shape: tuple[int, int, int], classes: int) -> None:
+    predictor = make_predictor(classes=classes)
+    array = np.random.default_rng(1).random((1, *shape), dtype=np.float32)
+    array[:, shape[0] // 2 :] = 0  # half of it air
+    reference = plain_window(predictor, array)
+    np.testing.assert_allclose(predictor.logits(array).numpy(), reference, atol=1e-4)
+    result = predictor.infer(Prepared(np.eye(4), Geometry(shape, np.eye(4)), array))
+    values = np.array([0, *(structure.value for structure in predictor.structures)])
+    assert_same_labels(np.searchsorted(values, result.labels), reference)
+    shares = np.exp(reference) / np.exp(reference).sum(0)
+    entropy = -(shares * np.log(shares)).sum(0) / np.log(classes)
+    np.testing.assert_allclose(result.entropy, entropy, atol=2e-3)
+    for value, sure in result.confidence.items():
+        found = result.labels == value
+        assert sure == pytest.approx(float(shares.max(0)[found].mean()), abs=1e-3)
+
+
+class Counting(torch.nn.Module):
+    """A network that counts the tiles it is shown."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network, self.tiles = network, 0
+
+    def forward(self, tiles: torch.Tensor) -> torch.Tensor:
+        self.tiles += len(tiles)
+        return self.network(tiles)
+
+
+def test_air_is_shown_to_the_network_once_and_changes_nothing() -> None:
+    predictor = make_predictor()
+    scan, _ = make_patient(1, shape=(60, 56, 20), spacing=(8.0, 8.0, 8.0))
+    prepared = prepare(scan, PreparationPlan((6.0, 6.0, 6.0), predictor.plan.normalisation), crop=False)
+    reference = plain_window(predictor, prepared.array)
+    predictor.network = counting = Counting(predictor.network)  # type: ignore[assignment]
+    result = predictor.infer(prepared)
+    tiles = plan_tiles(prepared.shape, predictor.tile)
+    assert counting.tiles < 0.8 * len(tiles)
+    assert_same_labels(np.searchsorted([0, 3, 300], result.labels), reference)
+
+
+class Device(torch.nn.Module):
+    """A network on a device with little memory: it refuses batches above `most` tiles, and all until the run has
+    stepped down `refusals` times. Counts the tiles it computed."""
+
+    def __init__(self, network: torch.nn.Module, report: Reporter, *, most: int = 99, refusals: int = 0) -> None:
+        super().__init__()
+        self.network, self.report, self.most, self.refusals, self.tiles = network, report, most, refusals, 0
+
+    def forward(self, tiles: torch.Tensor) -> torch.Tensor:
+        if self.tiles > 5 and (len(tiles) > self.most or len(self.report.warnings) < self.refusals):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        self.tiles += len(tiles)
+        return self.network(tiles)
+
+
+@pytest.mark.parametrize(
+    ("most", "refusals", "told"),
+    [
+        (99, 0, []),
+        (2, 0, ["2 tile(s) at a time"]),
+        (99, 3, ["2 tile(s)", "1 tile(s)", "sums are kept in system memory"]),
+        (99, 4, ["2 tile(s)", "1 tile(s)", "system memory", "the CPU computes instead of cpu:0"]),
+    ],
+)
+def test_running_out_of_memory_is_a_step_down(most: int, refusals: int, told: list[str]) -> None:
+    """The device is 'cpu:0': to the sweep another one than 'cpu', with the whole ladder below it."""
+    predictor, report = make_predictor(), Reporter(quiet=True)
+    image = torch.rand(1, 20, 30, 50, generator=torch.Generator().manual_seed(0))
+    reference = plain_window(predictor, image.numpy())
+    network = Device(predictor.network, report, most=most, refusals=refusals)
+    device = torch.device("cpu", 0)
+    sweep = Sweep(
+        image, network, tile=predictor.tile, classes=3, device=device, report=report, exact=True,
+        plan=MemoryPlan(4, device, torch.float32, 0, 0),
+    )  # fmt: skip
+    logits = torch.cat([band for _, band in sweep.bands()], dim=1 + sweep.axis)
+    np.testing.assert_allclose(logits.numpy(), reference, atol=1e-4)
+    assert_same_labels(logits.argmax(0).numpy(), reference)
+    assert network.tiles == len(sweep.starts)  # none is done twice
+    steps = [warning["message"] for warning in report.warnings]
+    assert len(steps) == len(told)
+    assert all(part in step for part, step in zip(told, steps))
+
+
+def test_at_the_foot_of_the_ladder_lack_of_memory_is_told() -> None:
+    predictor, report = make_predictor(), Reporter(quiet=True)
+    predictor.network = Device(predictor.network, report, refusals=99)  # type: ignore[assignment]
+    with pytest.raises(OutOfMemoryError):
+        predictor.logits(np.ones((1, 40, 40, 40), np.float32), report=report)
+
+
+def test_other_errors_are_not_taken_for_lack_of_memory() -> None:
+    predictor, report = make_predictor(), Reporter(quiet=True)
+
+    def broken(tiles: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("the memory of this cat is short")
+
+    predictor.network.forward = broken  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="cat"):
+        predictor.logits(np.ones((1, 16, 16, 16), np.float32), report=report)
+    assert report.warnings == []
+
+
+GB = 10**9
+
+
+@pytest.mark.parametrize(
+    ("device", "free_device", "free_system", "batch", "where", "dtype"),
+    [
+        ("cuda", 80 * GB, 32 * GB, 4, "cuda", torch.float32),
+        ("cuda", 4 * GB, 32 * GB, 1, "cuda", torch.float32),
+        ("cuda", 2 * GB, 32 * GB, 1, "cpu", torch.float32),
+        ("cuda", 2 * GB, int(1.2 * GB), 1, "cpu", torch.float16),
+        ("cpu", 32 * GB, 32 * GB, 1, "cpu", torch.float32),
+        ("cpu", 4 * GB, 4 * GB, 1, "cpu", torch.float32),
+        ("cpu", 3 * GB, 3 * GB, 1, "cpu", torch.float16),
+    ],
+)
+def test_the_plan_fits_what_is_free(
+    device: str, free_device: int, free_system: int, batch: int, where: str, dtype: torch.dtype
+) -> None:
+    plan = plan_memory(
+        (200, 200, 500), axis=2, planes=144, classes=61, tiles=100, device=torch.device(device),
+        probe=Footprint(int(1.5 * GB), 0.5), free_device=free_device, free_system=free_system,
+    )  # fmt: skip
+    assert (plan.batch, plan.accumulate.type, plan.dtype) == (batch, where, dtype)
+    assert plan.expected == 50
+    assert f"{plan.needed / 1e9:.2f} GB" in str(plan)
+
+
+def test_what_cannot_fit_is_refused_before_it_freezes_the_machine() -> None:
+    with pytest.raises(OutOfMemoryError, match=r"needs 1\.23 GB"):
+        plan_memory(
+            (200, 200, 500), axis=2, planes=144, classes=61, tiles=9, device=CPU, probe=Footprint(GB // 2),
+            free_device=GB, free_system=GB,
+        )  # fmt: skip
+
+
+def test_a_container_is_believed(tmp_path: Path) -> None:
+    """Both generations of cgroups; a group above may be the tighter one, and the cache of files gives way."""
+    for folder, most in (("a", "9000"), ("a/b", "max")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "memory.max").write_text(most)
+        (tmp_path / folder / "memory.current").write_text("5000")
+        (tmp_path / folder / "memory.stat").write_text("anon 1\ninactive_file 1500\n")
+    (tmp_path / "cgroup").write_text("0::/a/b\n")
+    assert list(_group_memory(tmp_path, tmp_path / "cgroup")) == [5500]
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory" / "memory.limit_in_bytes").write_text("7000")
+    (tmp_path / "memory" / "memory.usage_in_bytes").write_text("8000")
+    (tmp_path / "memory" / "memory.stat").write_text("cache 1\n")
+    (tmp_path / "cgroup").write_text("5:cpu:/x\n4:memory:/\n")
+    assert list(_group_memory(tmp_path, tmp_path / "cgroup")) == [0]
+    assert free_memory(CPU) > 10**7
+
+
+def test_a_tile_is_watched() -> None:
+    with watch(CPU) as seen:
+        held = torch.ones(50_000_000)
+    assert seen.seconds > 0
+    if sys.platform == "linux":
+        assert seen.bytes is not None
+        assert seen.bytes > 150_000_000
+    del held
 
 
 @pytest.mark.parametrize("shape", [(20, 30, 17), (40, 12, 1), (3, 3, 3)])
@@ -125,3 +302,19 @@ def test_cleaning_keeps_the_largest_piece_and_tells() -> None:
     assert int((cleaned == 1).sum()) == 6**3 + 1
     assert np.array_equal(cleaned == 2, labels == 2)
     assert int((labels == 1).sum()) == 6**3 + 3  # the given map is left alone
+
+
+def test_islands_below_a_size_go_and_holes_are_filled() -> None:
+    labels = np.zeros((20, 20, 20), np.uint8)
+    labels[2:9, 2:9, 2:9] = 1
+    labels[4:6, 4, 4] = 0  # a hole of two voxels
+    labels[6, 6, 6] = 2  # another structure inside stays
+    labels[15:17, 15, 15] = 1
+    labels[18, 18, 18] = 1
+    cleaned, removed = drop_islands(labels, [1, 2], smaller_than=2)
+    assert removed == {1: 1, 2: 1}
+    assert int((cleaned == 1).sum()) == int((labels == 1).sum()) - 1
+    filled, added = fill_holes(labels, [1, 2])
+    assert added == {1: 2}
+    assert filled[6, 6, 6] == 2
+    assert int((filled == 1).sum()) == int((labels == 1).sum()) + 2
