@@ -33,7 +33,7 @@ _LOGICS = {
 # killed itself leaves that child running.
 _LAUNCHER = """#!{own}
 import subprocess, sys
-code = subprocess.run([{engine!r}, *sys.argv[1:]]).returncode
+code = subprocess.run([*{command!r}, *sys.argv[1:]]).returncode
 sys.exit(code if code >= 0 else 1)
 """
 
@@ -105,13 +105,22 @@ def start(*, engine_python: str | None = None) -> Application:
     _provide("ScriptedLoadableModule", {name: getattr(scripted_module, name) for name in scripted_module.__all__})
     _provide("parameterNodeWrapper", {"parameterNodeWrapper": parameter_node.parameterNodeWrapper})
     _provide("i18n", {"tr": lambda text: text, "translate": lambda context, text: text})
+    bin_folder = folder / "bin"
+    bin_folder.mkdir()
+    os.environ["PATH"] = f"{bin_folder}{os.pathsep}{os.environ['PATH']}"
+    slicer._launcher = bin_folder / "PythonSlicer"
     if engine_python:
-        launcher = folder / "bin" / "PythonSlicer"
-        launcher.parent.mkdir()
-        launcher.write_text(_LAUNCHER.format(own=sys.executable, engine=engine_python), encoding="utf-8")
-        launcher.chmod(launcher.stat().st_mode | stat.S_IXUSR)
-        os.environ["PATH"] = f"{launcher.parent}{os.pathsep}{os.environ['PATH']}"
+        use_engine(engine_python)
     return slicer.app
+
+
+def use_engine(*command: str) -> None:
+    """Let `PythonSlicer` start `command` with its own arguments added; without a command there is no PythonSlicer."""
+    if not command:
+        slicer._launcher.unlink(missing_ok=True)
+        return
+    slicer._launcher.write_text(_LAUNCHER.format(own=sys.executable, command=list(command)), encoding="utf-8")
+    slicer._launcher.chmod(slicer._launcher.stat().st_mode | stat.S_IXUSR)
 
 
 def _start_scene() -> None:
