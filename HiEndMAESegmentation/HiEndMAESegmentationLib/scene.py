@@ -229,6 +229,7 @@ def show_result(
     node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", scene.GenerateUniqueName(name))
     try:
         node.CreateDefaultDisplayNodes()
+        node.SetAndObserveTransformNodeID(volume.GetTransformNodeID())  # before the import, which looks at it
         node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
         with _temporary_label_map(volume, array) as label_map:
             logic = slicer.modules.segmentations.logic()
@@ -236,7 +237,6 @@ def show_result(
                 raise InputError(
                     "result_unreadable", _("The result could not be read."), _("Segment the volume again.")
                 )
-        node.SetAndObserveTransformNodeID(volume.GetTransformNodeID())
         _name_segments(node.GetSegmentation(), labels)
         if surfaces:
             node.CreateClosedSurfaceRepresentation()
@@ -251,6 +251,7 @@ def show_result(
 def _read_label_map(path: Path) -> np.ndarray:
     storage, node = slicer.vtkMRMLVolumeArchetypeStorageNode(), slicer.vtkMRMLLabelMapVolumeNode()
     storage.SetFileName(str(path))
+    storage.SetForceRightHandedIJKCoordinateSystem(False)  # else Slicer flips the slices of a left-handed scan's result
     if not path.is_file() or not storage.ReadData(node):
         raise InputError("result_unreadable", _("The result could not be read."), _("Segment the volume again."))
     return np.array(slicer.util.arrayFromVolume(node))

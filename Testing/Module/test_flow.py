@@ -104,7 +104,7 @@ def test_teach_apply_improve(
     file = tmp_path / "Volumen für Ä.csv"
     monkeypatch.setattr(qt.QFileDialog, "getSaveFileName", lambda *_: str(file))
     module.apply.ui.csvButton.click()
-    rows = list(csv.reader(file.open(encoding="utf-8-sig")))
+    rows = list(csv.reader(file.read_text(encoding="utf-8-sig").splitlines()))
     assert [row[2] for row in rows[1:]] == list(NAMES.values())
     voxels = slicer.util.arrayFromSegmentBinaryLabelmap(result, content.GetNthSegmentID(0), other).sum()
     assert float(rows[1][3]) == pytest.approx(voxels * 8**3 / 1000, rel=1e-3)
