@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
+import numpy
+import qt
 import slicer
 import slicer.util
 from HiEndMAESegmentationLib.apply import ApplyPanel
@@ -11,12 +14,14 @@ from HiEndMAESegmentationLib.improve import ImprovePanel
 from HiEndMAESegmentationLib.models import ModelsPanel
 from HiEndMAESegmentationLib.panel import Session, dimmed, load
 from HiEndMAESegmentationLib.parameters import Parameters
+from HiEndMAESegmentationLib.scene import segments_of
 from HiEndMAESegmentationLib.teach import TeachPanel
 from slicer.i18n import tr as _
 from slicer.i18n import translate
 from slicer.ScriptedLoadableModule import (
     ScriptedLoadableModule,
     ScriptedLoadableModuleLogic,
+    ScriptedLoadableModuleTest,
     ScriptedLoadableModuleWidget,
 )
 from slicer.util import VTKObservationMixin
@@ -125,3 +130,61 @@ class HiEndMAESegmentationWidget(ScriptedLoadableModuleWidget, VTKObservationMix
     def show(self, *_args: Any) -> None:
         for panel in self.panels:
             panel.show()
+
+
+class HiEndMAESegmentationTest(ScriptedLoadableModuleTest):
+    """The whole flow inside Slicer, on a scan made of boxes: Teach three steps, Apply, look at the result."""
+
+    def setUp(self) -> None:
+        slicer.mrmlScene.Clear(0)
+
+    def runTest(self) -> None:
+        self.setUp()
+        self.test_teach_and_apply()
+
+    def test_teach_and_apply(self) -> None:
+        parent = slicer.qMRMLWidget()
+        parent.setLayout(qt.QVBoxLayout())
+        parent.setMRMLScene(slicer.mrmlScene)
+        widget = HiEndMAESegmentationWidget(parent)
+        widget.setup()
+        try:
+            taught, other = self.boxes("taught"), self.boxes("other")
+            segmentation = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "labels")
+            segmentation.CreateDefaultDisplayNodes()
+            segmentation.SetReferenceImageGeometryParameterFromVolumeNode(taught)
+            segment_id = segmentation.GetSegmentation().AddEmptySegment("", "box", [1.0, 0.0, 0.0])
+            mask = (slicer.util.arrayFromVolume(taught) > 0).astype("uint8")
+            slicer.util.updateSegmentBinaryLabelmapFromArray(mask, segmentation, segment_id, taught)
+            widget.teach.steps = 3
+            widget.session.parameters.teachSegmentation = segmentation
+            widget.teach.ui.teachButton.click()
+            self.wait(widget)
+            self.assertEqual(widget.teach.strip.job.end.state, "finished", widget.teach.strip.ui.messageLabel.text)
+            widget.session.parameters.targets = [other]
+            widget.apply.ui.applyButton.click()
+            self.wait(widget)
+            self.assertEqual([case.state for case in widget.apply.cases], ["done"])
+            names = [segment.name for segment in segments_of(widget.apply.results[0])]
+            self.assertEqual(names, ["box"])
+            widget.session.library.delete(widget.session.library.find(widget.session.parameters.model))
+        finally:
+            widget.cleanup()
+
+    def boxes(self, name: str) -> Any:
+        """A CT of water with a box of contrast medium in it, 36 voxels of 6 mm along each side."""
+        voxels = numpy.full((36, 36, 36), -30, "int16")
+        voxels[10:22, 12:26, 8:20] = 120
+        node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", name)
+        slicer.util.updateVolumeFromArray(node, voxels)
+        node.SetSpacing(6.0, 6.0, 6.0)
+        node.CreateDefaultDisplayNodes()
+        return node
+
+    def wait(self, widget: Any, seconds: float = 600.0) -> None:
+        """Until no job runs any more."""
+        end = time.monotonic() + seconds
+        while widget.session.busy:
+            slicer.app.processEvents()
+            time.sleep(0.01)
+            self.assertLess(time.monotonic(), end, "the job took too long")

@@ -48,6 +48,7 @@ class ApplyPanel(VTKObservationMixin):
         layout.insertWidget(1, self.strip.widget)
         self.cases: list[Case] = []
         self.results: list[Any] = []
+        self.reviews: list[tuple[Any, Any, scene.SliceToReview]] = []  # scan, map of uncertainty, slice
         self._filling = False
         self._stopped = False
         strong(self.ui.applyButton)
@@ -70,6 +71,7 @@ class ApplyPanel(VTKObservationMixin):
         self.ui.skipButton.connect("clicked()", self.skip)
         self.ui.retryButton.connect("clicked()", self.retry)
         self.ui.csvButton.connect("clicked()", self.save_csv)
+        self.ui.reviewList.connect("currentRowChanged(int)", self.review)
         self.strip.ui.cancelButton.connect("clicked()", self.stop)
         session.on_models_changed.append(self._fill_models)
         session.on_job_changed.append(self.show)
@@ -98,6 +100,7 @@ class ApplyPanel(VTKObservationMixin):
             self.ui.modelCombo.setCurrentIndex(max(0, self.ui.modelCombo.findData(chosen.model)))
         self._show_cases()
         self._show_volumes()
+        self._show_reviews()
         running = self.running
         self.ui.applyButton.setVisible(not running)
         self.ui.applyButton.enabled = bool(self.ui.modelCombo.count and chosen.targets) and not self.session.busy
@@ -217,6 +220,7 @@ class ApplyPanel(VTKObservationMixin):
             input=(str(folder / "scan.nii"),),
             output=result,
             clean=self.session.parameters.keepLargest,
+            uncertainty=self.session.parameters.uncertainty,
         )
 
         def ended(end: JobEnd) -> None:
@@ -252,6 +256,7 @@ class ApplyPanel(VTKObservationMixin):
             case.state, case.told = "failed", str(error)
             return
         node.SetAttribute(scene.MADE_WITH, model.key)
+        self._take_uncertainty(volume, result.with_name("result_entropy.nii"))
         told = json.loads(result.with_suffix(".json").read_text(encoding="utf-8"))
         scene.update_volumes_table(volume.GetName(), model.name, told["structures"])
         case.state, case.told = "done", " ".join(self.strip.warnings)
@@ -280,6 +285,45 @@ class ApplyPanel(VTKObservationMixin):
         if self.results:
             self.session.parameters.corrected = self.results[-1]
         self.show()
+
+    # -- uncertainty -----------------------------------------------------------------------------------------------
+
+    def _take_uncertainty(self, volume: Any, path: Path) -> None:
+        """The map of a result, where one was asked for; those of the scan's earlier result go."""
+        for other in [other for scan, other, _one in self.reviews if scan is volume]:
+            if slicer.mrmlScene.IsNodePresent(other):
+                slicer.mrmlScene.RemoveNode(other)
+        self.reviews = [entry for entry in self.reviews if entry[0] is not volume]
+        if path.is_file():
+            name = _("{name} - uncertainty").format(name=volume.GetName())
+            overlay, slices = scene.show_uncertainty(path, volume, name=name)
+            self.reviews += [(volume, overlay, one) for one in slices]
+
+    def _show_reviews(self) -> None:
+        there = slicer.mrmlScene.IsNodePresent
+        self.reviews = [entry for entry in self.reviews if there(entry[0]) and there(entry[1])]
+        told = [
+            _("{scan}: slice {number} ({percent} % unsure)").format(
+                scan=volume.GetName(), number=one.number, percent=f"{100 * one.uncertainty:.1f}"
+            )
+            for volume, _overlay, one in self.reviews
+        ]
+        view = self.ui.reviewList
+        if [view.item(row).text() for row in range(view.count)] != told:
+            self._filling = True
+            view.clear()
+            for text in told:
+                view.addItem(text)
+            self._filling = False
+            fit_height(view, len(told), most=6)
+        view.setVisible(bool(told))
+        self.ui.reviewLabel.setVisible(bool(told))
+
+    def review(self, row: int) -> None:
+        """Jump to the slice of this row."""
+        if not self._filling and 0 <= row < len(self.reviews):
+            volume, overlay, one = self.reviews[row]
+            scene.look_at(volume, overlay, one.centre)
 
     # -- volumes ---------------------------------------------------------------------------------------------------
 

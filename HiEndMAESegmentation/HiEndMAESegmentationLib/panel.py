@@ -252,6 +252,7 @@ def dimmed(label: Any) -> None:
 
 def fit_height(view: Any, rows: int, *, most: int = 8) -> None:
     """As high as its rows, between two and `most` of them: empty paper tells nothing."""
-    header = view.horizontalHeader().height if hasattr(view, "horizontalHeader") else 0
-    row = view.sizeHintForRow(0) if rows else 22
-    view.setFixedHeight(header + max(20, row) * min(most, max(2, rows)) + 6)
+    table = hasattr(view, "horizontalHeader")
+    header = view.horizontalHeader().height if table else 0
+    row = (view.rowHeight(0) if table else view.sizeHintForRow(0)) if rows else 20
+    view.setFixedHeight(header + row * min(most, max(2, rows)) + 6)

@@ -25,5 +25,6 @@ class Parameters:
     targets: list[vtkMRMLScalarVolumeNode]
     show3D: bool = True
     keepLargest: bool = False
+    uncertainty: bool = False
     corrected: vtkMRMLSegmentationNode
     device: str = "auto"

@@ -27,6 +27,7 @@ from . import terminology
 
 MADE_WITH = "HiEndMAE.Model"  # attribute of a result: folder name of the model in the library
 TAUGHT = "HiEndMAE.Taught"  # attribute of a segmentation that a model learned from: folder names, one a line
+UNCERTAINTY = "HiEndMAE.Uncertainty"  # attribute of a map of uncertainty: it is no scan
 TABLE = "HiEndMAE volumes"
 CURVE = "HiEndMAE learning curve"
 
@@ -65,11 +66,10 @@ def segments_of(segmentation: Any) -> list[Segment]:
 
 
 def scans() -> list[Any]:
-    """All scalar volumes that a user sees; label maps are none."""
+    """All scalar volumes that a user sees; label maps and maps of uncertainty are none."""
     nodes = slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")
-    return [
-        node for node in nodes if node.GetClassName() == "vtkMRMLScalarVolumeNode" and not node.GetHideFromEditors()
-    ]
+    plain = [node for node in nodes if node.GetClassName() == "vtkMRMLScalarVolumeNode"]
+    return [node for node in plain if not node.GetHideFromEditors() and node.GetAttribute(UNCERTAINTY) is None]
 
 
 def has_voxels(volume: Any) -> bool:
@@ -221,7 +221,7 @@ def show_result(
     labels: the model's, with value, name, colour and terminology; a structure that was not found becomes an empty
     segment, so that nobody takes it for forgotten. Nothing stays in the scene when anything fails.
     """
-    array = _read_label_map(path)
+    array = _read_array(path)
     if array.shape != slicer.util.arrayFromVolume(volume).shape[:3]:
         told = _("The result does not lie on the grid of '{name}'.").format(name=volume.GetName())
         raise InputError("grid_differs", told, _("Was the volume changed in the meantime? Segment it again."))
@@ -248,7 +248,8 @@ def show_result(
     return node
 
 
-def _read_label_map(path: Path) -> np.ndarray:
+def _read_array(path: Path) -> np.ndarray:
+    """(k, j, i) voxels of a file on the grid of a scan that was written by `write_scan`."""
     storage, node = slicer.vtkMRMLVolumeArchetypeStorageNode(), slicer.vtkMRMLLabelMapVolumeNode()
     storage.SetFileName(str(path))
     storage.SetForceRightHandedIJKCoordinateSystem(False)  # else Slicer flips the slices of a left-handed scan's result
@@ -281,6 +282,70 @@ def _place_beside(node: Any, volume: Any) -> None:
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
     study = hierarchy.GetItemParent(hierarchy.GetItemByDataNode(volume))
     hierarchy.SetItemParent(hierarchy.GetItemByDataNode(node), study)
+
+
+@dataclass(frozen=True)
+class SliceToReview:
+    """A slice where the model is unsure: its number from 1, its mean uncertainty (0 to 1), its centre in RAS mm."""
+
+    number: int
+    uncertainty: float
+    centre: tuple[float, float, float]
+
+
+def show_uncertainty(path: Path, volume: Any, *, name: str, most: int = 5) -> tuple[Any, list[SliceToReview]]:
+    """The map at `path` (0 sure, 1 unsure) as a volume node in the scan's place and study, and the slices to look at."""
+    array = _read_array(path)
+    scene = slicer.mrmlScene
+    node = scene.CreateNodeByClass("vtkMRMLScalarVolumeNode")
+    node.UnRegister(None)
+    node.SetName(scene.GenerateUniqueName(name))
+    node.SetAttribute(UNCERTAINTY, volume.GetID())
+    node.CopyOrientation(volume)
+    node = scene.AddNode(node)
+    slicer.util.updateVolumeFromArray(node, array.astype(np.float32))
+    node.SetAndObserveTransformNodeID(volume.GetTransformNodeID())
+    node.CreateDefaultDisplayNodes()
+    display = node.GetDisplayNode()
+    display.SetAndObserveColorNodeID("vtkMRMLColorTableNodeIron")
+    display.SetAutoWindowLevel(False)
+    display.SetWindowLevelMinMax(0.0, 1.0)
+    display.SetThreshold(0.2, 1.0)  # where the model is sure, the scan below shows
+    display.SetApplyThreshold(True)
+    _place_beside(node, volume)
+    return node, [_slice(node, int(k), float(array[k].mean())) for k in slices_to_review(array, most=most)]
+
+
+def slices_to_review(array: np.ndarray, *, most: int) -> list[int]:
+    """Indices along the first axis, the least certain first; neighbours of a chosen slice are left out."""
+    means = array.mean(axis=(1, 2))
+    apart = max(1, len(means) // 20)
+    chosen: list[int] = []
+    for k in np.argsort(-means):
+        if len(chosen) < most and means[k] > 0 and all(abs(k - other) > apart for other in chosen):
+            chosen.append(int(k))
+    return chosen
+
+
+def _slice(node: Any, k: int, uncertainty: float) -> SliceToReview:
+    i, j, _k = (size / 2 for size in node.GetImageData().GetDimensions())
+    matrix, place = vtk.vtkMatrix4x4(), [0.0] * 4
+    node.GetIJKToRASMatrix(matrix)
+    matrix.MultiplyPoint((i, j, k, 1.0), place)
+    world = [0.0] * 3
+    change = vtk.vtkGeneralTransform()
+    slicer.vtkMRMLTransformNode.GetTransformBetweenNodes(node.GetParentTransformNode(), None, change)
+    change.TransformPoint(place[:3], world)
+    return SliceToReview(k + 1, uncertainty, (world[0], world[1], world[2]))
+
+
+def look_at(volume: Any, overlay: Any, place: Sequence[float]) -> None:
+    """Show the scan with the map over it in all slice views, at `place` (RAS mm)."""
+    for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode"):
+        composite.SetBackgroundVolumeID(volume.GetID())
+        composite.SetForegroundVolumeID(overlay.GetID())
+        composite.SetForegroundOpacity(0.5)
+    slicer.vtkMRMLSliceNode.JumpAllSlices(slicer.mrmlScene, *place)
 
 
 # -- what was taught, and numbers ----------------------------------------------------------------------------------

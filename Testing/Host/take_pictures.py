@@ -66,7 +66,7 @@ def main(target: Path) -> None:
             getattr(widget.ui, f"{section}Section").collapsed = section not in sections
         for _ in range(3):  # layouts settle over several rounds of events
             slicer.app.processEvents()
-            parent.resize(470, parent.layout().minimumSize().height())
+            parent.resize(470, parent.layout().totalHeightForWidth(470))
         parent.grab().save(str(target / f"{name}.png"))
 
     def idle() -> bool:

@@ -72,6 +72,7 @@ def test_teach_apply_improve(
     # Apply: the other scan is ticked already
     assert module.session.parameters.targets == [other]
     nodes = slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLLabelMapVolumeNode")
+    module.apply.ui.uncertaintyCheck.checked = True
     module.apply.ui.applyButton.click()
     assert module.apply.cases[0].state == "running"
     wait(lambda: not module.apply.running)
@@ -99,6 +100,19 @@ def test_teach_apply_improve(
     offset = np.linalg.inv(affine) @ slicer.util.arrayFromVTKMatrix(matrix)[:, 3]
     np.testing.assert_allclose(offset, np.round(offset), atol=1e-4)
     assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLLabelMapVolumeNode") == nodes
+
+    # Where it is unsure: a map in the scan's place that nobody takes for a scan, and a click that goes there
+    scan, overlay, first = module.apply.reviews[0]
+    assert scan is other
+    np.testing.assert_array_equal(affine_of(overlay), affine)
+    values = slicer.util.arrayFromVolume(overlay)
+    assert 0 <= values.min() <= values.max() <= 1
+    assert first.uncertainty == pytest.approx(values.mean(axis=(1, 2)).max())
+    assert module.apply.ui.casesTable.rowCount == 2
+    red = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSliceNode", "Red")
+    module.apply.ui.reviewList.setCurrentRow(1)
+    module.apply.ui.reviewList.setCurrentRow(0)
+    assert red.GetSliceOffset() == pytest.approx(first.centre[2], abs=4)
 
     # Volumes in ml
     file = tmp_path / "Volumen für Ä.csv"
@@ -204,3 +218,16 @@ def test_scene_closed_while_segmenting(module: Any, patient: Callable[..., Any],
     assert [case.state for case in module.apply.cases] == ["skipped"]
     assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 0
     assert module.apply.ui.casesTable.rowCount == 0
+
+
+def test_the_modules_own_test_passes(module: Any) -> None:
+    """What Slicer runs as `py_HiEndMAESegmentation`."""
+    import unittest
+
+    suite = unittest.defaultTestLoader.loadTestsFromTestCase(
+        sys.modules["HiEndMAESegmentation"].HiEndMAESegmentationTest
+    )
+    result = unittest.TestResult()
+    suite.run(result)
+    assert result.testsRun == 1
+    assert result.wasSuccessful(), [*result.errors, *result.failures]

@@ -83,7 +83,7 @@ def _require_signal(self: Any, signature: str) -> tuple[str, int]:
     """
     name, count = parse_signature(signature)
     plain = "".join(signature.split())
-    known = plain in getattr(type(self), "SIGNATURES", ()) or _find(self, "metaObject")().indexOfSignal(plain) >= 0
+    known = plain in getattr(type(self), "SIGNATURES", ()) or type(self).staticMetaObject.indexOfSignal(plain) >= 0
     if not known:
         raise RuntimeError(f"{class_name(self)} has no signal {signature}")
     return name, count

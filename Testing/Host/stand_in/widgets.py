@@ -6,6 +6,7 @@ import sys
 import types
 from typing import Any
 
+import shiboken6
 import slicer
 from PySide6.QtCore import Property, QRect, QSize, Qt, Signal
 from PySide6.QtGui import QPainter
@@ -149,8 +150,12 @@ class qMRMLNodeComboBox(qt.QWidget):
         self._observed, self._scene = [], scene
         if scene:
             for event in (scene.NodeAddedEvent, scene.NodeRemovedEvent, scene.EndCloseEvent, scene.EndImportEvent):
-                self._observed.append((scene, scene.AddObserver(event, lambda *_: self._refill())))
+                self._observed.append((scene, scene.AddObserver(event, self._scene_changed)))
         self._refill()
+
+    def _scene_changed(self, *_: Any) -> None:
+        if shiboken6.isValid(self):  # the C++ widget may be gone with its parent
+            self._refill()
 
     def _nodes(self) -> list[Any]:
         if not self._scene:
