@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,10 +89,20 @@ def choose_plan(
 
 
 def named_structures(file: Path) -> tuple[Structure, ...]:
-    """The structures that a dataset.json or model.json names; raises `InputError`."""
+    """The structures that a dataset.json or model.json names, with the colours and terminology of a model.json's list of
+    {"value", "name", "colour", "terminology"}; raises `InputError`."""
     names = structure_names(file, file)
-    colours = label_colours(len(names))
-    return tuple(Structure(value, names[value], colour) for value, colour in zip(sorted(names), colours))
+    told = json.loads(file.read_text(encoding="utf-8"))["labels"]
+    records = {int(label["value"]): label for label in told} if isinstance(told, list) else {}
+    structures = []
+    for value, drawn in zip(sorted(names), label_colours(len(names))):
+        record = records.get(value, {})
+        colour, terminology = record.get("colour") or drawn, record.get("terminology") or {}
+        if len(colour) != 3 or any(part not in range(256) for part in colour) or not isinstance(terminology, dict):
+            advice = "A colour is [red, green, blue] from 0 to 255, terminology an object."
+            raise InputError("labels_unreadable", f"{file} describes '{names[value]}' in an unknown way.", advice)
+        structures.append(Structure(value, names[value], tuple(colour), terminology))
+    return tuple(structures)
 
 
 def collect_structures(cases: Sequence[LabelledCase], known: Sequence[Structure] = ()) -> tuple[Structure, ...]:

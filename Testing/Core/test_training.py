@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from HiEndMAECore.errors import Cancelled, HiEndMAEError, InputError
 from HiEndMAECore.networks import UNETR, HiEndMAE
 from HiEndMAECore.reporting.reporter import Reporter
-from HiEndMAECore.training import augmentation, finetuning, pretraining
+from HiEndMAECore.training import augmentation, finetuning, pretraining, teaching
 from HiEndMAECore.training.optimiser import cosine_rate
 from HiEndMAECore.volumes import crop_store
 from HiEndMAECore.volumes.crop_store import CropStore
@@ -283,3 +284,23 @@ def test_crops_are_centred_on_every_structure() -> None:
         _, centre = centres.draw(rng, (0, 0, 0))  # without the random move
         counts[int(scan.classes[tuple(centre.astype(int))])] += 1
     assert counts.min() > 50
+
+
+def test_names_bring_colours_and_terminology(tmp_path: Path) -> None:
+    """A list as in model.json: what the teacher drew in red comes back in red, under its code."""
+    liver = {"type": {"CodingSchemeDesignator": "SCT", "CodeValue": "10200004", "CodeMeaning": "Liver"}}
+    records = [
+        {"value": 4, "name": "Milz", "colour": [255, 0, 7]},
+        {"value": 2, "name": "Leber", "colour": [1, 2, 3], "terminology": liver},
+    ]
+    file = tmp_path / "names.json"
+    file.write_text(json.dumps({"labels": records}), encoding="utf-8")
+    first, second = teaching.named_structures(file)
+    assert (first.value, first.name, first.colour, first.terminology) == (2, "Leber", (1, 2, 3), liver)
+    assert (second.value, second.name, second.colour, second.terminology) == (4, "Milz", (255, 0, 7), {})
+    file.write_text(json.dumps({"labels": {"Leber": 2}}), encoding="utf-8")
+    assert teaching.named_structures(file)[0].name == "Leber"
+    for wrong in ({"colour": [1, 2]}, {"colour": [1, 2, 300]}, {"terminology": "liver"}):
+        file.write_text(json.dumps({"labels": [{"value": 1, "name": "x", **wrong}]}), encoding="utf-8")
+        with pytest.raises(InputError, match="'x'"):
+            teaching.named_structures(file)

@@ -1,0 +1,190 @@
+"""HiEndMAE Segmentation: label one scan, segment the rest."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy
+import qt
+import slicer
+import slicer.util
+from HiEndMAESegmentationLib.apply import ApplyPanel
+from HiEndMAESegmentationLib.improve import ImprovePanel
+from HiEndMAESegmentationLib.models import ModelsPanel
+from HiEndMAESegmentationLib.panel import Session, dimmed, load
+from HiEndMAESegmentationLib.parameters import Parameters
+from HiEndMAESegmentationLib.scene import segments_of
+from HiEndMAESegmentationLib.teach import TeachPanel
+from slicer.i18n import tr as _
+from slicer.i18n import translate
+from slicer.ScriptedLoadableModule import (
+    ScriptedLoadableModule,
+    ScriptedLoadableModuleLogic,
+    ScriptedLoadableModuleTest,
+    ScriptedLoadableModuleWidget,
+)
+from slicer.util import VTKObservationMixin
+
+
+class HiEndMAESegmentation(ScriptedLoadableModule):
+    """What Slicer shows of the module before it is opened."""
+
+    def __init__(self, parent: Any) -> None:
+        ScriptedLoadableModule.__init__(self, parent)
+        parent.title = _("HiEndMAE Segmentation")
+        parent.categories = [translate("qSlicerAbstractCoreModule", "Segmentation")]
+        parent.dependencies = ["Segmentations", "Volumes", "SubjectHierarchy", "Plots"]
+        parent.contributors = ["HiEndMAE contributors"]
+        parent.helpText = _(
+            "Label one scan in the Segment Editor, press Teach, and segment other scans with what was learned. "
+            "Research use only, not for clinical decisions."
+        )
+        parent.acknowledgementText = _(
+            "Hi-End-MAE: F. Tang et al., Hierarchical encoder-driven masked autoencoders are stronger vision learners "
+            "for medical image segmentation. Medical Image Analysis, 2025. https://arxiv.org/abs/2502.08347"
+        )
+
+
+class HiEndMAESegmentationLogic(ScriptedLoadableModuleLogic):
+    """Keeps the parameters in the scene."""
+
+    def getParameterNode(self) -> Parameters:
+        return Parameters(super().getParameterNode())
+
+
+class HiEndMAESegmentationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
+    """Four panels, one below the other; the life cycle is that of Slicer's own module template."""
+
+    def __init__(self, parent: Any = None) -> None:
+        ScriptedLoadableModuleWidget.__init__(self, parent)
+        VTKObservationMixin.__init__(self)
+        self.logic = None
+        self._parameters: Any = None
+        self._gui_tag: Any = None
+
+    def setup(self) -> None:
+        ScriptedLoadableModuleWidget.setup(self)
+        widget, self.ui = load("HiEndMAESegmentation")
+        self.layout.addWidget(widget)
+        self.layout.addStretch(1)
+        dimmed(self.ui.introLabel)
+        self.logic = HiEndMAESegmentationLogic()
+        self.session = Session()
+        self.teach = TeachPanel(self.session, self.ui.teachSection.layout())
+        self.apply = ApplyPanel(self.session, self.ui.applySection.layout())
+        self.improve = ImprovePanel(self.session, self.ui.improveSection.layout())
+        self.models = ModelsPanel(self.session, self.ui.modelsSection.layout())
+        self.panels = (self.teach, self.apply, self.improve, self.models)
+        for panel in self.panels:
+            panel.widget.setMRMLScene(slicer.mrmlScene)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneEndClose)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndImportEvent, self.onSceneEndClose)
+        self.initializeParameterNode()
+
+    def cleanup(self) -> None:
+        """No process and no observer stays behind."""
+        self.session.close()
+        self.setParameterNode(None)
+        self.removeObservers()
+        self.teach.removeObservers()
+        self.apply.removeObservers()
+
+    def enter(self) -> None:
+        self.initializeParameterNode()
+
+    def exit(self) -> None:
+        self.setParameterNode(None)
+
+    def onSceneStartClose(self, _caller: Any, _event: str) -> None:
+        """The scans go away: what segments them is cancelled. What learns goes on, its files are its own."""
+        if self.apply.running:
+            self.apply.stop()
+        self.setParameterNode(None)
+
+    def onSceneEndClose(self, _caller: Any, _event: str) -> None:
+        if self.parent.isEntered:
+            self.initializeParameterNode()
+
+    def initializeParameterNode(self) -> None:
+        """The scene's parameters; what can be found out is not asked."""
+        parameters = self.logic.getParameterNode()
+        if parameters.teachSegmentation is None:
+            parameters.teachSegmentation = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSegmentationNode")
+        self.setParameterNode(parameters)
+
+    def setParameterNode(self, parameters: Any) -> None:
+        """Tie the panels to a parameter node, or to none."""
+        if self._parameters is not None:
+            self._parameters.disconnectGui(self._gui_tag)
+            self.removeObserver(self._parameters.parameterNode, "ModifiedEvent", self.show)
+        self._parameters = parameters
+        if parameters is not None:
+            self._gui_tag = parameters.connectGui(slicer.util.childWidgetVariables(self.parent))
+            self.addObserver(parameters.parameterNode, "ModifiedEvent", self.show)
+            self.session.parameters = parameters  # a job that ends while the module is closed still needs them
+            self.session.models_changed()
+            self.show()
+
+    def show(self, *_args: Any) -> None:
+        for panel in self.panels:
+            panel.show()
+
+
+class HiEndMAESegmentationTest(ScriptedLoadableModuleTest):
+    """The whole flow inside Slicer, on a scan made of boxes: Teach three steps, Apply, look at the result."""
+
+    def setUp(self) -> None:
+        slicer.mrmlScene.Clear(0)
+
+    def runTest(self) -> None:
+        self.setUp()
+        self.test_teach_and_apply()
+
+    def test_teach_and_apply(self) -> None:
+        parent = slicer.qMRMLWidget()
+        parent.setLayout(qt.QVBoxLayout())
+        parent.setMRMLScene(slicer.mrmlScene)
+        widget = HiEndMAESegmentationWidget(parent)
+        widget.setup()
+        try:
+            taught, other = self.boxes("taught"), self.boxes("other")
+            segmentation = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "labels")
+            segmentation.CreateDefaultDisplayNodes()
+            segmentation.SetReferenceImageGeometryParameterFromVolumeNode(taught)
+            segment_id = segmentation.GetSegmentation().AddEmptySegment("", "box", [1.0, 0.0, 0.0])
+            mask = (slicer.util.arrayFromVolume(taught) > 0).astype("uint8")
+            slicer.util.updateSegmentBinaryLabelmapFromArray(mask, segmentation, segment_id, taught)
+            widget.teach.steps = 3
+            widget.session.parameters.teachSegmentation = segmentation
+            widget.teach.ui.teachButton.click()
+            self.wait(widget)
+            self.assertEqual(widget.teach.strip.job.end.state, "finished", widget.teach.strip.ui.messageLabel.text)
+            widget.session.parameters.targets = [other]
+            widget.apply.ui.applyButton.click()
+            self.wait(widget)
+            self.assertEqual([case.state for case in widget.apply.cases], ["done"])
+            names = [segment.name for segment in segments_of(widget.apply.results[0])]
+            self.assertEqual(names, ["box"])
+            widget.session.library.delete(widget.session.library.find(widget.session.parameters.model))
+        finally:
+            widget.cleanup()
+
+    def boxes(self, name: str) -> Any:
+        """A CT of water with a box of contrast medium in it, 36 voxels of 6 mm along each side."""
+        voxels = numpy.full((36, 36, 36), -30, "int16")
+        voxels[10:22, 12:26, 8:20] = 120
+        node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", name)
+        slicer.util.updateVolumeFromArray(node, voxels)
+        node.SetSpacing(6.0, 6.0, 6.0)
+        node.CreateDefaultDisplayNodes()
+        return node
+
+    def wait(self, widget: Any, seconds: float = 600.0) -> None:
+        """Until no job runs any more."""
+        end = time.monotonic() + seconds
+        while widget.session.busy:
+            slicer.app.processEvents()
+            time.sleep(0.01)
+            self.assertLess(time.monotonic(), end, "the job took too long")

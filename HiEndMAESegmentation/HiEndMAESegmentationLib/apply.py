@@ -1,0 +1,351 @@
+"""The second panel: a model, and a queue of scans to segment. One process a scan: one that dies takes no other along."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import qt
+import slicer
+from slicer.i18n import tr as _
+from slicer.util import VTKObservationMixin
+
+from HiEndMAECore.errors import HiEndMAEError
+from HiEndMAECore.segment import SegmentConfig
+
+from . import scene
+from .advice import advise
+from .jobs import JobEnd
+from .library import Model
+from .panel import JobStrip, Session, fit_height, load, strong
+
+# Errors that the next scan would meet as well
+_HOPELESS = ("dependency_missing", "python_absent", "not_started", "disk_full", "device_absent", "out_of_memory")
+
+
+@dataclass
+class Case:
+    """A scan in the queue. state: "waiting", "running", "done", "failed" or "skipped"; told: why, in a sentence."""
+
+    volume: Any
+    state: str = "waiting"
+    told: str = ""
+
+
+class ApplyPanel(VTKObservationMixin):
+    """Model, scans, options: Segment; and the table of volumes."""
+
+    def __init__(self, session: Session, layout: Any) -> None:
+        VTKObservationMixin.__init__(self)
+        self.session = session
+        self.widget, self.ui = load("Apply")
+        layout.addWidget(self.widget)
+        self.strip = JobStrip(session, layout, can_finish=False)
+        layout.insertWidget(1, self.strip.widget)
+        self.cases: list[Case] = []
+        self.results: list[Any] = []
+        self.reviews: list[tuple[Any, Any, scene.SliceToReview]] = []  # scan, map of uncertainty, slice
+        self._filling = False
+        self._stopped = False
+        strong(self.ui.applyButton)
+        for table, titles in (
+            (self.ui.casesTable, (_("Scan"), _("State"))),
+            (self.ui.volumesTable, (_("Scan"), _("Structure"), _("ml"))),
+        ):
+            table.setColumnCount(len(titles))
+            table.setHorizontalHeaderLabels(titles)
+            table.horizontalHeader().setSectionResizeMode(0, qt.QHeaderView.Stretch)
+            table.verticalHeader().setVisible(False)
+            table.setEditTriggers(qt.QAbstractItemView.NoEditTriggers)
+            table.setSelectionBehavior(qt.QAbstractItemView.SelectRows)
+        self.ui.casesTable.setColumnWidth(1, 110)
+        self.ui.volumesTable.setColumnWidth(1, 150)
+        self.ui.volumesTable.setColumnWidth(2, 80)
+        self.ui.modelCombo.connect("activated(int)", self._on_model)
+        self.ui.casesTable.connect("itemChanged(QTableWidgetItem*)", self._on_tick)
+        self.ui.applyButton.connect("clicked()", self.apply)
+        self.ui.skipButton.connect("clicked()", self.skip)
+        self.ui.retryButton.connect("clicked()", self.retry)
+        self.ui.csvButton.connect("clicked()", self.save_csv)
+        self.ui.reviewList.connect("currentRowChanged(int)", self.review)
+        self.strip.ui.cancelButton.connect("clicked()", self.stop)
+        session.on_models_changed.append(self._fill_models)
+        session.on_job_changed.append(self.show)
+        for event in ("NodeAddedEvent", "NodeRemovedEvent", "EndCloseEvent", "EndImportEvent", "EndBatchProcessEvent"):
+            self.addObserver(slicer.mrmlScene, getattr(slicer.mrmlScene, event), self.show)
+        self._fill_models()
+        self.show()
+
+    # -- showing ---------------------------------------------------------------------------------------------------
+
+    def _fill_models(self) -> None:
+        chosen = self.session.parameters.model if self.session.parameters else ""
+        self.ui.modelCombo.clear()
+        for model in self.session.library.models():
+            self.ui.modelCombo.addItem(model.name, model.key)
+        self.ui.modelCombo.setCurrentIndex(max(0, self.ui.modelCombo.findData(chosen)))
+        if self.session.parameters is not None and self.ui.modelCombo.count:
+            self.session.parameters.model = self.ui.modelCombo.currentData
+
+    def show(self, *_args: Any) -> None:
+        """Bring the panel to what the scene and the parameters say."""
+        chosen = self.session.parameters
+        if chosen is None or slicer.mrmlScene.IsBatchProcessing():
+            return
+        if self.ui.modelCombo.currentData != chosen.model:
+            self.ui.modelCombo.setCurrentIndex(max(0, self.ui.modelCombo.findData(chosen.model)))
+        self._show_cases()
+        self._show_volumes()
+        self._show_reviews()
+        running = self.running
+        self.ui.applyButton.setVisible(not running)
+        self.ui.applyButton.enabled = bool(self.ui.modelCombo.count and chosen.targets) and not self.session.busy
+        self.ui.applyButton.text = _("Segment") if self.ui.modelCombo.count else _("Teach or import a model first")
+        self.ui.skipButton.setVisible(running)
+        self.ui.retryButton.setVisible(not running and any(case.state == "failed" for case in self.cases))
+
+    @property
+    def running(self) -> bool:
+        """Is one of our scans being segmented?"""
+        return any(case.state == "running" for case in self.cases)
+
+    def _show_cases(self) -> None:
+        table, ticked = self.ui.casesTable, self.session.parameters.targets
+        states = {case.volume.GetID(): case for case in self.cases}
+        self._filling = True
+        volumes = scene.scans()
+        table.setRowCount(len(volumes))
+        for row, volume in enumerate(volumes):
+            item = qt.QTableWidgetItem(volume.GetName())
+            item.setData(qt.Qt.UserRole, volume.GetID())
+            item.setCheckState(qt.Qt.Checked if volume in ticked else qt.Qt.Unchecked)
+            table.setItem(row, 0, item)
+            case = states.get(volume.GetID())
+            state = qt.QTableWidgetItem(_STATES[case.state]() if case else "")
+            state.setToolTip(case.told if case else "")
+            if case and case.state in _STATE_COLOURS:
+                state.setForeground(qt.QBrush(qt.QColor(_STATE_COLOURS[case.state])))
+            table.setItem(row, 1, state)
+        table.resizeRowsToContents()
+        fit_height(table, len(volumes))
+        self._filling = False
+
+    def _show_volumes(self) -> None:
+        node, table = scene.volumes_table(), self.ui.volumesTable
+        rows = node.GetNumberOfRows() if node else 0
+        table.setRowCount(rows)
+        for row in range(rows):
+            for column, source in enumerate((0, 2, 3)):
+                text = node.GetCellText(row, source)
+                item = qt.QTableWidgetItem(f"{float(text):.1f}" if column == 2 else text)
+                if column == 2:
+                    item.setTextAlignment(qt.Qt.AlignRight | qt.Qt.AlignVCenter)
+                table.setItem(row, column, item)
+        table.resizeRowsToContents()
+        fit_height(table, rows)
+        table.setVisible(rows > 0)
+        self.ui.csvButton.setVisible(rows > 0)
+
+    # -- choosing --------------------------------------------------------------------------------------------------
+
+    def _on_model(self, _index: int = 0) -> None:
+        self.session.parameters.model = self.ui.modelCombo.currentData or ""
+
+    def _on_tick(self, item: Any) -> None:
+        if self._filling or item.column() != 0:
+            return
+        table = self.ui.casesTable
+        items = [table.item(row, 0) for row in range(table.rowCount)]
+        ids = [one.data(qt.Qt.UserRole) for one in items if one.checkState() == qt.Qt.Checked]
+        self.session.parameters.targets = [slicer.mrmlScene.GetNodeByID(node_id) for node_id in ids]
+
+    # -- the queue -------------------------------------------------------------------------------------------------
+
+    def apply(self) -> None:
+        """Segment the ticked scans, one after the other."""
+        self._start([Case(volume) for volume in self.session.parameters.targets])
+
+    def retry(self) -> None:
+        """Segment those that failed once more."""
+        self._start([Case(case.volume) for case in self.cases if case.state == "failed"])
+
+    def skip(self) -> None:
+        """Leave the running scan out, go on with the next."""
+        for case in self.cases:
+            if case.state == "running":
+                case.state = "skipped"
+                self.strip.cancel()
+
+    def stop(self) -> None:
+        """Cancel the running scan and all that wait."""
+        self._stopped = True
+        self.strip.cancel()
+
+    def _start(self, cases: list[Case]) -> None:
+        if self.session.busy:
+            self.strip.say(_("Another job is running. Wait for it, or cancel it first."), mood="bad")
+            return
+        model = self.session.library.find(self.session.parameters.model)
+        if model is None:
+            self.strip.say(_("The model is no longer on this computer. Choose another one."), mood="bad")
+            return
+        self.cases, self._stopped, self.results = cases, False, []
+        self._next(model)
+
+    def _next(self, model: Model) -> None:
+        case = next((case for case in self.cases if case.state == "waiting"), None)
+        if case is None or self._stopped:
+            self._sum_up(model)
+            return
+        volume = case.volume
+        if not slicer.mrmlScene.IsNodePresent(volume):
+            case.state, case.told = "failed", _("The scan was removed from the scene.")
+            self._next(model)
+            return
+        folder = Path(tempfile.mkdtemp(prefix="HiEndMAE-", dir=slicer.app.temporaryPath))
+        try:
+            scene.write_scan(volume, folder / "scan.nii")
+        except HiEndMAEError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            case.state, case.told = "failed", advise(error.code, error.message, error.advice).text
+            self._next(model)
+            return
+        result = folder / "result.nii"
+        config = SegmentConfig(
+            model=model.path,
+            input=(str(folder / "scan.nii"),),
+            output=result,
+            clean=self.session.parameters.keepLargest,
+            uncertainty=self.session.parameters.uncertainty,
+        )
+
+        def ended(end: JobEnd) -> None:
+            try:
+                self._take(case, end, model, result)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+            self._next(model)
+
+        case.state = "running"
+        if not self.strip.run("segment", config, on_end=ended, again=self.retry):
+            case.state = "failed"
+        self.show()
+
+    def _take(self, case: Case, end: JobEnd, model: Model, result: Path) -> None:
+        """What became of a case."""
+        volume = case.volume
+        if case.state == "skipped" or end.state == "cancelled":
+            case.state = "skipped"
+            return
+        if end.state != "finished":
+            case.state, case.told = "failed", advise(end.code, end.message, end.advice).text
+            self._stopped = self._stopped or end.code in _HOPELESS or end.code.startswith("model_")
+            return
+        if not slicer.mrmlScene.IsNodePresent(volume):
+            case.state, case.told = "failed", _("The scan was removed from the scene.")
+            return
+        labels = model.description.labels
+        name = f"{volume.GetName()} - {model.name}"
+        try:
+            node = scene.show_result(result, volume, labels=labels, name=name, surfaces=self.session.parameters.show3D)
+        except HiEndMAEError as error:
+            case.state, case.told = "failed", str(error)
+            return
+        node.SetAttribute(scene.MADE_WITH, model.key)
+        self._take_uncertainty(volume, result.with_name("result_entropy.nii"))
+        told = json.loads(result.with_suffix(".json").read_text(encoding="utf-8"))
+        scene.update_volumes_table(volume.GetName(), model.name, told["structures"])
+        case.state, case.told = "done", " ".join(self.strip.warnings)
+        self.results.append(node)
+
+    def _sum_up(self, model: Model) -> None:
+        """Scans that never had their turn do not wait any longer; then one sentence about all."""
+        for case in self.cases:
+            if case.state == "waiting":
+                case.state = "skipped"
+        done = [case for case in self.cases if case.state == "done"]
+        failed = [case for case in self.cases if case.state == "failed"]
+        if failed and len(self.cases) > 1:
+            told = _("{done} of {all} scans were segmented. '{name}' was not: {reason}")
+            name = failed[0].volume.GetName()
+            text = told.format(done=len(done), all=len(self.cases), name=name, reason=failed[0].told)
+            self.strip.say(text, mood="bad", action=self.strip.action, act=self.strip.act)
+        elif failed and not self.strip.ui.messageLabel.text:
+            self.strip.say(failed[0].told, mood="bad")
+        elif done:
+            told = _("Segmented {count} scans with '{name}'. Look at each result before using it.")
+            if len(done) == 1:
+                told = _("Segmented 1 scan with '{name}'. Look at the result before using it.")
+            warned = dict.fromkeys(case.told for case in done if case.told)
+            self.strip.say("\n".join([told.format(count=len(done), name=model.name), *warned]), mood="good")
+        if self.results:
+            self.session.parameters.corrected = self.results[-1]
+        self.show()
+
+    # -- uncertainty -----------------------------------------------------------------------------------------------
+
+    def _take_uncertainty(self, volume: Any, path: Path) -> None:
+        """The map of a result, where one was asked for; those of the scan's earlier result go."""
+        for other in [other for scan, other, _one in self.reviews if scan is volume]:
+            if slicer.mrmlScene.IsNodePresent(other):
+                slicer.mrmlScene.RemoveNode(other)
+        self.reviews = [entry for entry in self.reviews if entry[0] is not volume]
+        if path.is_file():
+            name = _("{name} - uncertainty").format(name=volume.GetName())
+            overlay, slices = scene.show_uncertainty(path, volume, name=name)
+            self.reviews += [(volume, overlay, one) for one in slices]
+
+    def _show_reviews(self) -> None:
+        there = slicer.mrmlScene.IsNodePresent
+        self.reviews = [entry for entry in self.reviews if there(entry[0]) and there(entry[1])]
+        told = [
+            _("{scan}: slice {number} ({percent} % unsure)").format(
+                scan=volume.GetName(), number=one.number, percent=f"{100 * one.uncertainty:.1f}"
+            )
+            for volume, _overlay, one in self.reviews
+        ]
+        view = self.ui.reviewList
+        if [view.item(row).text() for row in range(view.count)] != told:
+            self._filling = True
+            view.clear()
+            for text in told:
+                view.addItem(text)
+            self._filling = False
+            fit_height(view, len(told), most=6)
+        view.setVisible(bool(told))
+        self.ui.reviewLabel.setVisible(bool(told))
+
+    def review(self, row: int) -> None:
+        """Jump to the slice of this row."""
+        if not self._filling and 0 <= row < len(self.reviews):
+            volume, overlay, one = self.reviews[row]
+            scene.look_at(volume, overlay, one.centre)
+
+    # -- volumes ---------------------------------------------------------------------------------------------------
+
+    def save_csv(self) -> None:
+        """Ask where, and write the table."""
+        file = qt.QFileDialog.getSaveFileName(self.widget, _("Save volumes"), "volumes.csv", _("Tables (*.csv)"))
+        node = scene.volumes_table()
+        if not file or node is None:
+            return
+        try:
+            scene.write_csv(node, Path(file))
+        except OSError as error:
+            self.strip.say(_("The table could not be saved: {reason}.").format(reason=error.strerror), mood="bad")
+            return
+        self.strip.say(_("The volumes are in {file}.").format(file=file), mood="good")
+
+
+_STATES = {
+    "waiting": lambda: _("waiting"),
+    "running": lambda: _("running …"),
+    "done": lambda: _("done"),
+    "failed": lambda: _("failed"),
+    "skipped": lambda: _("skipped"),
+}
+_STATE_COLOURS = {"done": "#2e7d32", "failed": "#b3261e"}

@@ -1,0 +1,107 @@
+"""The third panel: a corrected result joins the teaching set, and learning goes on from the model that made it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import slicer
+from slicer.i18n import tr as _
+
+from HiEndMAECore.errors import HiEndMAEError, InputError
+from HiEndMAECore.finetune import FinetuneConfig
+
+from . import scene
+from .jobs import JobEnd
+from .library import Model
+from .panel import JobStrip, Session, dimmed, load, strong
+
+
+class ImprovePanel:
+    """A corrected segmentation: Improve. steps: as in `TeachPanel`."""
+
+    def __init__(self, session: Session, layout: Any) -> None:
+        self.session = session
+        self.steps: int | None = None
+        self.widget, self.ui = load("Improve")
+        layout.addWidget(self.widget)
+        self.strip = JobStrip(session, layout, can_finish=True)
+        strong(self.ui.improveButton)
+        dimmed(self.ui.improveHint)
+        self.ui.improveButton.connect("clicked()", self.improve)
+        session.on_job_changed.append(self.show)
+
+    def show(self, *_args: Any) -> None:
+        """Bring the panel to what the parameters say."""
+        chosen = self.session.parameters
+        if chosen is not None:
+            self.ui.improveButton.enabled = chosen.corrected is not None and not self.session.busy
+
+    def model_of(self, segmentation: Any) -> Model:
+        """The model that made this result, or the one chosen above. Raises `InputError`."""
+        key = segmentation.GetAttribute(scene.MADE_WITH) or self.session.parameters.model
+        model = self.session.library.find(key)
+        if model is None:
+            told = _("The model that made this result is no longer on this computer.")
+            raise InputError("model_gone", told, _("Import it again, or teach a new one."))
+        return model
+
+    def teaching_set(self, model: Model, corrected: Any) -> list[tuple[Any, Any, list[str]]]:
+        """(volume, segmentation, segment IDs) of what the model was taught on, in this scene, and the correction."""
+        volume = scene.scan_of(corrected)
+        if not scene.has_voxels(volume):
+            told = _("The scan of this segmentation is not in the scene.")
+            raise InputError("scan_absent", told, _("Load it, and choose it as the segmentation's source volume."))
+        pairs = [pair for pair in scene.taught_to(model.key) if pair[1] is not corrected]
+        known = {label["name"] for label in model.description.labels}
+        chosen = []
+        for one, segmentation in pairs:
+            ids = [segment.id for segment in scene.segments_of(segmentation) if segment.name in known]
+            chosen.append((one, segmentation, ids))
+        return [*chosen, (volume, corrected, [segment.id for segment in scene.segments_of(corrected)])]
+
+    def improve(self) -> None:
+        """Write all files, start the engine."""
+        corrected = self.session.parameters.corrected
+        folder = Path(tempfile.mkdtemp(prefix="HiEndMAE-", dir=slicer.app.temporaryPath))
+        try:
+            model = self.model_of(corrected)
+            values = {label["name"]: label["value"] for label in model.description.labels}
+            chosen = self.teaching_set(model, corrected)
+            files = [
+                scene.write_teaching(volume, segmentation, folder / str(index), segments=ids, values=values)
+                for index, (volume, segmentation, ids) in enumerate(chosen)
+            ]
+        except HiEndMAEError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            self.strip.show_error(error)
+            return
+        name = self.session.library.free_name(model.name)
+        output = self.session.library.free_path(name)
+        config = FinetuneConfig(
+            image=tuple(str(one.image) for one in files),
+            label=tuple(one.label for one in files),
+            improve=model.path,
+            output=output,
+            name=name,
+            budget=self.session.parameters.budget,
+            steps=self.steps,
+        )
+
+        def ended(end: JobEnd) -> None:
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(output.with_name(output.name + ".training"), ignore_errors=True)
+            if end.state != "finished":
+                return
+            for _volume, segmentation, _ids in chosen:
+                if slicer.mrmlScene.IsNodePresent(segmentation):
+                    scene.mark_taught(segmentation, output.name)
+            self.session.models_changed()
+            self.session.parameters.model = output.name
+            told = _("'{name}' has learned from {count} scans. '{old}' is kept as it was.")
+            self.strip.say(told.format(name=name, count=len(files), old=model.name), mood="good")
+
+        if not self.strip.run("finetune", config, on_end=ended, again=self.improve):
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,440 @@
+"""Nodes to files and files to nodes: the only room that knows MRML.
+
+Files carry neutral names (`scan.nii`), never the names of nodes: patients' names do not land on the disk, and no name
+that a file system dislikes gets in the way. Volumes are written as they lie in their own coordinates; a transform
+above a volume is left alone and put above the result as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import slicer
+import slicer.util
+import vtk
+from slicer.i18n import tr as _
+
+from HiEndMAECore.errors import InputError
+
+from . import terminology
+
+MADE_WITH = "HiEndMAE.Model"  # attribute of a result: folder name of the model in the library
+TAUGHT = "HiEndMAE.Taught"  # attribute of a segmentation that a model learned from: folder names, one a line
+UNCERTAINTY = "HiEndMAE.Uncertainty"  # attribute of a map of uncertainty: it is no scan
+TABLE = "HiEndMAE volumes"
+CURVE = "HiEndMAE learning curve"
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One segment as the panels show it; colour is red, green, blue from 0 to 255."""
+
+    id: str
+    name: str
+    colour: tuple[int, int, int]
+    terminology: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TeachingFiles:
+    """One labelled scan on the disk; `names` describes the values of `label`."""
+
+    image: Path
+    label: Path
+    names: Path
+
+
+def segments_of(segmentation: Any) -> list[Segment]:
+    """The segments of a segmentation node, in its order."""
+    found = []
+    content = segmentation.GetSegmentation()
+    for index in range(content.GetNumberOfSegments()):
+        segment = content.GetNthSegment(index)
+        red, green, blue = (round(255 * part) for part in segment.GetColor())
+        tag = vtk.reference("")
+        segment.GetTag(segment.GetTerminologyEntryTagName(), tag)
+        entry = terminology.from_tag(str(tag))
+        found.append(Segment(content.GetNthSegmentID(index), segment.GetName(), (red, green, blue), entry))
+    return found
+
+
+def scans() -> list[Any]:
+    """All scalar volumes that a user sees; label maps and maps of uncertainty are none."""
+    nodes = slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")
+    plain = [node for node in nodes if node.GetClassName() == "vtkMRMLScalarVolumeNode"]
+    return [node for node in plain if not node.GetHideFromEditors() and node.GetAttribute(UNCERTAINTY) is None]
+
+
+def has_voxels(volume: Any) -> bool:
+    """Is there an image in the node?"""
+    return volume is not None and volume.GetImageData() is not None and volume.GetImageData().GetNumberOfPoints() > 0
+
+
+def megabytes(volume: Any) -> float:
+    """Size of the scan's voxels as float32 in MB."""
+    return volume.GetImageData().GetNumberOfPoints() * 4 / 1e6 if has_voxels(volume) else 0.0
+
+
+# -- nodes to files ------------------------------------------------------------------------------------------------
+
+
+def write_scan(volume: Any, path: Path) -> None:
+    """Write the volume's voxels and geometry, leaving its own storage untouched. Raises `InputError`."""
+    if not has_voxels(volume):
+        raise InputError("scan_empty", _("The volume has no image."), _("Choose another volume."))
+    storage = slicer.vtkMRMLVolumeArchetypeStorageNode()
+    storage.SetFileName(str(path))
+    storage.SetUseCompression(False)  # seconds instead of minutes, on the main thread
+    if not storage.WriteData(volume):
+        told = _("'{name}' could not be written to the disk.").format(name=volume.GetName())
+        raise InputError("disk_full", told, _("Free some space on the disk, and try again."))
+
+
+def write_teaching(
+    volume: Any, segmentation: Any, folder: Path, *, segments: Sequence[str], values: Mapping[str, int] | None = None
+) -> TeachingFiles:
+    """Scan, label map and names of the `segments` (IDs) as files in `folder`.
+
+    values: label values by segment name, where a model knows them already; else 1, 2, … in the segmentation's order.
+    Raises `InputError` when there is nothing to learn, two names are the same, or segments overlap.
+    """
+    if not has_voxels(volume):
+        raise InputError("scan_empty", _("Choose a volume with an image."))
+    chosen = [segment for segment in segments_of(segmentation) if segment.id in set(segments)]
+    _refuse_odd_names(chosen, values)
+    numbers = values or {segment.name: index + 1 for index, segment in enumerate(chosen)}
+    labels, empty = None, []
+    for segment in chosen:
+        mask = _mask_of(segmentation, segment.id, volume)
+        labels = np.zeros(mask.shape, np.int16) if labels is None else labels
+        if not mask.any():
+            empty.append(segment.name)
+        met = np.unique(labels[mask])
+        if met.any():
+            other = next(one.name for one in chosen if numbers[one.name] == met[met > 0][0])
+            told = _("The segments '{one}' and '{two}' overlap.").format(one=other, two=segment.name)
+            advice = _("In the Segment Editor, use Logical operators (Subtract), or learn only one of them.")
+            raise InputError("segments_overlap", told, advice)
+        labels[mask] = numbers[segment.name]
+    if labels is None or not labels.any():
+        told = _("No segment has a voxel inside '{name}'.").format(name=volume.GetName())
+        raise InputError("nothing_labelled", told, _("Draw the structures in the Segment Editor first."))
+    files = TeachingFiles(folder / "scan.nii", folder / "labels.nii", folder / "names.json")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_scan(volume, files.image)
+    with _temporary_label_map(volume, labels) as node:
+        write_scan(node, files.label)
+    records = [
+        {
+            "value": numbers[segment.name],
+            "name": segment.name,
+            "colour": list(segment.colour),
+            "terminology": dict(segment.terminology),
+        }
+        for segment in chosen
+        if segment.name not in empty
+    ]
+    files.names.write_text(json.dumps({"labels": records}), encoding="utf-8")
+    return files
+
+
+def _refuse_odd_names(chosen: Sequence[Segment], values: Mapping[str, int] | None) -> None:
+    if not chosen:
+        advice = _("Tick at least one segment, or draw one in the Segment Editor.")
+        raise InputError("nothing_chosen", _("There is no segment to learn."), advice)
+    names = [segment.name for segment in chosen]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        told = _("Two segments are called '{name}'.").format(name=twice)
+        raise InputError("name_twice", told, _("Rename one of them."))
+    unknown = next((name for name in names if values is not None and name not in values), None)
+    if unknown is not None:
+        told = _("The model knows no structure called '{name}'.").format(name=unknown)
+        advice = _("Untick it or rename it; new structures need a model that is taught anew.")
+        raise InputError("structure_unknown", told, advice)
+
+
+def _mask_of(segmentation: Any, segment_id: str, volume: Any) -> np.ndarray:
+    """(k, j, i) bool: the segment on the volume's grid. `slicer.util` has one as well, but it leaves nodes behind."""
+    wanted = vtk.vtkStringArray()
+    wanted.InsertNextValue(segment_id)
+    with _temporary_node() as node:
+        logic = slicer.modules.segmentations.logic()
+        if not logic.ExportSegmentsToLabelmapNode(segmentation, wanted, node, volume):
+            told = _("The segments of '{name}' could not be read.").format(name=segmentation.GetName())
+            raise InputError(
+                "segments_unreadable", told, _("Open the segmentation in the Segment Editor, and try again.")
+            )
+        return np.array(slicer.util.arrayFromVolume(node)) > 0
+
+
+@contextlib.contextmanager
+def _temporary_node() -> Iterator[Any]:
+    """A hidden label map node that is gone afterwards, with all that Slicer's logics put beside it."""
+    scene = slicer.mrmlScene
+    kinds = ("vtkMRMLLabelMapVolumeDisplayNode", "vtkMRMLColorTableNode")
+    before = {node.GetID() for kind in kinds for node in slicer.util.getNodesByClass(kind)}
+    node = scene.CreateNodeByClass("vtkMRMLLabelMapVolumeNode")
+    node.UnRegister(None)
+    node.SetName("HiEndMAE temporary")
+    node.SetHideFromEditors(True)  # before it enters the scene: the subject hierarchy and the lists do not show it
+    node = scene.AddNode(node)
+    try:
+        yield node
+    finally:
+        scene.RemoveNode(node)
+        for kind in kinds:
+            for left in slicer.util.getNodesByClass(kind):
+                if left.GetID() not in before:
+                    scene.RemoveNode(left)
+
+
+@contextlib.contextmanager
+def _temporary_label_map(volume: Any, labels: np.ndarray) -> Iterator[Any]:
+    """A temporary label map with exactly the volume's geometry. labels: (k, j, i)."""
+    with _temporary_node() as node:
+        node.CopyOrientation(volume)
+        image = vtk.vtkImageData()
+        image.SetDimensions(*reversed(labels.shape))
+        image.AllocateScalars(vtk.VTK_SHORT, 1)
+        node.SetAndObserveImageData(image)
+        slicer.util.updateVolumeFromArray(node, labels.astype(np.int16, copy=False))
+        node.SetAndObserveTransformNodeID(volume.GetTransformNodeID())
+        yield node
+
+
+# -- files to nodes ------------------------------------------------------------------------------------------------
+
+
+def show_result(
+    path: Path, volume: Any, *, labels: Sequence[Mapping[str, Any]], name: str, surfaces: bool = False
+) -> Any:
+    """A segmentation node out of the label map at `path`, in the volume's geometry and study.
+
+    labels: the model's, with value, name, colour and terminology; a structure that was not found becomes an empty
+    segment, so that nobody takes it for forgotten. Nothing stays in the scene when anything fails.
+    """
+    array = _read_array(path)
+    if array.shape != slicer.util.arrayFromVolume(volume).shape[:3]:
+        told = _("The result does not lie on the grid of '{name}'.").format(name=volume.GetName())
+        raise InputError("grid_differs", told, _("Was the volume changed in the meantime? Segment it again."))
+    scene = slicer.mrmlScene
+    node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", scene.GenerateUniqueName(name))
+    try:
+        node.CreateDefaultDisplayNodes()
+        node.SetAndObserveTransformNodeID(volume.GetTransformNodeID())  # before the import, which looks at it
+        node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
+        with _temporary_label_map(volume, array) as label_map:
+            logic = slicer.modules.segmentations.logic()
+            if array.any() and not logic.ImportLabelmapToSegmentationNode(label_map, node):
+                raise InputError(
+                    "result_unreadable", _("The result could not be read."), _("Segment the volume again.")
+                )
+        _name_segments(node.GetSegmentation(), labels)
+        if surfaces:
+            node.CreateClosedSurfaceRepresentation()
+        _place_beside(node, volume)
+    except Exception:
+        scene.RemoveNode(node.GetDisplayNode())
+        scene.RemoveNode(node)
+        raise
+    return node
+
+
+def _read_array(path: Path) -> np.ndarray:
+    """(k, j, i) voxels of a file on the grid of a scan that was written by `write_scan`."""
+    storage, node = slicer.vtkMRMLVolumeArchetypeStorageNode(), slicer.vtkMRMLLabelMapVolumeNode()
+    storage.SetFileName(str(path))
+    storage.SetForceRightHandedIJKCoordinateSystem(False)  # else Slicer flips the slices of a left-handed scan's result
+    if not path.is_file() or not storage.ReadData(node):
+        raise InputError("result_unreadable", _("The result could not be read."), _("Segment the volume again."))
+    return np.array(slicer.util.arrayFromVolume(node))
+
+
+def _name_segments(content: Any, labels: Sequence[Mapping[str, Any]]) -> None:
+    """Names, colours and terminology by label value, in the model's order."""
+    by_value = {}
+    for index in range(content.GetNumberOfSegments()):
+        by_value[content.GetNthSegment(index).GetLabelValue()] = content.GetNthSegmentID(index)
+    for place, label in enumerate(labels):
+        colour = [part / 255 for part in label.get("colour", (128, 174, 128))]
+        segment_id = by_value.pop(label["value"], None)
+        if segment_id is None:
+            segment_id = content.AddEmptySegment("", label["name"], colour)
+        segment = content.GetSegment(segment_id)
+        segment.SetName(label["name"])
+        segment.SetColor(*colour)
+        tag = terminology.to_tag(label.get("terminology") or {})
+        if tag:
+            segment.SetTag(segment.GetTerminologyEntryTagName(), tag)
+        content.SetSegmentIndex(segment_id, place)
+
+
+def _place_beside(node: Any, volume: Any) -> None:
+    """Into the volume's study in the subject hierarchy."""
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    study = hierarchy.GetItemParent(hierarchy.GetItemByDataNode(volume))
+    hierarchy.SetItemParent(hierarchy.GetItemByDataNode(node), study)
+
+
+@dataclass(frozen=True)
+class SliceToReview:
+    """A slice where the model is unsure: its number from 1, its mean uncertainty (0 to 1), its centre in RAS mm."""
+
+    number: int
+    uncertainty: float
+    centre: tuple[float, float, float]
+
+
+def show_uncertainty(path: Path, volume: Any, *, name: str, most: int = 5) -> tuple[Any, list[SliceToReview]]:
+    """The map at `path` (0 sure, 1 unsure) as a volume node in the scan's place and study, and the slices to look at."""
+    array = _read_array(path)
+    scene = slicer.mrmlScene
+    node = scene.CreateNodeByClass("vtkMRMLScalarVolumeNode")
+    node.UnRegister(None)
+    node.SetName(scene.GenerateUniqueName(name))
+    node.SetAttribute(UNCERTAINTY, volume.GetID())
+    node.CopyOrientation(volume)
+    node = scene.AddNode(node)
+    slicer.util.updateVolumeFromArray(node, array.astype(np.float32))
+    node.SetAndObserveTransformNodeID(volume.GetTransformNodeID())
+    node.CreateDefaultDisplayNodes()
+    display = node.GetDisplayNode()
+    display.SetAndObserveColorNodeID("vtkMRMLColorTableNodeIron")
+    display.SetAutoWindowLevel(False)
+    display.SetWindowLevelMinMax(0.0, 1.0)
+    display.SetThreshold(0.2, 1.0)  # where the model is sure, the scan below shows
+    display.SetApplyThreshold(True)
+    _place_beside(node, volume)
+    return node, [_slice(node, int(k), float(array[k].mean())) for k in slices_to_review(array, most=most)]
+
+
+def slices_to_review(array: np.ndarray, *, most: int) -> list[int]:
+    """Indices along the first axis, the least certain first; neighbours of a chosen slice are left out."""
+    means = array.mean(axis=(1, 2))
+    apart = max(1, len(means) // 20)
+    chosen: list[int] = []
+    for k in np.argsort(-means):
+        if len(chosen) < most and means[k] > 0 and all(abs(k - other) > apart for other in chosen):
+            chosen.append(int(k))
+    return chosen
+
+
+def _slice(node: Any, k: int, uncertainty: float) -> SliceToReview:
+    i, j, _k = (size / 2 for size in node.GetImageData().GetDimensions())
+    matrix, place = vtk.vtkMatrix4x4(), [0.0] * 4
+    node.GetIJKToRASMatrix(matrix)
+    matrix.MultiplyPoint((i, j, k, 1.0), place)
+    world = [0.0] * 3
+    change = vtk.vtkGeneralTransform()
+    slicer.vtkMRMLTransformNode.GetTransformBetweenNodes(node.GetParentTransformNode(), None, change)
+    change.TransformPoint(place[:3], world)
+    return SliceToReview(k + 1, uncertainty, (world[0], world[1], world[2]))
+
+
+def look_at(volume: Any, overlay: Any, place: Sequence[float]) -> None:
+    """Show the scan with the map over it in all slice views, at `place` (RAS mm)."""
+    for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode"):
+        composite.SetBackgroundVolumeID(volume.GetID())
+        composite.SetForegroundVolumeID(overlay.GetID())
+        composite.SetForegroundOpacity(0.5)
+    slicer.vtkMRMLSliceNode.JumpAllSlices(slicer.mrmlScene, *place)
+
+
+# -- what was taught, and numbers ----------------------------------------------------------------------------------
+
+
+def mark_taught(segmentation: Any, model: str) -> None:
+    """Remember in the scene that `model` learned from this segmentation."""
+    known = (segmentation.GetAttribute(TAUGHT) or "").split("\n")
+    segmentation.SetAttribute(TAUGHT, "\n".join(dict.fromkeys([*filter(None, known), model])))
+
+
+def taught_to(model: str) -> list[tuple[Any, Any]]:
+    """(volume, segmentation) pairs of the scene that `model` learned from."""
+    pairs = []
+    for segmentation in slicer.util.getNodesByClass("vtkMRMLSegmentationNode"):
+        volume = scan_of(segmentation)
+        if model in (segmentation.GetAttribute(TAUGHT) or "").split("\n") and has_voxels(volume):
+            pairs.append((volume, segmentation))
+    return pairs
+
+
+def scan_of(segmentation: Any) -> Any:
+    """The volume that the segmentation was made on, or None."""
+    return segmentation.GetNodeReference(slicer.vtkMRMLSegmentationNode.GetReferenceImageGeometryReferenceRole())
+
+
+def update_volumes_table(scan: str, model: str, rows: Sequence[Mapping[str, Any]]) -> Any:
+    """The table of volumes (ml) with this scan's `rows` ({"name", "volume_ml"}), replacing those of an earlier run."""
+    node = slicer.mrmlScene.GetFirstNodeByName(TABLE)
+    if node is None:
+        node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTableNode", TABLE)
+        for title in ("Scan", "Model", "Structure", "Volume (ml)"):
+            column = vtk.vtkDoubleArray() if title.endswith("(ml)") else vtk.vtkStringArray()
+            column.SetName(title)
+            node.AddColumn(column)
+    table = node.GetTable()
+    for row in reversed(range(table.GetNumberOfRows())):
+        if node.GetCellText(row, 0) == scan and node.GetCellText(row, 1) == model:
+            node.RemoveRow(row)
+    for told in rows:
+        row = node.AddEmptyRow()
+        for column, value in enumerate((scan, model, told["name"], told["volume_ml"])):
+            table.GetColumn(column).SetValue(row, value)
+    table.Modified()
+    node.Modified()
+    return node
+
+
+def volumes_table() -> Any:
+    """The table node, or None."""
+    return slicer.mrmlScene.GetFirstNodeByName(TABLE)
+
+
+def write_csv(node: Any, path: Path) -> None:
+    """The table as CSV that spreadsheets open with the right letters (UTF-8 with its mark)."""
+    table = node.GetTable()
+    with path.open("w", encoding="utf-8-sig", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow([table.GetColumnName(column) for column in range(table.GetNumberOfColumns())])
+        for row in range(table.GetNumberOfRows()):
+            writer.writerow([node.GetCellText(row, column) for column in range(table.GetNumberOfColumns())])
+
+
+def show_curve(points: Sequence[tuple[float, float]]) -> Any:
+    """Step and loss as a plot; the chart node. The nodes are made once and filled again for the next model."""
+    scene = slicer.mrmlScene
+    chart = scene.GetFirstNode(CURVE, "vtkMRMLPlotChartNode")
+    if chart is None:
+        table = scene.AddNewNodeByClass("vtkMRMLTableNode", CURVE)
+        for title in (_("step"), _("loss")):
+            column = vtk.vtkDoubleArray()
+            column.SetName(title)
+            table.AddColumn(column)
+        series = scene.AddNewNodeByClass("vtkMRMLPlotSeriesNode", _("loss"))
+        series.SetAndObserveTableNodeID(table.GetID())
+        series.SetXColumnName(_("step"))
+        series.SetYColumnName(_("loss"))
+        series.SetPlotType(series.PlotTypeScatter)
+        series.SetMarkerStyle(series.MarkerStyleNone)
+        series.SetUniqueColor()
+        chart = scene.AddNewNodeByClass("vtkMRMLPlotChartNode", CURVE)
+        chart.SetTitle(_("Learning"))
+        chart.SetXAxisTitle(_("step"))
+        chart.SetYAxisTitle(_("loss"))
+        chart.AddAndObservePlotSeriesNodeID(series.GetID())
+    table = scene.GetFirstNode(CURVE, "vtkMRMLTableNode").GetTable()
+    table.SetNumberOfRows(len(points))
+    for row, (step, loss) in enumerate(points):
+        table.GetColumn(0).SetValue(row, step)
+        table.GetColumn(1).SetValue(row, loss)
+    table.Modified()
+    return chart

@@ -1,0 +1,295 @@
+"""The first panel: a labelled scan becomes a model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import qt
+import slicer
+from slicer.i18n import tr as _
+from slicer.util import VTKObservationMixin
+
+from HiEndMAECore.checkpoints import model_folder
+from HiEndMAECore.errors import HiEndMAEError
+from HiEndMAECore.finetune import BUDGETS, FinetuneConfig
+
+from . import ENGINE_FOLDER, scene
+from .jobs import JobEnd
+from .panel import JobStrip, Session, dimmed, fit_height, load, strong
+
+IN_THE_BOX = ENGINE_FOLDER / "HiEndMAECore" / "checkpoints" / "weights"
+_CURVE_EVERY = 1.0  # seconds
+_ANOTHER = "file"  # data of the entry that asks for a file
+
+
+class TeachPanel(VTKObservationMixin):
+    """Scan, segmentation, structures, time, start: Teach.
+
+    steps: for tests and scripts, optimiser steps instead of the time budget.
+    """
+
+    def __init__(self, session: Session, layout: Any) -> None:
+        VTKObservationMixin.__init__(self)
+        self.session = session
+        self.steps: int | None = None
+        self.widget, self.ui = load("Teach")
+        layout.addWidget(self.widget)
+        self.strip = JobStrip(session, layout, can_finish=True)
+        self._watched: Any = None
+        self._filling = False
+        self._points: list[tuple[float, float]] = []
+        self._preview: Any = None
+        strong(self.ui.teachButton)
+        dimmed(self.ui.estimateLabel)
+        self._fill(
+            self.ui.budgetCombo,
+            {
+                "1min": _("1 minute"),
+                "5min": _("5 minutes"),
+                "20min": _("20 minutes"),
+                "good": _("Until good (up to 1 h)"),
+            },
+        )
+        self._fill(
+            self.ui.deviceCombo, {"auto": _("Automatic"), "cpu": _("Processor"), "cuda": _("Graphics card (CUDA)")}
+        )
+        self.ui.budgetCombo.connect("currentIndexChanged(int)", self._on_choice)
+        self.ui.deviceCombo.connect("currentIndexChanged(int)", self._on_choice)
+        self.ui.startCombo.connect("activated(int)", self._on_start)
+        self.ui.segmentsList.connect("itemChanged(QListWidgetItem*)", self._on_tick)
+        self.ui.teachButton.connect("clicked()", self.teach)
+        session.on_models_changed.append(self._fill_starts)
+        session.on_job_changed.append(self.show)
+        self._fill_starts()
+
+    # -- showing ---------------------------------------------------------------------------------------------------
+
+    def _fill(self, combo: Any, entries: dict[str, str]) -> None:
+        self._filling = True
+        combo.clear()
+        for data, text in entries.items():
+            combo.addItem(text, data)
+        self._filling = False
+
+    def _fill_starts(self) -> None:
+        entries = {"none": _("Nothing (learn from scratch)")}
+        boxes = sorted(IN_THE_BOX.iterdir()) if IN_THE_BOX.is_dir() else []
+        for path in [path for path in boxes if model_folder.is_model(path)]:
+            entries[str(path)] = _("{name} (comes with HiEndMAE)").format(name=model_folder.read_description(path).name)
+        for model in self.session.library.models():
+            entries[str(model.path)] = model.name
+        chosen = self.session.parameters.start if self.session.parameters else "none"
+        if chosen not in entries and Path(chosen).exists():
+            entries[chosen] = Path(chosen).name
+        entries[_ANOTHER] = _("A file or another model…")
+        self._fill(self.ui.startCombo, entries)
+        self.ui.startCombo.setCurrentIndex(max(0, self.ui.startCombo.findData(chosen)))
+
+    def show(self, *_args: Any) -> None:
+        """Bring the panel to what the parameters say."""
+        chosen = self.session.parameters
+        if chosen is None:
+            return
+        segmentation = chosen.teachSegmentation
+        if segmentation is not self._watched:
+            self._watch(segmentation)
+        for combo, value in ((self.ui.budgetCombo, chosen.budget), (self.ui.deviceCombo, chosen.device)):
+            index = combo.findData(value)
+            if index != combo.currentIndex:
+                combo.setCurrentIndex(index)
+        if self.ui.startCombo.currentData != chosen.start:
+            self._fill_starts()
+        self._show_segments()
+        volume = chosen.teachVolume
+        ready = scene.has_voxels(volume) and segmentation is not None and bool(self.ticked())
+        self.ui.teachButton.enabled = ready and not self.session.busy
+        self.ui.nameEdit.placeholderText = self.suggested_name()
+        self.ui.estimateLabel.text = self._estimate(volume) if ready else self._what_is_missing(volume, segmentation)
+
+    def _watch(self, segmentation: Any) -> None:
+        self.removeObservers()
+        self._watched = segmentation
+        if segmentation is None:
+            return
+        for event in ("SegmentAdded", "SegmentRemoved", "SegmentModified"):
+            self.addObserver(segmentation, getattr(slicer.vtkSegmentation, event), self.show)
+        volume = scene.scan_of(segmentation)
+        if volume is not None:  # the segmentation knows the scan it was drawn on
+            self.session.parameters.teachVolume = volume
+
+    def _show_segments(self) -> None:
+        chosen = self.session.parameters
+        segments = scene.segments_of(self._watched) if self._watched is not None else []
+        told = [(one.id, one.name, one.colour, one.id not in chosen.leftOut) for one in segments]
+        if told == getattr(self, "_told", None):
+            return
+        self._told = told
+        self._filling = True
+        self.ui.segmentsList.clear()
+        for segment_id, name, colour, ticked in told:
+            item = qt.QListWidgetItem(name)
+            item.setData(qt.Qt.UserRole, segment_id)
+            item.setIcon(_swatch(colour))
+            item.setCheckState(qt.Qt.Checked if ticked else qt.Qt.Unchecked)
+            self.ui.segmentsList.addItem(item)
+        fit_height(self.ui.segmentsList, len(told))
+        self._filling = False
+
+    def _what_is_missing(self, volume: Any, segmentation: Any) -> str:
+        if segmentation is None:
+            return _("Choose the segmentation that holds the labels; the Segment Editor makes one.")
+        if not scene.has_voxels(volume):
+            return _("Choose the scan that was labelled.")
+        return _("Tick at least one structure to learn.")
+
+    def _estimate(self, volume: Any) -> str:
+        minutes = round(BUDGETS[self.session.parameters.budget] / 60)
+        gigabytes = memory_needed(scene.megabytes(volume))
+        told = _("Takes up to {minutes} min and about {gigabytes} GB of memory. Slicer stays free meanwhile.")
+        return told.format(minutes=minutes + 1, gigabytes=gigabytes)
+
+    def ticked(self) -> list[str]:
+        """IDs of the segments to learn."""
+        left_out = set(self.session.parameters.leftOut)
+        return [one.id for one in scene.segments_of(self._watched) if one.id not in left_out] if self._watched else []
+
+    def suggested_name(self) -> str:
+        """From the structures, not from the scan: scans are called after patients."""
+        names = [one.name for one in scene.segments_of(self._watched)] if self._watched else []
+        return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
+
+    # -- choosing --------------------------------------------------------------------------------------------------
+
+    def _on_choice(self, _index: int = 0) -> None:
+        if not self._filling and self.session.parameters is not None:
+            self.session.parameters.budget = self.ui.budgetCombo.currentData
+            self.session.parameters.device = self.ui.deviceCombo.currentData
+
+    def _on_start(self, _index: int = 0) -> None:
+        data = self.ui.startCombo.currentData
+        if data == _ANOTHER:
+            data = qt.QFileDialog.getOpenFileName(
+                self.widget, _("Start from"), "", _("Weights and models (*.pth *.pt *.safetensors *.zip)")
+            )
+        self.session.parameters.start = data or self.session.parameters.start
+        self._fill_starts()
+
+    def _on_tick(self, item: Any) -> None:
+        if self._filling:
+            return
+        segment_id, left_out = item.data(qt.Qt.UserRole), self.session.parameters.leftOut
+        wanted = [one for one in left_out if one != segment_id]
+        if item.checkState() == qt.Qt.Unchecked:
+            wanted.append(segment_id)
+        self.session.parameters.leftOut = wanted
+
+    # -- teaching --------------------------------------------------------------------------------------------------
+
+    def teach(self) -> None:
+        """Write the files, start the engine."""
+        chosen = self.session.parameters
+        volume, segmentation = chosen.teachVolume, chosen.teachSegmentation
+        name = self.session.library.free_name(" ".join(chosen.modelName.split()) or self.suggested_name())
+        output = self.session.library.free_path(name)
+        folder = Path(tempfile.mkdtemp(prefix="HiEndMAE-", dir=slicer.app.temporaryPath))
+        try:
+            files = scene.write_teaching(volume, segmentation, folder, segments=self.ticked())
+        except (HiEndMAEError, OSError) as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            self.strip.show_error(_typed(error))
+            return
+        config = FinetuneConfig(
+            image=(str(files.image),),
+            label=(files.label,),
+            names=files.names,
+            init=chosen.start,
+            output=output,
+            name=name,
+            budget=chosen.budget,
+            steps=self.steps,
+        )
+        labels = json.loads(files.names.read_text(encoding="utf-8"))["labels"]
+
+        def ended(end: JobEnd) -> None:
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(output.with_name(output.name + ".training"), ignore_errors=True)
+            self._drop_preview()
+            if end.state == "finished":
+                self._learned(output.name, segmentation)
+
+        def heard(event: dict[str, Any]) -> None:
+            self.hear(event, volume=volume, labels=labels)
+
+        self._points = []
+        if not self.strip.run("finetune", config, on_end=ended, on_event=heard, again=self.teach):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _learned(self, key: str, segmentation: Any) -> None:
+        model = self.session.library.find(key)
+        if model is None:
+            self.strip.say(_("The model was written, but cannot be read."), mood="bad")
+            return
+        if slicer.mrmlScene.IsNodePresent(segmentation):
+            scene.mark_taught(segmentation, key)
+        self.session.models_changed()
+        self.session.parameters.model = key
+        if not self.session.parameters.targets:  # the others are most likely meant
+            self.session.parameters.targets = [
+                one for one in scene.scans() if one is not self.session.parameters.teachVolume
+            ]
+        told = _("'{name}' has learned {count} structures in {time}. Segment other scans with it below.")
+        seconds = model.description.training.get("seconds", 0)
+        text = told.format(name=model.name, count=len(model.description.labels), time=_duration(seconds))
+        self.strip.say("\n".join([text, *self.strip.warnings]), mood="good")
+
+    # -- while it learns -------------------------------------------------------------------------------------------
+
+    def hear(self, event: dict[str, Any], *, volume: Any, labels: list[dict[str, Any]]) -> None:
+        """Curve and preview; both may fail without stopping the job."""
+        if event["event"] == "progress" and isinstance(event.get("loss"), int | float):
+            self._points.append((event["step"], event["loss"]))
+            if time.monotonic() - getattr(self, "_drawn", 0.0) > _CURVE_EVERY or event["step"] == event["total"]:
+                self._drawn = time.monotonic()
+                scene.show_curve(self._points)
+        if event["event"] == "preview" and str(event["path"]).endswith((".nii", ".nii.gz")):
+            self._show_preview(Path(event["path"]), volume, labels)
+
+    def _show_preview(self, path: Path, volume: Any, labels: list[dict[str, Any]]) -> None:
+        self._drop_preview()
+        if slicer.mrmlScene.IsNodePresent(volume):
+            try:
+                self._preview = scene.show_result(path, volume, labels=labels, name=_("Preview"))
+            except HiEndMAEError as error:
+                self.strip.ui.progressLabel.text = error.message
+
+    def _drop_preview(self) -> None:
+        if self._preview is not None and slicer.mrmlScene.IsNodePresent(self._preview):
+            slicer.mrmlScene.RemoveNode(self._preview)
+        self._preview = None
+
+
+def memory_needed(megabytes: float) -> float:
+    """GB that learning from a scan of this size takes, rounded up to half: torch and network, and copies of the scan."""
+    return -(-(1.5 + 6 * megabytes / 1000) // 0.5) * 0.5
+
+
+def _typed(error: Exception) -> HiEndMAEError:
+    if isinstance(error, HiEndMAEError):
+        return error
+    told = _("The scan could not be written to the disk ({reason}).").format(reason=getattr(error, "strerror", error))
+    return HiEndMAEError("disk_full", told)
+
+
+def _duration(seconds: float) -> str:
+    return _("{n} min").format(n=round(seconds / 60)) if seconds >= 90 else _("{n} s").format(n=max(1, round(seconds)))
+
+
+def _swatch(colour: tuple[int, int, int]) -> Any:
+    picture = qt.QPixmap(14, 14)
+    picture.fill(qt.QColor(*colour))
+    return qt.QIcon(picture)

@@ -1,0 +1,152 @@
+"""The stand-in for Slicer, digital patients as nodes, and the module as a user meets it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from module_help import COLOURS, NAMES
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(REPOSITORY / "Testing" / "Host"), str(REPOSITORY / "HiEndMAESegmentation"), str(REPOSITORY)]
+MISSING = [
+    name
+    for name, module in {"slicer-core": "slicer", "PySide6": "PySide6"}.items()
+    if not importlib.util.find_spec(module)
+]
+NEED_THE_HOST = {"test_host.py", "test_scene.py", "test_jobs.py", "test_panels.py", "test_flow.py"}
+
+# SHAPE and SPACING keep a run of three steps to seconds.
+_DRAW = """
+import sys
+import numpy as np
+from HiEndMAECore.volumes.phantom import make_patient
+for seed in (1, 2, 3):
+    scan, labels = make_patient(seed, shape=(42, 36, 36), spacing=(8.0, 8.0, 8.0))
+    np.savez(f"{sys.argv[1]}/{seed}.npz", scan=scan.array[0], labels=labels.array[0], affine=scan.affine)
+"""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Without slicer-core or PySide6 these tests are skipped, and say so."""
+    reason = f"not installed: {', '.join(MISSING)} (pip install '.[host]')"
+    for item in items:
+        if MISSING and item.path.name in NEED_THE_HOST and item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def engine_python() -> str:
+    """An interpreter with the engine's packages: HIENDMAE_ENGINE_PYTHON, else this one."""
+    python = os.environ.get("HIENDMAE_ENGINE_PYTHON", sys.executable)
+    told = subprocess.run([python, "-c", "import torch, monai, nibabel"], capture_output=True, text=True, check=False)
+    if told.returncode:
+        pytest.skip(f"{python} lacks the engine's packages; name another one in HIENDMAE_ENGINE_PYTHON")
+    return python
+
+
+@pytest.fixture(scope="session")
+def app() -> Any:
+    """The stand-in, started once."""
+    if MISSING:
+        pytest.skip(f"not installed: {', '.join(MISSING)}")
+    from stand_in.application import start
+
+    return start()
+
+
+@pytest.fixture
+def engine(app: Any, engine_python: str) -> str:
+    """`PythonSlicer` starts the true engine."""
+    from stand_in.application import use_engine
+
+    use_engine(engine_python)
+    return engine_python
+
+
+@pytest.fixture(scope="session")
+def drawn(engine_python: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with three digital patients as 1.npz to 3.npz."""
+    folder = tmp_path_factory.mktemp("patients")
+    subprocess.run([engine_python, "-c", _DRAW, str(folder)], check=True, cwd=REPOSITORY)
+    return folder
+
+
+@pytest.fixture
+def empty_scene(app: Any) -> Iterator[Any]:
+    """The scene, empty before and after."""
+    import slicer
+
+    slicer.mrmlScene.Clear(0)
+    yield slicer.mrmlScene
+    slicer.mrmlScene.Clear(0)
+
+
+@pytest.fixture
+def patient(drawn: Path, empty_scene: Any) -> Callable[..., tuple[Any, Any]]:
+    """`patient(seed, name)`: a volume node and the true label array (k, j, i)."""
+    import numpy as np
+    import slicer
+
+    def load(seed: int, name: str) -> tuple[Any, Any]:
+        kept = np.load(drawn / f"{seed}.npz")
+        volume = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", name)
+        slicer.util.updateVolumeFromArray(volume, kept["scan"].transpose(2, 1, 0).astype(np.int16))
+        volume.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(kept["affine"]))
+        volume.CreateDefaultDisplayNodes()
+        return volume, kept["labels"].transpose(2, 1, 0)
+
+    return load
+
+
+@pytest.fixture
+def module(empty_scene: Any) -> Iterator[Any]:
+    """The module's widget, freshly opened over an empty library."""
+    from stand_in.application import load_module
+
+    widget, parent = load_module(REPOSITORY / "HiEndMAESegmentation" / "HiEndMAESegmentation.py")
+    shutil.rmtree(widget.session.library.folder, ignore_errors=True)
+    widget.session.models_changed()
+    parent.resize(460, 1100)
+    parent.show()
+    widget.teach.steps = widget.improve.steps = 3
+    yield widget
+    widget.cleanup()
+    parent.hide()
+    parent.deleteLater()
+
+
+@pytest.fixture(scope="session")
+def shared_model(drawn: Path, engine_python: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model as one zip, as somebody would share it: three steps on the first patient."""
+    import json
+
+    folder = tmp_path_factory.mktemp("shared")
+    names = [{"value": v, "name": NAMES[v], "colour": COLOURS[v], "terminology": {}} for v in NAMES]
+    (folder / "names.json").write_text(json.dumps({"labels": names}), encoding="utf-8")
+    write = (
+        "import numpy as np, nibabel as nib, sys; k = np.load(sys.argv[1])\n"
+        "labels = np.where(k['labels'] < 4, k['labels'], 0)\n"
+        "nib.save(nib.Nifti1Image(k['scan'], k['affine']), sys.argv[2] + '/scan.nii')\n"
+        "nib.save(nib.Nifti1Image(labels.astype('uint8'), k['affine']), sys.argv[2] + '/labels.nii')"
+    )
+    subprocess.run([engine_python, "-c", write, str(drawn / "1.npz"), str(folder)], check=True)
+    line = [
+        engine_python,
+        "-m",
+        "HiEndMAECore.finetune",
+        "--image",
+        folder / "scan.nii",
+        "--label",
+        folder / "labels.nii",
+    ]
+    line += ["--names", folder / "names.json", "--output", folder / "model.zip", "--name", "Bauch", "--steps", "3"]
+    subprocess.run(line, check=True, cwd=REPOSITORY, capture_output=True)
+    return folder / "model.zip"

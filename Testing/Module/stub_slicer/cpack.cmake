@@ -1,0 +1,1 @@
+# The real one packs; here is nothing to pack.

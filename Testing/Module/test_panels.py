@@ -1,0 +1,280 @@
+"""What the panels do beside the straight flow: models, installation, problems, and what they show meanwhile."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from module_help import NAMES, draw_segments, wait
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def message(panel: Any) -> str:
+    return panel.strip.ui.messageLabel.text
+
+
+# -- models ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def imported(module: Any, shared_model: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module, after somebody's model was imported by its button."""
+    import qt
+
+    monkeypatch.setattr(qt.QFileDialog, "getOpenFileName", lambda *_: str(shared_model))
+    module.models.ui.importButton.click()
+    assert message(module.models) == "'Bauch' is ready to segment."
+    return module
+
+
+def test_an_imported_model_is_shown_with_its_card(imported: Any) -> None:
+    card = imported.models.ui.cardLabel.text
+    for name in NAMES.values():
+        assert name in card
+    assert "1 scan, 3 steps" in card
+    assert "-175 to 250 HU" in card
+    assert imported.apply.ui.modelCombo.currentText == "Bauch"
+    assert imported.teach.ui.startCombo.findText("Bauch") >= 0
+
+
+def test_a_model_is_renamed_in_the_list(imported: Any) -> None:
+    imported.models.ui.modelsList.currentItem().setText("Bauch  Ä")
+    assert [model.name for model in imported.session.library.models()] == ["Bauch Ä"]
+    assert imported.apply.ui.modelCombo.currentText == "Bauch Ä"
+    imported.models.ui.modelsList.currentItem().setText(" ")
+    assert "needs a name" in message(imported.models)
+    assert imported.models.ui.modelsList.item(0).text() == "Bauch Ä"
+
+
+def test_a_model_is_shared_and_comes_back_the_same(
+    imported: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import qt
+
+    file = tmp_path / "für Kollegin Ä"
+    monkeypatch.setattr(qt.QFileDialog, "getSaveFileName", lambda *_: str(file))
+    imported.models.ui.shareButton.click()
+    assert "no patient data" in message(imported.models)
+    monkeypatch.setattr(qt.QFileDialog, "getOpenFileName", lambda *_: f"{file}.zip")
+    imported.models.ui.importButton.click()
+    first, second = imported.session.library.models()
+    assert (first.name, second.name) == ("Bauch", "Bauch 2")
+    assert first.description.weights_sha256 == second.description.weights_sha256
+    assert imported.models.chosen().name == "Bauch 2"
+
+
+def test_a_model_is_deleted(imported: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import slicer.util
+
+    answers = iter([False, True])
+    monkeypatch.setattr(slicer.util, "confirmOkCancelDisplay", lambda *_, **__: next(answers))
+    imported.models.ui.deleteButton.click()
+    assert len(imported.session.library.models()) == 1
+    imported.models.ui.deleteButton.click()
+    assert imported.session.library.models() == []
+    assert not imported.models.ui.shareButton.enabled
+    assert "No model yet" in imported.models.ui.cardLabel.text
+
+
+def test_what_is_no_model_is_refused(module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import qt
+
+    (tmp_path / "x.zip").write_bytes(b"nothing")
+    monkeypatch.setattr(qt.QFileDialog, "getOpenFileName", lambda *_: str(tmp_path / "x.zip"))
+    module.models.ui.importButton.click()
+    assert "There is no model" in message(module.models)
+
+
+# -- installation ------------------------------------------------------------------------------------------------------
+
+
+def test_missing_packages_are_told_and_installed_by_one_button(
+    module: Any, patient: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The true engine on a bare Python: exit code 5. torch by its extension, the rest by pip, what is shipped by none."""
+    import slicer.util
+    from HiEndMAESegmentationLib import installation
+    from stand_in.application import Module, use_engine
+
+    use_engine(sys.executable, "-S")
+    taught, labels = patient(1, "CT")
+    module.session.parameters.teachSegmentation = draw_segments(taught, labels)
+    module.teach.ui.teachButton.click()
+    wait(lambda: not module.session.busy)
+    assert module.teach.strip.job.end.exit_code == 5
+    assert "not installed yet" in message(module.teach)
+    assert module.teach.strip.ui.actionButton.text == "Install"
+
+    monkeypatch.setattr(slicer.util, "confirmOkCancelDisplay", lambda *_, **__: True)
+    monkeypatch.setattr(installation, "missing", lambda: ["torch>=2.2,!=2.9.*", "monai>=1.3", "SimpleITK>=2.3"])
+    module.teach.strip.ui.actionButton.click()
+    assert "extension 'PyTorch' is not installed" in message(module.teach)
+
+    asked: list[Any] = []
+    pytorch = types.ModuleType("PyTorchUtils")
+    pytorch.PyTorchUtilsLogic = lambda: types.SimpleNamespace(
+        installTorch=lambda **given: asked.append(("torch", given)) or "torch"
+    )
+    monkeypatch.setitem(sys.modules, "PyTorchUtils", pytorch)
+    monkeypatch.setattr(slicer.modules, "pytorchutils", Module(), raising=False)
+
+    def pip_install(arguments: list[str]) -> None:
+        pins = Path(arguments[1]).read_text(encoding="utf-8")
+        asked.append(("pip", arguments[0], arguments[2:], pins))
+
+    monkeypatch.setattr(slicer.util, "pip_install", pip_install)
+    module.teach.strip.say("", action="install", act=module.teach.strip._install)
+    module.teach.strip.ui.actionButton.click()
+    assert asked[0] == ("torch", {"askConfirmation": False, "torchVersionRequirement": ">=2.2,!=2.9.*"})
+    assert asked[1][:3] == ("pip", "-c", ["monai>=1.3"])
+    assert "numpy==" in asked[1][3]
+    assert "are installed" in message(module.teach)
+
+
+def test_nothing_is_asked_or_installed_on_opening() -> None:
+    """Also: neither torch nor anything else heavy enters Slicer's process with the module."""
+    source = f"""
+import sys
+sys.path[:0] = [{str(REPOSITORY / "Testing" / "Host")!r}]
+from pathlib import Path
+from stand_in.application import load_module, start
+start()
+import slicer.util
+def refuse(*_, **__): raise AssertionError("asked")
+slicer.util.pip_install = slicer.util.confirmOkCancelDisplay = slicer.util.messageBox = refuse
+widget, _ = load_module(Path({str(REPOSITORY / "HiEndMAESegmentation" / "HiEndMAESegmentation.py")!r}))
+widget.cleanup()
+heavy = {{"torch", "monai", "nibabel", "safetensors", "SimpleITK", "scipy"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    told = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stderr
+
+
+@pytest.mark.usefixtures("engine")
+def test_check_this_computer_answers_in_words(module: Any) -> None:
+    module.models.ui.doctorButton.click()
+    wait(lambda: not module.session.busy)
+    assert message(module.models).startswith("This computer can run HiEndMAE, on: ")
+
+
+# -- problems and waiting ----------------------------------------------------------------------------------------------
+
+
+def fake(tmp_path: Path, source: str) -> None:
+    """Let the engine be the Python program `source`."""
+    from stand_in.application import use_engine
+
+    program = tmp_path / "engine.py"
+    program.write_text(source, encoding="utf-8")
+    use_engine(sys.executable, str(program))
+
+
+def failing(code: str, text: str = "It failed.", advice: str = "") -> str:
+    event = {"v": 1, "event": "failed", "code": code, "message": text, "advice": advice}
+    return f"print({json.dumps(event)!r})"
+
+
+def test_no_memory_offers_the_processor(module: Any, patient: Callable[..., Any], tmp_path: Path) -> None:
+    """The button starts the same job again, on the CPU."""
+    fake(tmp_path, failing("out_of_memory", "Full.", "Use a larger --spacing."))
+    taught, labels = patient(1, "CT")
+    module.session.parameters.teachSegmentation = draw_segments(taught, labels)
+    module.teach.ui.teachButton.click()
+    wait(lambda: not module.session.busy)
+    assert "--" not in message(module.teach)
+    assert module.teach.strip.ui.actionButton.text == "Try on the processor"
+    module.teach.strip.ui.actionButton.click()
+    assert module.teach.strip.job._config.device == "cpu"
+    assert module.teach.ui.deviceCombo.currentData == "cpu"
+    wait(lambda: not module.session.busy)
+
+
+def test_one_failed_scan_does_not_stop_the_others(imported: Any, patient: Callable[..., Any], tmp_path: Path) -> None:
+    """Retry then takes the failed ones only. A deleted scan is a failed one, in words."""
+    import slicer
+
+    fake(tmp_path, failing("file_unreadable", "This scan cannot be read.", "Look at it."))
+    volumes = [patient(seed, f"CT {seed}")[0] for seed in (1, 2, 3)]
+    imported.session.parameters.targets = volumes
+    imported.apply.ui.applyButton.click()
+    slicer.mrmlScene.RemoveNode(volumes[1])
+    wait(lambda: not imported.session.busy)
+    assert [case.state for case in imported.apply.cases] == ["failed"] * 3
+    assert imported.apply.cases[1].told == "The scan was removed from the scene."
+    assert message(imported.apply).startswith("0 of 3 scans were segmented. 'CT 1' was not: This scan cannot be read.")
+    assert imported.apply.ui.retryButton.visible
+    imported.apply.ui.retryButton.click()
+    wait(lambda: not imported.session.busy)
+    assert len(imported.apply.cases) == 3
+
+
+def test_a_scan_can_be_skipped_and_a_second_job_waits(
+    imported: Any, patient: Callable[..., Any], tmp_path: Path
+) -> None:
+    fake(tmp_path, "import time; time.sleep(100)")
+    imported.session.parameters.targets = [patient(seed, f"CT {seed}")[0] for seed in (1, 2)]
+    imported.apply.ui.applyButton.click()
+    imported.models.check_computer()
+    assert "Another job is running" in message(imported.models)
+    imported.apply.ui.skipButton.click()
+    wait(lambda: [case.state for case in imported.apply.cases] == ["skipped", "running"])
+    imported.apply.strip.ui.cancelButton.click()
+    wait(lambda: not imported.session.busy)
+    assert [case.state for case in imported.apply.cases] == ["skipped", "skipped"]
+
+
+def test_preview_and_curve_appear_while_it_learns(module: Any, patient: Callable[..., Any], tmp_path: Path) -> None:
+    """The preview is the engine's label map, shown with the taught names, and gone at the end."""
+    import slicer
+
+    taught, labels = patient(1, "CT")
+    lines = f"""
+import json, shutil, sys, time
+config = json.load(open(sys.argv[sys.argv.index("--config") + 1], encoding="utf-8"))
+preview = {str(tmp_path / "preview.nii")!r}
+shutil.copy(config["label"][0], preview)
+def say(**event): print(json.dumps(dict(v=1, **event)), flush=True)
+say(event="progress", stage="learning", step=1, total=10, seconds_left=90.0, loss=2.0)
+say(event="preview", path=preview)
+say(event="warning", code="too_little_to_learn", message="Little.", advice="")
+time.sleep(1.2)
+say(event="progress", stage="learning", step=10, total=10, seconds_left=0.0, loss=1.0)
+time.sleep(0.5)
+say(event="failed", code="x", message="Enough.", advice="")
+"""
+    fake(tmp_path, lines)
+    module.session.parameters.teachSegmentation = draw_segments(taught, labels)
+    module.teach.ui.teachButton.click()
+    wait(lambda: slicer.mrmlScene.GetFirstNodeByName("Preview") is not None)
+    preview = slicer.mrmlScene.GetFirstNodeByName("Preview").GetSegmentation()
+    assert [preview.GetNthSegment(index).GetName() for index in range(3)] == list(NAMES.values())
+    assert module.teach.strip.ui.progressLabel.text == "Learning · 2 min left"
+    wait(lambda: not module.session.busy)
+    assert slicer.mrmlScene.GetFirstNodeByName("Preview") is None
+    table = slicer.mrmlScene.GetFirstNode("HiEndMAE learning curve", "vtkMRMLTableNode")
+    assert [table.GetCellText(row, 1) for row in range(table.GetNumberOfRows())] == ["2", "1"]
+    assert message(module.teach) == "Enough."
+
+
+def test_structures_are_ticked_and_left_out(module: Any, patient: Callable[..., Any]) -> None:
+    import qt
+
+    taught, labels = patient(1, "CT (Müller)")
+    assert "Choose the segmentation" in module.teach.ui.estimateLabel.text
+    module.session.parameters.teachSegmentation = draw_segments(taught, labels)
+    assert module.teach.ui.teachButton.enabled
+    assert "Müller" not in module.teach.suggested_name()
+    for row in range(3):
+        module.teach.ui.segmentsList.item(row).setCheckState(qt.Qt.Unchecked)
+    assert not module.teach.ui.teachButton.enabled
+    assert "Tick at least one" in module.teach.ui.estimateLabel.text
+    module.teach.ui.segmentsList.item(1).setCheckState(qt.Qt.Checked)
+    assert len(module.teach.ticked()) == 1
