@@ -32,7 +32,7 @@ from .snapshots import load_snapshot, read_values, save_snapshot
 SNAPSHOT = "snapshot.safetensors"
 _SNAPSHOT_SECONDS = 45.0  # a killed run loses less than a minute
 _CENTRES = 50_000  # voxels of one structure to choose crop centres from
-_ANYWHERE = 0.33  # share of crops centred anywhere in the body instead of on a structure
+_ANYWHERE = 0.4  # share of crops centred anywhere in the body instead of on a structure
 _PROBE_STEPS = 4
 
 
