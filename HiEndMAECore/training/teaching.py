@@ -128,6 +128,13 @@ def prepare_teaching(
     for case in cases:
         prepared = prepare(case.scan, plan)
         labels = prepare_labels(case.labels, prepared, values=values)
+        unknown = sorted({int(value) for value in np.unique(case.labels.array)} - {0, *values})
+        if unknown:
+            report.warning(
+                "labels_unknown",
+                f"{case.scan.name} labels {', '.join(map(str, unknown))}, which the model does not know: left out.",
+                "To learn new structures, start from the model with --init instead of --improve.",
+            )
         classes = np.zeros(labels.shape, dtype=np.int16)
         for index, value in enumerate(values):
             found = labels == value

@@ -149,6 +149,18 @@ def test_a_corrected_scan_improves_the_same_structures(patients: Path, model: Pa
     assert new.training["init_sha256"] == old.weights_sha256
 
 
+def test_a_new_structure_in_a_corrected_scan_is_told(patients: Path, model: Path, tmp_path: Path) -> None:
+    image = nib.load(patients / "labels/p2.nii.gz")
+    labels = np.asarray(image.dataobj).copy()
+    labels[:4, :4, :4] = 9
+    nib.save(nib.Nifti1Image(labels, image.affine), tmp_path / "p2.nii.gz")
+    heard, _ = run(
+        "finetune", "--image", patients / "scans/p2_0000.nii.gz", "--label", tmp_path / "p2.nii.gz",
+        "--improve", model, "--output", tmp_path / "better", "--steps", 1, "--device", "cpu",
+    )  # fmt: skip
+    assert "labels_unknown" in [event.get("code") for event in heard]
+
+
 @pytest.mark.parametrize(("word", "code"), [("finish", 0), ("cancel", 130)])
 def test_a_control_file_ends_a_run(patients: Path, tmp_path: Path, word: str, code: int) -> None:
     control = tmp_path / "control"
@@ -162,7 +174,8 @@ def test_a_control_file_ends_a_run(patients: Path, tmp_path: Path, word: str, co
         last = events.decode(line) or {}
         if last["event"] == "progress" and last["stage"] == "learning" and not control.exists():
             control.write_text(word)
-    assert process.wait(timeout=60) == code
+    process.communicate(timeout=60)
+    assert process.returncode == code
     assert last["event"] == ("finished" if code == 0 else "failed")
     assert (tmp_path / "model").exists() == (code == 0)
     if code == 0:
