@@ -159,11 +159,11 @@ def _cases(config: FinetuneConfig) -> tuple[Sequence[Structure], list[Case]]:
     """(named structures, labelled cases) that the config asks for."""
     from .training.teaching import named_structures
     from .volumes.datasets import Case, read_dataset
-    from .volumes.files import case_name
+    from .volumes.files import case_name, files_of
 
     named = named_structures(config.names) if config.names else ()
     if config.dataset is None:
-        files = [tuple(Path(part) for part in image.split(",")) for image in config.image]
+        files = [files_of(image) for image in config.image]
         return named, [Case(case_name(f[0]), f, label) for f, label in zip(files, config.label)]
     dataset = read_dataset(config.dataset)
     wanted = config.cases or tuple(case.name for case in dataset.cases)

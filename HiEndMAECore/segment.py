@@ -115,13 +115,16 @@ def _jobs(config: SegmentConfig) -> list[Job]:
     """Every scan that the config names, and where its result goes."""
     from .inference.cases import Job
     from .volumes.datasets import Case, find_cases
-    from .volumes.files import case_name, is_scan_file
+    from .volumes.files import case_name, files_of, is_scan_file
 
     assert config.output is not None
-    cases: list[Case] = []
-    for text in config.input:
-        files = tuple(Path(part) for part in text.split(","))
-        cases += [Case(case_name(files[0]), files, None)] if len(files) > 1 else find_cases(files)
+    inputs = [files_of(text) for text in config.input]
+    alone = [files[0] for files in inputs if len(files) == 1]  # together, so that equal names are told apart
+    cases = find_cases(alone) if alone else []
+    cases += [Case(case_name(files[0]), files) for files in inputs if len(files) > 1]
+    names = [case.name for case in cases]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError("usage", f"Several scans are called {', '.join(twice)}.", "Segment them one by one.")
     into_file = (is_scan_file(config.output) or config.output.suffix.lower() == ".dcm") and not config.output.is_dir()
     if into_file and len(cases) > 1:
         raise UsageError("usage", f"{len(cases)} scans do not fit into one file {config.output}.", "Give a folder.")

@@ -63,6 +63,11 @@ def is_dicom_folder(path: Path) -> bool:
     return path.is_dir() and any(is_dicom_file(file) for file in sorted(path.iterdir()) if not is_scan_file(file))
 
 
+def files_of(text: str) -> tuple[Path, ...]:
+    """The files of one case: its channels joined by commas, or one path, which may have commas of its own."""
+    return (Path(text),) if Path(text).exists() else tuple(Path(part) for part in text.split(","))
+
+
 def case_name(path: Path) -> str:
     """NAME of `NAME_0000.nii.gz` (the first channel), `NAME.nii.gz` or a folder `NAME`; of a DICOM file, its folder's."""
     path = Path(path)

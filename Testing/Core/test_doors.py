@@ -242,6 +242,15 @@ def test_one_bad_scan_does_not_stop_a_batch(patients: Path, model: Path, tmp_pat
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["good.json", "good.nii.gz"]
 
 
+def test_scans_of_one_name_do_not_overwrite_each_other(patients: Path, model: Path, tmp_path: Path) -> None:
+    for name in ("Doe, Jane", "Roe"):  # a comma in a folder's name is no list of channels
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "ct.nii.gz").write_bytes((patients / "scans" / "p3_0000.nii.gz").read_bytes())
+    scans = [tmp_path / name / "ct.nii.gz" for name in ("Doe, Jane", "Roe")]
+    run("segment", "--model", model, "--input", *scans, "--output", tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "named"),
     [
