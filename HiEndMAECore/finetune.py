@@ -145,7 +145,7 @@ def run(config: FinetuneConfig, report: Reporter | None = None) -> dict[str, Any
             "seed": config.seed,
             "device": str(device),
             "versions": versions(),
-            "losses": thinned(result.losses),
+            "losses": result.curve(),
         },
     )
     model_folder.write_model(config.output, description, result.network.state_dict())
@@ -172,13 +172,6 @@ def _cases(config: FinetuneConfig) -> tuple[Sequence[Structure], list[Case]]:
     if absent:
         raise InputError("case_absent", f"{config.dataset} has no labelled case {', '.join(absent)}.", "Check --cases.")
     return named or dataset.structures, [found[name] for name in wanted]
-
-
-def thinned(losses: Sequence[tuple[int, float]], most: int = 200) -> list[list[float]]:
-    """At most `most` (step, mean loss) pairs: enough to draw the curve."""
-    width = max(1, -(-len(losses) // most))
-    groups = [losses[first : first + width] for first in range(0, len(losses), width)]
-    return [[group[-1][0], round(sum(loss for _, loss in group) / len(group), 4)] for group in groups]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

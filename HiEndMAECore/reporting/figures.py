@@ -89,29 +89,6 @@ def draw_result(
     _save(figure, path)
 
 
-def draw_segmentation(
-    path: str | Path,
-    *,
-    image: np.ndarray,
-    labels: np.ndarray,
-    spacing: Sequence[float],
-    structures: Sequence[Labelled],
-    title: str = "Segmentation",
-    window: tuple[float, float] = (-175.0, 250.0),
-) -> None:
-    """A scan with its label map and the volume of each structure, where there is no reference (see `draw_result`)."""
-    draw_result(
-        path,
-        image=image,
-        spacing=spacing,
-        truth=None,
-        prediction=labels,
-        structures=structures,
-        title=title,
-        window=window,
-    )
-
-
 def draw_progress(
     path: str | Path,
     *,

@@ -15,7 +15,6 @@ class Processes:
 
     rank: int = 0
     count: int = 1
-    local_rank: int = 0
 
     @property
     def leads(self) -> bool:
@@ -50,4 +49,4 @@ def join_processes(device: torch.device) -> Processes:
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    return Processes(int(os.environ["RANK"]), count, int(os.environ.get("LOCAL_RANK", "0")))
+    return Processes(int(os.environ["RANK"]), count)

@@ -76,6 +76,12 @@ class FinetuningResult:
     seconds: float = 0.0
     losses: list[tuple[int, float]] = field(default_factory=list)
 
+    def curve(self, most: int = 200) -> list[list[float]]:
+        """At most `most` (step, mean loss) pairs: enough to draw."""
+        width = max(1, -(-len(self.losses) // most))
+        groups = [self.losses[first : first + width] for first in range(0, len(self.losses), width)]
+        return [[group[-1][0], round(sum(loss for _, loss in group) / len(group), 4)] for group in groups]
+
 
 class Criterion(nn.Module):
     """Dice over the whole batch plus weighted cross-entropy: logits (B, K, H, W, D), classes (B, 1, H, W, D) -> scalar.

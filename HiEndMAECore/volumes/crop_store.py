@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from HiEndMAECore.errors import InputError
+from HiEndMAECore.reporting.writing import write_text
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
@@ -122,8 +123,7 @@ def add_scan(store: Path, name: str, array: np.ndarray, *, seed: int = 0) -> dic
 
 def write_manifest(store: Path, manifest: Mapping[str, Any]) -> None:
     """Replace the manifest in one step."""
-    text = json.dumps({"format_version": FORMAT_VERSION, **manifest}, indent=1)
-    _replace(store / MANIFEST, lambda stream: stream.write(text.encode()))
+    write_text(store / MANIFEST, json.dumps({"format_version": FORMAT_VERSION, **manifest}, indent=1) + "\n")
 
 
 def _replace(path: Path, write: Callable[[Any], Any]) -> None:

@@ -41,7 +41,7 @@ def suffix_of(path: Path) -> str:
 
 
 def is_scan_file(path: Path) -> bool:
-    """Does the name of this file end like a volume's? (DICOM: see `is_dicom_folder`.)"""
+    """Does the name of this file end like a volume's? (DICOM: see `is_dicom_file`.)"""
     return bool(suffix_of(Path(path)))
 
 
@@ -55,12 +55,6 @@ def is_dicom_file(path: Path) -> bool:
             return file.read(4) == b"DICM" or path.suffix.lower() == ".dcm"
     except OSError:
         return False
-
-
-def is_dicom_folder(path: Path) -> bool:
-    """A folder that itself (not its subfolders) holds DICOM files."""
-    path = Path(path)
-    return path.is_dir() and any(is_dicom_file(file) for file in sorted(path.iterdir()) if not is_scan_file(file))
 
 
 def files_of(text: str) -> tuple[Path, ...]:

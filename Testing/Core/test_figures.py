@@ -56,8 +56,13 @@ def test_a_bright_blob_on_the_right_shows_on_the_left_of_the_picture(tmp_path):
     scan["image"] = np.full(SHAPE, -900.0, np.float32)
     scan["image"][28:34, 12:20, 6:18] = 250
     scan["prediction"] = np.zeros(SHAPE, np.uint8)
-    figures.draw_segmentation(
-        tmp_path / "a.png", image=scan["image"], labels=scan["prediction"], spacing=SPACING, structures=STRUCTURES
+    figures.draw_result(
+        tmp_path / "a.png",
+        image=scan["image"],
+        truth=None,
+        prediction=scan["prediction"],
+        spacing=SPACING,
+        structures=STRUCTURES,
     )
     picture = pixels(tmp_path / "a.png")
     height, width = picture.shape[:2]

@@ -17,7 +17,6 @@ from HiEndMAECore.volumes.files import (
     WRITTEN_SUFFIXES,
     case_name,
     check_same_geometry,
-    is_dicom_folder,
     on_grid_of,
     read_labels,
     read_volume,
@@ -394,8 +393,6 @@ def height(lps: np.ndarray) -> np.ndarray:
 
 def test_regular_series(tmp_path: Path) -> None:
     files_ = write_series(tmp_path / "ct", stack(6)[::-1], value=height, spacing=(0.5, 0.8))
-    assert is_dicom_folder(tmp_path / "ct")
-    assert not is_dicom_folder(tmp_path)
     volume = read_volume(tmp_path / "ct")
     assert volume.name == "ct"
     assert volume.array.shape == (1, 40, 32, 6)
