@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from .configuration import DoorConfig, option, require_positive, to_json
+from .devices import PRECISIONS, choose_device, require_torch
 from .errors import UsageError
 from .networks.registry import OBJECTIVES, list_variants
 from .reporting.front_door import open_door
@@ -43,15 +44,31 @@ class PretrainConfig(DoorConfig):
     steps: int = option(400_000, help="Optimiser steps.")
     batch_size: int = option(192, help="Crops a step, over all processes and accumulation steps.")
     accumulate: int = option(1, help="Parts a step is computed in, to save memory.")
+    recompute: bool = option(False, help="Gradient checkpointing: less memory, about a third more time.")
     mask_ratio: float = option(0.75, help="Share of patches that are hidden.")
     learning_rate: float = option(1e-4, help="Base rate of AdamW.")
+    warm_up: int | None = option(None, help="Steps until the full rate (default: a hundredth of the run).")
+    weight_decay: float = option(0.05, help="Of AdamW.")
+    decay_all: bool = option(
+        True, help="Weight decay on every tensor, as in the released code; --no-decay-all: on matrices alone."
+    )
+    clip: float | None = option(None, help="Largest norm of the gradients (default: none, as in the released code).")
+    precision: str = option("auto", help="auto: bf16 where the processor has it, else fp32.", choices=PRECISIONS)
+    compile: bool = option(False, help="torch.compile the network (wants a C++ compiler).")
+    workers: int = option(2, help="Threads that read crops ahead.")
+    snapshot_minutes: float = option(10.0, help="Time between two snapshots.")
+    keep: int = option(2, help="Snapshots that stay.")
+    tensorboard: bool = option(False, help="Write TensorBoard's files too.")
     crop: tuple[int, int, int] | None = option(None, help="Crop in voxels (default: the variant's).")
     spacing: tuple[float, float, float] = option((1.5, 1.5, 1.5), help="Grid in mm when --data is a folder of scans.")
     resume: bool = option(False, help="Go on with the run in --output.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, "steps", "batch_size", "accumulate", "learning_rate", "crop", "spacing")
+        require_positive(
+            self, "steps", "batch_size", "accumulate", "learning_rate", "warm_up", "clip", "crop", "spacing"
+        )
+        require_positive(self, "snapshot_minutes", "keep")
         processes = int(os.environ.get("WORLD_SIZE", "1"))
         if self.batch_size % (self.accumulate * processes):
             raise UsageError(
@@ -64,39 +81,26 @@ class PretrainConfig(DoorConfig):
 def run(config: PretrainConfig, report: Reporter | None = None) -> dict[str, Any]:
     """Train and write the run folder; returns its model. Raises `InputError`, `Cancelled` (a snapshot is there)."""
     report = report or Reporter(quiet=True)
-    assert config.data is not None
     assert config.output is not None
-    from .devices import choose_device
-    from .networks.hi_end_mae import HiEndMAE
-    from .networks.registry import pretraining_arguments
-    from .reporting.run_record import read_record, write_record
-    from .training import pretraining
-    from .training.run_folder import RunFolder
-    from .volumes.crop_store import MANIFEST, CropStore
-
-    device = choose_device(config.device)
-    earlier = read_record(config.output)
-    if earlier and not config.resume and (config.output / pretraining.SNAPSHOT).exists():
-        raise UsageError("run_exists", f"{config.output} holds a run.", "Add --resume, or choose another --output.")
-    if earlier and config.resume:
-        for name in _SAME_ON_RESUME:
-            if earlier.get(name) != to_json(config)[name]:
-                told = f"The run was started with {name} {earlier.get(name)}, not {to_json(config)[name]}."
-                raise UsageError("run_differs", told, "Resume with the same settings.")
-
-    data = config.data
-    if not (data / MANIFEST).is_file():
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise UsageError("usage", f"{data} is no store.", "Run prepare first: many processes need a store.")
-        from .prepare import PrepareConfig
-        from .prepare import run as prepare
-
-        data = config.output / "store"
-        prepare(PrepareConfig(input=(config.data,), output=data, spacing=config.spacing, seed=config.seed), report)
-    store = CropStore.open(data)
-
+    require_torch()
     import torch
 
+    from .networks.hi_end_mae import HiEndMAE, Reconstruction
+    from .networks.registry import pretraining_arguments
+    from .reporting.run_record import read_record, write_record
+    from .training.distribution import restarted
+    from .training.pretraining import PretrainingPlan, PretrainingResult, pretrain
+    from .training.run_folder import RunFolder
+    from .training.watching import Watch
+    from .volumes.crop_store import CropStore
+
+    rank = int(os.environ.get("RANK", "0"))
+    if rank > 0:
+        report.hush()
+    device = choose_device(config.device)
+    resume = config.resume or restarted()
+    _require_same_run(config.output, config, read_record(config.output), resume=resume)
+    store = CropStore.open(_store(config, report))
     torch.manual_seed(config.seed)
     try:
         arguments = pretraining_arguments(
@@ -111,27 +115,57 @@ def run(config: PretrainConfig, report: Reporter | None = None) -> dict[str, Any
     except ValueError as error:
         raise UsageError("network_impossible", f"This network cannot be built: {error}.") from error
     folder = RunFolder(config.output, variant=config.variant, arguments=arguments, store=store, seed=config.seed)
-    if int(os.environ.get("RANK", "0")) == 0:
+    if rank == 0:
         write_record(config.output, to_json(replace(config, resume=False)))
-    result = pretraining.pretrain(
+    plan = {each.name: getattr(config, each.name) for each in fields(PretrainingPlan) if hasattr(config, each.name)}
+
+    def look(done: PretrainingResult, watch: Watch, output: Reconstruction, saved: bool) -> None:
+        show = folder.write if saved else folder.draw
+        show(model, done, watch, output, report=report)
+
+    result = pretrain(
         store,
         model,
-        plan=pretraining.PretrainingPlan(
-            steps=config.steps,
-            batch_size=config.batch_size,
-            accumulate=config.accumulate,
-            learning_rate=config.learning_rate,
-            seed=config.seed,
-        ),
+        plan=PretrainingPlan(**plan),
         device=device,
         folder=config.output,
         report=report,
-        resume=config.resume,
-        on_snapshot=lambda _, done: folder.write(model, done, report=report),
+        resume=resume,
+        on_look=look,
     )
     report.metric("loss", result.losses[-1][1] if result.losses else None, steps=result.steps)
     report.say(f"The pretrained model is at {folder.model}.")
     return {"model": folder.model, "run": config.output}
+
+
+def _require_same_run(folder: Path, config: PretrainConfig, earlier: dict[str, Any] | None, *, resume: bool) -> None:
+    """Raise `UsageError` when `folder` holds a run that is not to be resumed, or one of other settings."""
+    if not earlier:
+        return
+    if not resume and (folder / "snapshots").is_dir():
+        raise UsageError("run_exists", f"{folder} holds a run.", "Add --resume, or choose another --output.")
+    for name in _SAME_ON_RESUME if resume else ():
+        if earlier.get(name) != to_json(config)[name]:
+            told = f"The run was started with {name} {earlier.get(name)}, not {to_json(config)[name]}."
+            raise UsageError("run_differs", told, "Resume with the same settings.")
+
+
+def _store(config: PretrainConfig, report: Reporter) -> Path:
+    """The store to read; a folder of scans is prepared first."""
+    from .volumes.crop_store import MANIFEST
+
+    assert config.data is not None
+    assert config.output is not None
+    if (config.data / MANIFEST).is_file():
+        return config.data
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("usage", f"{config.data} is no store.", "Run prepare first: many processes need a store.")
+    from .prepare import PrepareConfig
+    from .prepare import run as prepare
+
+    store = config.output / "store"
+    prepare(PrepareConfig(input=(config.data,), output=store, spacing=config.spacing, seed=config.seed), report)
+    return store
 
 
 def main(argv: Sequence[str] | None = None) -> int:

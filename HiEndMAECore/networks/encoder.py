@@ -17,6 +17,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 NORM_EPS = 1e-6
 MLP_RATIO = 4
@@ -153,6 +154,7 @@ class ViTEncoder(nn.Module):
         self.patch_size = patch_size
         self.dim = dim
         self.depth = depth
+        self.recompute = False  # see `HiEndMAE.recompute_activations`
         self.grid = grid_of(image_size, patch_size)
         # Zero-based indices of the block outputs that decoders read (3, 6, 9 for 12 blocks), see specification section 1.
         self.taps = (depth // 4, depth // 2, 3 * depth // 4)
@@ -192,7 +194,7 @@ class ViTEncoder(nn.Module):
             x = torch.cat([self.cls_token.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
         states = {}
         for index, block in enumerate(self.blocks):
-            x = block(x)
+            x = run_block(block, x, recompute=self.recompute)
             if index in self.taps:
                 states[index] = x
         states[self.depth] = self.norm(x)
@@ -204,6 +206,13 @@ def gather(tokens: Tensor, indices: Tensor | None) -> Tensor:
     if indices is None:
         return tokens
     return tokens.gather(1, indices[:, :, None].expand(-1, -1, tokens.shape[2]))
+
+
+def run_block(block: nn.Module, *inputs: Tensor, recompute: bool) -> Tensor:
+    """`block(*inputs)`; with `recompute`, its inner activations are not kept for the backward pass."""
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(block, *inputs, use_reentrant=False)
+    return block(*inputs)
 
 
 def initialise_linears(module: nn.Module) -> None:

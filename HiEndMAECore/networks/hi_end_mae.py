@@ -26,6 +26,7 @@ from .encoder import (
     initialise_linears,
     patchify,
     position_table,
+    run_block,
     unpatchify,
     visible_count,
 )
@@ -87,6 +88,7 @@ class Decoder(nn.Module):
 
     def __init__(self, dim: int, heads: int, *, self_blocks: int, cross_stages: int, voxels: int) -> None:
         super().__init__()
+        self.recompute = False
         self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(self_blocks))
         self.cross_attention_blocks = nn.ModuleList(CrossBlock(dim, heads) for _ in range(cross_stages))
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
@@ -96,9 +98,9 @@ class Decoder(nn.Module):
     def forward(self, x: Tensor, encoded: Sequence[Tensor], *, visible: int) -> Tensor:
         """x (B, 1 + L, dim) in shuffled order, encoded: one (B, 1 + S, dim) a stage -> (B, M, voxels)."""
         for block in self.blocks:
-            x = block(x)
+            x = run_block(block, x, recompute=self.recompute)
         for stage, tokens in zip(self.cross_attention_blocks, encoded):
-            x = stage(x, tokens)
+            x = run_block(stage, x, tokens, recompute=self.recompute)
         return self.head(self.norm(x[:, 1 + visible :]))  # only the masked patches are asked for
 
 
@@ -166,12 +168,21 @@ class HiEndMAE(nn.Module):
 
     decoder_positions: Tensor
 
+    def recompute_activations(self, on: bool = True) -> None:
+        """Keep only the blocks' inputs and compute the rest again in the backward pass: less memory, more time."""
+        self.encoder.recompute = self.decoder.recompute = on
+
     def draw_permutation(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
         """(B, L) long: a random order of the patches for each crop, drawn on the processor."""
         return torch.rand(batch, len(self.decoder_positions), generator=generator).argsort(dim=1)
 
-    def forward(self, volume: Tensor, permutation: Tensor | None = None) -> Reconstruction:
-        """volume (B, C, H, W, D) in [0, 1]; permutation (B, L) long, drawn when None."""
+    def forward(
+        self, volume: Tensor, permutation: Tensor | None = None, inside: Tensor | None = None
+    ) -> Reconstruction:
+        """volume (B, C, H, W, D) in [0, 1]; permutation (B, L) long, drawn when None.
+
+        inside: (B, 1, H, W, D), True where a voxel is the scan's and not padding; only those count in the loss. None: all.
+        """
         if permutation is None:
             permutation = self.draw_permutation(len(volume))
         permutation = permutation.to(volume.device)
@@ -185,7 +196,11 @@ class HiEndMAE(nn.Module):
             visible=self.visible,
         )
         target = normalise_patches(gather(patches, masked))
-        loss = F.mse_loss(prediction.float(), target.float())
+        if inside is None:
+            loss = F.mse_loss(prediction.float(), target.float())
+        else:
+            counted = patchify(inside.expand_as(volume).float(), self.patch_size)
+            loss = mean_over_crops((prediction.float() - target.float()) ** 2, gather(counted, masked))
         return Reconstruction(loss, prediction, states, permutation)
 
     def _decoder_input(self, states: dict[int, Tensor], permutation: Tensor) -> Tensor:
@@ -224,6 +239,14 @@ class MAE(HiEndMAE):
 
 
 _TARGET_EPS = 1e-6
+
+
+def mean_over_crops(errors: Tensor, counted: Tensor) -> Tensor:
+    """Scalar: each crop's mean of errors (B, M, voxels) where `counted` is 1, averaged over the crops.
+
+    Crop by crop, so that a batch that is shared by several processes has the same mean as the whole.
+    """
+    return ((errors * counted).sum((1, 2)) / counted.sum((1, 2)).clamp(min=1)).mean()
 
 
 def normalise_patches(patches: Tensor) -> Tensor:

@@ -93,6 +93,7 @@ def draw_progress(
     path: str | Path,
     *,
     losses: Curve,
+    watched: Curve = (),
     rates: Curve = (),
     speeds: Curve = (),
     reconstructions: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]] = (),
@@ -101,6 +102,7 @@ def draw_progress(
     """How pretraining goes: loss, learning rate and speed (crops per second) by step, and what the network paints into
     the masked patches.
 
+    watched: (step, loss on the same crops each time), drawn over the loss.
     reconstructions: up to four (original, masked, reconstructed), each (rows, columns) in 0 to 1, turned as seen.
     Errors: MissingDependencyError without matplotlib.
     """
@@ -110,7 +112,13 @@ def draw_progress(
     right = 0.48 if rows else 0.97
     small = [(c, n) for c, n in ((rates, "Learning rate"), (speeds, "Crops per second")) if c]
     place = (0.05, 0.43, right - 0.05, 0.43) if small else (0.05, 0.10, right - 0.05, 0.76)
-    _curve(figure.add_axes(place), losses, "Reconstruction loss", smooth=True, log=True)
+    axes = figure.add_axes(place)
+    _curve(axes, losses, "Reconstruction loss", smooth=True, log=True)
+    if watched:
+        axes.plot(
+            *zip(*watched), color=_INK, linewidth=1.4, marker="o", markersize=3, label="on the same crops each time"
+        )
+        axes.legend(frameon=False, fontsize=10, loc="upper right")
     width = (right - 0.05 * max(1, len(small))) / max(1, len(small))
     for i, (curve, name) in enumerate(small):
         place = (0.05 + i * (width + 0.05), 0.09, width, 0.21)

@@ -46,6 +46,7 @@ class Reporter:
         quiet: bool = False,
     ) -> None:
         self.door = door
+        self._hushed = False
         self.warnings: list[dict[str, str]] = []
         self._stream = (stream or sys.stdout) if as_events else None
         self._console = None if as_events or quiet else Console(sys.stderr)
@@ -87,7 +88,7 @@ class Reporter:
             return
         left = state.seconds_left(step, total)
         self._emit("progress", stage=stage, step=step, total=total, seconds_left=left, **values)
-        if self._console:
+        if self._console and not self._hushed:
             self._console.progress(stage, step, total, left, values)
 
     def steps(self, stage: str, total: int, **values: Any) -> Iterator[int]:
@@ -112,13 +113,17 @@ class Reporter:
             return
         self.warnings.append(warning)
         self._emit("warning", **warning)
-        if self._console:
+        if self._console and not self._hushed:
             self._console.say(f"Warning: {message} {advice}".rstrip())
 
     def say(self, text: str) -> None:
         """A plain sentence for a person; programs do not get it."""
-        if self._console:
+        if self._console and not self._hushed:
             self._console.say(text)
+
+    def hush(self) -> None:
+        """Say nothing any more but what failed: one of many processes speaks for all."""
+        self._hushed = True
 
     def finished(self, outputs: dict[str, Any]) -> None:
         """The last event of a run that did its work."""
@@ -167,7 +172,7 @@ class Reporter:
             os._exit(Cancelled.exit_code)
 
     def _emit(self, event: str, **fields: Any) -> None:
-        if self._stream is None:
+        if self._stream is None or (self._hushed and event != "failed"):
             return
         line = events.encode(event, **fields)
         try:

@@ -7,7 +7,7 @@ draws the same.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -42,10 +42,24 @@ def draw_flip(rng: np.random.Generator, *, square: bool) -> Flip:
     return Flip(axes, turns, float(scale), float(shift))
 
 
-def apply_flip(crop: np.ndarray, flip: Flip) -> np.ndarray:
-    """crop (C, H, W, D) in [0, 1] -> the same size and type."""
-    crop = np.rot90(np.flip(crop, tuple(axis + 1 for axis in flip.axes)), flip.turns, axes=(1, 2))
-    return np.ascontiguousarray(crop * flip.scale + flip.shift, dtype=np.float32)
+def flip_only(flip: Flip) -> Flip:
+    """The same change of place without the change of intensity."""
+    return replace(flip, scale=1.0, shift=0.0)
+
+
+def apply_flips(volume: Tensor, flips: Sequence[Flip]) -> Tensor:
+    """volume (B, C, H, W, D) and one change a crop -> the same size and type, on the same device."""
+    turned = [
+        crop.flip([axis + 1 for axis in flip.axes]).rot90(flip.turns, (1, 2)) for crop, flip in zip(volume, flips)
+    ]
+    out = torch.stack(turned)
+    if any((flip.scale, flip.shift) != (1.0, 0.0) for flip in flips):
+        scale, shift = (
+            torch.tensor(values, dtype=out.dtype).to(out.device, non_blocking=True).view(-1, 1, 1, 1, 1)
+            for values in ([flip.scale for flip in flips], [flip.shift for flip in flips])
+        )
+        out = out * scale + shift
+    return out
 
 
 # -- fine-tuning: another patient's shape, position, contrast and noise out of one scan --------------------------------

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,22 @@ class Processes:
             return model
         return nn.parallel.DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
 
-    def agree(self, flag: bool, device: torch.device) -> bool:
-        """True on all when it is true on any: processes have to stop at the same step."""
-        if self.count == 1:
-            return flag
-        flags = torch.tensor(int(flag), device=device)
-        torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
-        return bool(flags.item())
+    def in_step(self, network: nn.Module, *, last: bool) -> AbstractContextManager[None]:
+        """Gradients are exchanged in the `last` part of an accumulated step alone."""
+        if last or not isinstance(network, nn.parallel.DistributedDataParallel):
+            return nullcontext()
+        return network.no_sync()
+
+    def summed(self, values: Tensor) -> Tensor:
+        """`values` added up over the processes; all of them have to call it."""
+        if self.count > 1:
+            torch.distributed.all_reduce(values)
+        return values
+
+
+def restarted() -> bool:
+    """Did `torchrun` start this process again after one of them was lost?"""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def join_processes(device: torch.device) -> Processes:

@@ -25,6 +25,15 @@ def build_adamw(
         return torch.optim.AdamW(listed, **arguments)
 
 
+def spare_norms_and_biases(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups with weight decay on matrices alone: what the paper's code names, and its release does not do."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
 def cosine_rate(step: int, steps: int, *, warm_up: int) -> float:
     """Share of the base rate at 0-based `step` of `steps`: linear to 1 over `warm_up` steps, then a cosine towards 0."""
     if step < warm_up:

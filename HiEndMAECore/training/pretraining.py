@@ -1,42 +1,44 @@
-"""The pretraining loop: rebuild masked crops of unlabelled scans (paper sections 3 and 4.1).
-
-Crop `i` of a run is drawn from a generator keyed by (seed, i): scan, place, augmentation and mask are the same for any
-number of processes, and for a run that was stopped and resumed.
-"""
+"""The pretraining loop: rebuild masked crops of unlabelled scans (paper sections 3 and 4.1)."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import nn
 
-from HiEndMAECore.devices import autocast
+from HiEndMAECore.devices import autocast, gradient_scaler
 from HiEndMAECore.errors import Cancelled, HiEndMAEError
 from HiEndMAECore.networks import HiEndMAE
+from HiEndMAECore.networks.hi_end_mae import Reconstruction
 from HiEndMAECore.reporting.reporter import Reporter
 from HiEndMAECore.volumes.crop_store import CropStore
 
-from .augmentation import apply_flip, draw_flip, sample_generator
-from .distribution import Processes, join_processes
-from .optimiser import build_adamw, cosine_rate, set_rate
-from .snapshots import load_snapshot, read_values, save_snapshot
+from .distribution import Processes, join_processes, restarted
+from .optimiser import build_adamw, cosine_rate, set_rate, spare_norms_and_biases
+from .run_log import RunLog, StepRecord, steps_of
+from .sampling import Batch, Sampler
+from .snapshots import keep_newest, load_snapshot, newest_snapshot, save_snapshot, snapshot_file
+from .watching import WATCHED, Watch
 
-CROPS_A_LAP = 8  # crops of one scan each time all are visited (paper section 4.1)
-_POSITIVE = 0.75  # positive : negative = 3 : 1
-SNAPSHOT = "snapshot.safetensors"
+_NAMED = 8  # scans in a message
+_LOOKING = 50  # a look that takes a second comes 50 s after the last one at the earliest
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainingPlan:
     """Settings of a run; defaults are the paper's, with the released code's reading where they differ.
 
-    batch_size counts crops over all processes and accumulation steps; warm_up is a share of the steps (4 K of 400 K).
+    batch_size counts crops over all processes and accumulation steps.
+    warm_up: steps until the full rate; None: a hundredth of the run (4 K of the paper's 400 K).
+    decay_all: weight decay on every tensor, as the release does; False: on matrices alone.
+    clip: largest norm of the gradients, None: none, as in the release.
+    workers: threads that read crops ahead. keep: snapshots that stay.
+    look_minutes: time between two looks (`on_look`).
     """
 
     steps: int
@@ -45,65 +47,33 @@ class PretrainingPlan:
     learning_rate: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.05
-    warm_up: float = 0.01
+    decay_all: bool = True
+    warm_up: int | None = None
+    clip: float | None = None
+    precision: str = "auto"
+    compile: bool = False
+    recompute: bool = False
+    workers: int = 2
     snapshot_minutes: float = 10.0
+    look_minutes: float = 2.0
+    keep: int = 2
+    tensorboard: bool = False
     seed: int = 0
 
 
 @dataclass
 class PretrainingResult:
-    """Steps done, seconds spent computing, and (step, loss) of every step that was logged."""
+    """Steps done, seconds spent computing, what was logged of each step, and (step, loss on the watched crops)."""
 
     steps: int = 0
     seconds: float = 0.0
-    losses: list[tuple[int, float]] = field(default_factory=list)
+    records: list[StepRecord] = field(default_factory=list)
+    watched: list[tuple[int, float]] = field(default_factory=list)
 
-
-def draw_sample(store: CropStore, index: int, *, seed: int, size: Sequence[int], patches: int) -> tuple[Tensor, Tensor]:
-    """Sample `index` of the run: crop (C, *size) float32 and its permutation of patches (patches,) long."""
-    rng = sample_generator(seed, index)
-    scan = scan_of(index, len(store), seed)
-    start = _draw_start(store, scan, size, rng)
-    crop = apply_flip(store.crop(scan, start=start, size=size), draw_flip(rng, square=size[0] == size[1]))
-    return torch.from_numpy(crop), torch.from_numpy(rng.random(patches).argsort())
-
-
-def scan_of(index: int, scans: int, seed: int) -> int:
-    """Which of `scans` sample `index` comes from: every lap takes 8 crops of each, in an order of its own.
-
-    Crops are mixed over the whole lap, so that even a small batch sees several scans.
-    """
-    lap, place = divmod(index, CROPS_A_LAP * scans)
-    return int(_order(seed, lap, scans)[place])
-
-
-@lru_cache(maxsize=2)
-def _order(seed: int, lap: int, scans: int) -> np.ndarray:
-    return np.random.default_rng((seed, lap, scans)).permutation(CROPS_A_LAP * scans) // CROPS_A_LAP
-
-
-def _draw_start(store: CropStore, scan: int, size: Sequence[int], rng: np.random.Generator) -> list[int]:
-    """First voxel of a crop: around a tissue voxel three times of four, else anywhere; inside the scan where it fits."""
-    shape = store.shape(scan)
-    tissue = store.tissue(scan)
-    if len(tissue) and rng.random() < _POSITIVE:
-        centre = tissue[int(rng.integers(len(tissue)))]
-    else:
-        centre = [int(rng.integers(length)) for length in shape]
-    starts = []
-    for middle, wanted, there in zip(centre, size, shape):
-        room = there - wanted
-        low, high = (0, room) if room >= 0 else (room // 2, room // 2)  # a small scan sits in the middle of its crop
-        starts.append(int(np.clip(int(middle) - wanted // 2, low, high)))
-    return starts
-
-
-def draw_batch(store: CropStore, indices: range, model: HiEndMAE, seed: int) -> tuple[Tensor, Tensor]:
-    """(B, C, *size) crops and (B, L) permutations of the samples `indices`."""
-    size = [edge * model.patch_size for edge in model.grid]
-    patches = model.grid[0] * model.grid[1] * model.grid[2]
-    samples = [draw_sample(store, index, seed=seed, size=size, patches=patches) for index in indices]
-    return torch.stack([crop for crop, _ in samples]), torch.stack([order for _, order in samples])
+    @property
+    def losses(self) -> list[tuple[int, float]]:
+        """(step, loss) of every step."""
+        return [(record.step, record.loss) for record in self.records]
 
 
 def pretrain(
@@ -115,96 +85,184 @@ def pretrain(
     folder: Path,
     report: Reporter,
     resume: bool = False,
-    on_snapshot: Callable[[int, PretrainingResult], None] | None = None,
+    on_look: Callable[[PretrainingResult, Watch, Reconstruction, bool], None] | None = None,
 ) -> PretrainingResult:
-    """Train `model` in place. Snapshots go to `folder`; a cancelled run saves one before it leaves (`Cancelled`)."""
+    """Train `model` in place. Snapshots and the log go to `folder`; a cancelled run saves one before it leaves.
+
+    on_look(result, watch, reconstruction, saved): called every `look_minutes`, and whenever a snapshot was `saved`, by the
+    first of the processes; the reconstruction is of the watch's first batch.
+    With `resume`, or after `torchrun` lost a process, the run goes on from its newest snapshot. Raises `Cancelled`, and
+    `HiEndMAEError` ("loss_not_finite") with the state before the bad step saved.
+    """
     processes = join_processes(device)
     model.to(device).train()
-    optimiser = build_adamw(
-        model.parameters(), learning_rate=plan.learning_rate, betas=plan.betas, weight_decay=plan.weight_decay
-    )
-    result, first = PretrainingResult(), 0
-    snapshot = folder / SNAPSHOT
-    if resume and read_values(snapshot) is not None:
-        values = load_snapshot(snapshot, {"model": model}, optimiser)
-        first = int(values["step"])
-        result = PretrainingResult(first, float(values["seconds"]), [(int(s), float(v)) for s, v in values["losses"]])
-        report.say(f"Going on from step {first}.")
-    network = processes.wrap(model, device)
-    before, started, saved = result.seconds, time.monotonic(), time.monotonic()
-
-    def save() -> None:
-        result.seconds = before + time.monotonic() - started
-        if processes.leads:
-            values = {
-                "step": result.steps,
-                "seconds": result.seconds,
-                "losses": result.losses,
-                "batch": plan.batch_size,
-            }
-            save_snapshot(snapshot, {"model": model}, optimiser, values)
-            if on_snapshot:
-                on_snapshot(result.steps, result)
-
-    warm_up = max(1, round(plan.warm_up * plan.steps))
-    for step in range(first, plan.steps):
-        rate = set_rate(optimiser, cosine_rate(step, plan.steps, warm_up=warm_up))
-        loss = _step(network, model, optimiser, store, step, plan, device, processes)
-        if not np.isfinite(loss):
-            save_broken = folder / "broken.safetensors"
-            save_snapshot(save_broken, {"model": model}, optimiser, {"step": step})
-            names = _scans_of(store, step, plan)
-            raise HiEndMAEError(
-                "loss_not_finite",
-                f"The loss was {loss} at step {step}, on the scans {', '.join(names)}.",
-                f"The last good state is {snapshot}; lower --learning-rate or leave these scans out.",
+    model.recompute_activations(plan.recompute)
+    groups = model.parameters() if plan.decay_all else spare_norms_and_biases(model, plan.weight_decay)
+    optimiser = build_adamw(groups, learning_rate=plan.learning_rate, betas=plan.betas, weight_decay=plan.weight_decay)
+    scaler = gradient_scaler(device, plan.precision)
+    result = PretrainingResult()
+    if resume or restarted():
+        start = newest_snapshot(folder, on_damage=lambda e: report.warning(e.code, e.message, "An older one is used."))
+        if start is not None:
+            values = load_snapshot(start, {"model": model}, optimiser)
+            result.steps, result.seconds = int(values["step"]), float(values["seconds"])
+            scaler.load_state_dict(values["scaler"])
+            report.say(f"Going on from step {result.steps}.")
+    sampler = Sampler.for_model(store, model, plan.seed)
+    log = RunLog(folder, first=result.steps, tensorboard=plan.tensorboard) if processes.leads else None
+    watch = _watch(store, model, plan)
+    if log:
+        result.records = steps_of(log.lines)
+        result.watched = [(line["step"], line["watch_loss"]) for line in log.lines if "watch_loss" in line]
+        log.lines = []
+        if not result.steps:
+            zero, nearest = watch.trivial_losses(model)
+            log.write(step=0, zero_loss=zero, nearest_loss=nearest)
+            report.say(
+                f"To beat: a loss of {zero:.3f} by predicting nothing, {nearest:.3f} by copying what is nearest."
             )
-        result.steps = step + 1
-        result.losses.append((step + 1, loss))
-        asked = report.finish_requested
-        try:
-            report.progress("pretraining", step + 1, plan.steps, loss=loss, learning_rate=rate)
-            stop = False
-        except Cancelled:
-            stop = True
-        if processes.agree(stop, device):
-            save()
-            raise Cancelled(advice="The run can go on with --resume.")
-        if processes.agree(asked, device):
-            break
-        if time.monotonic() - saved > plan.snapshot_minutes * 60:
-            save()
-            saved = time.monotonic()
-    save()
+    loop = _Loop(model, plan, device, processes, optimiser, scaler, sampler)
+    before, started = result.seconds, time.monotonic()
+    saved, next_look = started, started + plan.look_minutes * 60
+
+    def look(*, save: bool) -> None:
+        result.seconds = before + time.monotonic() - started
+        if not processes.leads:
+            return
+        if save:
+            values = {"step": result.steps, "seconds": result.seconds, "scaler": scaler.state_dict()}
+            save_snapshot(snapshot_file(folder, result.steps), {"model": model}, optimiser, values)
+            keep_newest(folder, plan.keep)
+        loss, output = watch.loss(model, device, plan.precision)
+        result.watched.append((result.steps, loss))
+        if log:
+            log.write(step=result.steps, watch_loss=loss)
+        if on_look:
+            on_look(result, watch, output, save)
+
+    try:
+        for record, stop, finish in loop.steps(result.steps, report):
+            if stop:
+                look(save=True)
+                raise Cancelled(advice="The run can go on with --resume.")
+            if not math.isfinite(record.loss):
+                look(save=True)
+                raise _not_finite(
+                    record, sampler.names(loop.indices(result.steps)), snapshot_file(folder, result.steps)
+                )
+            loop.update()
+            result.steps = record.step
+            if log:
+                result.records.append(record)
+                log.step(record)
+            now = time.monotonic()
+            save = now - saved > plan.snapshot_minutes * 60
+            if save or now > next_look:
+                look(save=save)
+                saved = now if save else saved
+                looking = time.monotonic() - now
+                next_look = now + max(plan.look_minutes * 60, _LOOKING * looking)
+            if finish:
+                break
+        look(save=True)
+    finally:
+        loop.close()
+        if log:
+            log.close()
     return result
 
 
-def _step(
-    network: torch.nn.Module,
-    model: HiEndMAE,
-    optimiser: torch.optim.Optimizer,
-    store: CropStore,
-    step: int,
-    plan: PretrainingPlan,
-    device: torch.device,
-    processes: Processes,
-) -> float:
-    """One optimiser step over `batch_size` crops; returns the mean loss of this process's crops."""
-    mine = processes.share(range(step * plan.batch_size, (step + 1) * plan.batch_size))
-    total = 0.0
-    for part in range(plan.accumulate):
-        volume, permutation = draw_batch(store, mine[part :: plan.accumulate], model, plan.seed)
-        with autocast(device):
-            loss = network(volume.to(device, non_blocking=True), permutation).loss / plan.accumulate
-        loss.backward()
-        total += float(loss.detach())
-    optimiser.step()
-    optimiser.zero_grad(set_to_none=True)
-    return total
+@dataclass
+class _Loop:
+    """One process's part of the run: forward and backward of its crops, then the step that all take."""
+
+    model: HiEndMAE
+    plan: PretrainingPlan
+    device: torch.device
+    processes: Processes
+    optimiser: torch.optim.AdamW
+    scaler: torch.amp.GradScaler
+    sampler: Sampler
+
+    def __post_init__(self) -> None:
+        network: nn.Module = torch.compile(self.model) if self.plan.compile else self.model  # type: ignore[assignment]
+        self.network = self.processes.wrap(network, self.device)
+        self.batches: Iterator[Batch] = iter(())
+        self.optimiser.zero_grad(set_to_none=True)
+
+    def indices(self, step: int) -> range:
+        """The samples of `step`, of all processes."""
+        return range(step * self.plan.batch_size, (step + 1) * self.plan.batch_size)
+
+    def steps(self, first: int, report: Reporter) -> Iterator[tuple[StepRecord, bool, bool]]:
+        """For each step what it gave, with the gradients ready (`update` takes the step), and whether any process was
+        told to stop or to finish. All processes see the same."""
+        plan = self.plan
+        warm_up = max(1, round(plan.steps / 100) if plan.warm_up is None else plan.warm_up)
+        parts = (
+            self.processes.share(self.indices(step))[part :: plan.accumulate]
+            for step in range(first, plan.steps)
+            for part in range(plan.accumulate)
+        )
+        self.batches = self.sampler.batches(parts, workers=plan.workers, pinned=self.device.type == "cuda")
+        last: dict[str, float] = {}
+        for step in range(first, plan.steps):
+            started = time.monotonic()
+            rate = set_rate(self.optimiser, cosine_rate(step, plan.steps, warm_up=warm_up))
+            loss, waited = self._backward()
+            stop = False
+            try:
+                report.progress("pretraining", step, plan.steps, **last)
+            except Cancelled:
+                stop = True
+            told = torch.stack([loss / self.processes.count, *torch.tensor([stop, report.finish_requested]).to(loss)])
+            mean, stops, finishes = self.processes.summed(told).tolist()  # the one wait for the device in a step
+            spent = time.monotonic() - started
+            last = {"loss": mean, "learning_rate": rate}
+            yield StepRecord(step + 1, mean, rate, plan.batch_size / spent, waited / spent), stops > 0, finishes > 0
+        report.progress("pretraining", plan.steps, plan.steps, **last)
+
+    def _backward(self) -> tuple[torch.Tensor, float]:
+        """Gradients of this process's crops; returns their mean loss, on the device, and seconds spent waiting for them."""
+        total, waited = torch.zeros((), device=self.device), 0.0
+        for part in range(self.plan.accumulate):
+            asked = time.monotonic()
+            batch = next(self.batches)
+            waited += time.monotonic() - asked
+            volume, permutation, inside = batch.on(self.device)
+            with self.processes.in_step(self.network, last=part + 1 == self.plan.accumulate):
+                with autocast(self.device, precision=self.plan.precision):
+                    loss = self.network(volume, permutation, inside).loss / self.plan.accumulate
+                self.scaler.scale(loss).backward()
+            total += loss.detach()
+        return total, waited
+
+    def update(self) -> None:
+        """The optimiser's step with the gradients at hand."""
+        if self.plan.clip is not None:
+            self.scaler.unscale_(self.optimiser)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.clip)
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.optimiser.zero_grad(set_to_none=True)
+
+    def close(self) -> None:
+        """Let the reading threads go."""
+        if hasattr(self.batches, "close"):
+            self.batches.close()
 
 
-def _scans_of(store: CropStore, step: int, plan: PretrainingPlan) -> list[str]:
-    """Names of the scans in the batch of `step`."""
-    samples = range(step * plan.batch_size, (step + 1) * plan.batch_size)
-    scans = {scan_of(index, len(store), plan.seed) for index in samples}
-    return [store.manifest["scans"][scan]["name"] for scan in sorted(scans)]
+def _watch(store: CropStore, model: HiEndMAE, plan: PretrainingPlan) -> Watch:
+    """The watched crops, drawn with another seed than the run's."""
+    sampler = Sampler.for_model(store, model, plan.seed + 1)
+    part = max(1, min(8, plan.batch_size // plan.accumulate))
+    return Watch(tuple(sampler.batch(range(first, min(first + part, WATCHED))) for first in range(0, WATCHED, part)))
+
+
+def _not_finite(record: StepRecord, scans: list[str], snapshot: Path) -> HiEndMAEError:
+    more = f" and {len(scans) - _NAMED} more" if len(scans) > _NAMED else ""
+    return HiEndMAEError(
+        "loss_not_finite",
+        f"The loss was {record.loss} at step {record.step}, on the scans {', '.join(scans[:_NAMED])}{more}.",
+        f"The state before that step is {snapshot}. Look at these scans, lower --learning-rate, or use --precision fp32.",
+    )

@@ -1,29 +1,27 @@
-"""What a pretraining run leaves: `model/` to start from, `log.jsonl`, and `progress.png` to look at.
+"""What a pretraining run leaves for use: `model/` to start from and `progress.png` to look at.
 
-The snapshot beside them (see `snapshots`) is for going on; the model is for using.
+The snapshots beside them (see `snapshots`) are for going on; `log.jsonl` is `run_log`'s.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from HiEndMAECore.checkpoints.model_folder import ModelDescription, write_model
 from HiEndMAECore.errors import MissingDependencyError
 from HiEndMAECore.networks import HiEndMAE
+from HiEndMAECore.networks.hi_end_mae import Reconstruction
 from HiEndMAECore.reporting.reporter import Reporter
 from HiEndMAECore.reporting.run_record import versions
-from HiEndMAECore.reporting.writing import write_text
 from HiEndMAECore.volumes.crop_store import CropStore
 
-from .pretraining import PretrainingResult, draw_batch
+from .pretraining import PretrainingResult
+from .watching import Watch
 
-_SHOWN = 3  # crops in the picture, always the same (drawn with another seed than the run's)
+_SHOWN = 3  # of the watched crops, in the picture
 
 
 @dataclass(frozen=True)
@@ -41,8 +39,10 @@ class RunFolder:
         """The model folder that `--init` takes."""
         return self.path / "model"
 
-    def write(self, model: HiEndMAE, done: PretrainingResult, *, report: Reporter) -> None:
-        """Write model, log and picture as they stand after `done.steps` steps."""
+    def write(
+        self, model: HiEndMAE, done: PretrainingResult, watch: Watch, output: Reconstruction, *, report: Reporter
+    ) -> None:
+        """Write the model as it stands after `done.steps` steps, and the picture."""
         description = ModelDescription(
             kind="pretraining",
             name=self.path.name,
@@ -55,34 +55,37 @@ class RunFolder:
                 "seed": self.seed,
                 "scans": len(self.store),
                 "loss": done.losses[-1][1] if done.losses else None,
+                "watch_loss": done.watched[-1][1] if done.watched else None,
                 "versions": versions(),
             },
         )
         write_model(self.model, description, model.state_dict())
-        lines = [json.dumps({"step": step, "loss": loss}) for step, loss in done.losses]
-        write_text(self.path / "log.jsonl", "\n".join(lines) + "\n")
-        self._draw(model, done, report=report)
+        self.draw(model, done, watch, output, report=report)
 
-    @torch.no_grad()
-    def _draw(self, model: HiEndMAE, done: PretrainingResult, *, report: Reporter) -> None:
+    def draw(
+        self, model: HiEndMAE, done: PretrainingResult, watch: Watch, output: Reconstruction, *, report: Reporter
+    ) -> None:
+        """Draw `progress.png` anew."""
         from HiEndMAECore.reporting.figures import draw_progress
 
-        volume, permutation = draw_batch(self.store, range(_SHOWN), model, self.seed + 1)
-        device = next(model.parameters()).device
-        training = model.training
-        model.eval()
-        output = model(volume.to(device), permutation)
-        hidden, rebuilt = model.picture(volume.to(device), output)
-        model.train(training)
+        volume, _, _ = watch.batches[0].on(output.prediction.device)
+        hidden, rebuilt = model.picture(volume, output)
         rows = []
-        for crop in range(_SHOWN):
+        for crop in range(min(_SHOWN, len(volume))):
             middle = volume.shape[-1] // 2
-            trio = (volume[crop, 0, :, :, middle], hidden[crop, 0, :, :, middle], rebuilt[crop, 0, :, :, middle])
-            seen, covered, painted = (part.float().cpu().clamp(0, 1).numpy().T[::-1] for part in trio)
+            trio = (part[crop, 0, :, :, middle].float().cpu().clamp(0, 1) for part in (volume, hidden, rebuilt))
+            seen, covered, painted = (part.numpy().T[::-1] for part in trio)
             rows.append((seen, covered, painted))
         picture = self.path / "progress.png"
         try:
-            draw_progress(picture, losses=done.losses, reconstructions=rows)
+            draw_progress(
+                picture,
+                losses=done.losses,
+                watched=done.watched,
+                rates=[(record.step, record.learning_rate) for record in done.records],
+                speeds=[(record.step, record.crops_per_second) for record in done.records],
+                reconstructions=rows,
+            )
         except MissingDependencyError as error:
             report.warning(error.code, f"No progress picture is drawn. {error.message}", error.advice)
         else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,29 @@ def read_values(path: Path) -> dict[str, Any] | None:
         raise InputError(
             "snapshot_damaged", f"The snapshot {path} cannot be read ({error}).", "Delete it and start again."
         ) from error
+
+
+def snapshot_file(folder: Path, step: int) -> Path:
+    """Where the state after `step` steps is kept."""
+    return folder / "snapshots" / f"step-{step:08d}.safetensors"
+
+
+def newest_snapshot(folder: Path, *, on_damage: Callable[[InputError], None]) -> Path | None:
+    """The newest readable snapshot of the run in `folder`; a damaged one is told and passed over."""
+    for path in sorted((folder / "snapshots").glob("step-*.safetensors"), reverse=True):
+        try:
+            read_values(path)
+        except InputError as error:
+            on_damage(error)
+        else:
+            return path
+    return None
+
+
+def keep_newest(folder: Path, count: int) -> None:
+    """Delete all but the newest `count` snapshots of the run in `folder`."""
+    for path in sorted((folder / "snapshots").glob("step-*.safetensors"), reverse=True)[count:]:
+        path.unlink(missing_ok=True)
 
 
 def load_snapshot(path: Path, modules: Mapping[str, nn.Module], optimiser: torch.optim.Optimizer) -> dict[str, Any]:

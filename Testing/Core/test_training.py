@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +12,15 @@ import torch
 
 from HiEndMAECore.errors import Cancelled, HiEndMAEError, InputError
 from HiEndMAECore.networks import UNETR, HiEndMAE
+from HiEndMAECore.networks.encoder import gather, patchify
+from HiEndMAECore.networks.hi_end_mae import normalise_patches
 from HiEndMAECore.reporting.reporter import Reporter
 from HiEndMAECore.training import augmentation, finetuning, pretraining, teaching
-from HiEndMAECore.training.optimiser import cosine_rate
+from HiEndMAECore.training.optimiser import cosine_rate, spare_norms_and_biases
+from HiEndMAECore.training.run_log import read_log
+from HiEndMAECore.training.sampling import Sampler, draw_start, scan_of
+from HiEndMAECore.training.snapshots import newest_snapshot
+from HiEndMAECore.training.watching import nearest_visible
 from HiEndMAECore.volumes import crop_store
 from HiEndMAECore.volumes.crop_store import CropStore
 
@@ -61,29 +68,74 @@ def small_mae(seed: int = 0) -> HiEndMAE:
     )
 
 
-def pretrain(store: CropStore, folder: Path, model: HiEndMAE, report: Reporter | None = None, **options: object):
-    plan = pretraining.PretrainingPlan(steps=12, batch_size=4, learning_rate=3e-3, snapshot_minutes=1e9)
+def pretrain(
+    store: CropStore,
+    folder: Path,
+    model: HiEndMAE,
+    report: Reporter | None = None,
+    *,
+    resume: bool = False,
+    **plan: Any,
+) -> pretraining.PretrainingResult:
+    settings = {"steps": 12, "batch_size": 4, "learning_rate": 3e-3, "snapshot_minutes": 1e9, **plan}
     report = report or Reporter(quiet=True)
-    return pretraining.pretrain(store, model, plan=plan, device=CPU, folder=folder, report=report, **options)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"plan": pretraining.PretrainingPlan(**settings), "device": CPU, "folder": folder}
+    return pretraining.pretrain(store, model, report=report, resume=resume, **options)
+
+
+def sampler(store: CropStore, seed: int = 1) -> Sampler:
+    return Sampler(store, (16, 16, 16), 64, seed)
 
 
 def test_samples_depend_on_seed_and_index_alone(store: CropStore) -> None:
-    options: dict = {"size": (16, 16, 16), "patches": 64}
-    crop, order = pretraining.draw_sample(store, 5, seed=1, **options)
-    again, order_again = pretraining.draw_sample(store, 5, seed=1, **options)
-    assert torch.equal(crop, again)
-    assert torch.equal(order, order_again)
-    for other in (
-        pretraining.draw_sample(store, 6, seed=1, **options),
-        pretraining.draw_sample(store, 5, seed=2, **options),
-    ):
-        assert not torch.equal(crop, other[0])
-        assert not torch.equal(order, other[1])
-    assert sorted(order.tolist()) == list(range(64))
+    sample, again = sampler(store).draw(5), sampler(store).draw(5)
+    assert torch.equal(sample.on(CPU)[0], again.on(CPU)[0])
+    assert torch.equal(sample.permutation, again.permutation)
+    for other in (sampler(store).draw(6), sampler(store, seed=2).draw(5)):
+        assert not torch.equal(sample.on(CPU)[0], other.on(CPU)[0])
+        assert not torch.equal(sample.permutation, other.permutation)
+    assert sorted(sample.permutation[0].tolist()) == list(range(64))
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_threads_read_what_one_reads_in_the_same_order(store: CropStore, workers: int) -> None:
+    parts = [range(first, first + 3) for first in range(0, 30, 3)]
+    read = list(sampler(store).batches(iter(parts), workers=workers, pinned=False))
+    for part, batch in zip(parts, read, strict=True):
+        alone = torch.cat([sampler(store).draw(index).on(CPU)[0] for index in part])
+        assert torch.equal(batch.on(CPU)[0], alone)
+
+
+def test_changes_turn_padding_and_scan_alike(store: CropStore) -> None:
+    """What lies outside the scan stays 0 but for a shift of intensity, whatever the flips and turns."""
+    padded = [sampler(store).draw(index) for index in range(60)]
+    padded = [sample for sample in padded if sample.inside is not None]
+    assert len(padded) > 10
+    for sample in padded:
+        volume, _, inside = sample.on(CPU)
+        assert inside is not None
+        assert 0 < inside.float().mean() < 1
+        assert torch.allclose(volume[~inside], torch.tensor(sample.flips[0].shift))
+
+
+def test_padding_is_not_a_target() -> None:
+    model = small_mae().eval()
+    volume, order = torch.rand(2, 1, 16, 16, 16), model.draw_permutation(2)
+    inside = torch.ones(2, 1, 16, 16, 16, dtype=torch.bool)
+    whole = model(volume, order)
+    assert torch.allclose(model(volume, order, inside).loss, whole.loss, atol=1e-6)
+    hidden = int(order[0, -1])  # a masked patch of the first crop that lies in padding as a whole
+    h, w, d = hidden // 16 * 4, hidden // 4 % 4 * 4, hidden % 4 * 4
+    inside[0, :, h : h + 4, w : w + 4, d : d + 4] = False
+    target = normalise_patches(patchify(volume, 4))
+    errors = (whole.prediction - gather(target, order[:, model.visible :])) ** 2
+    expected = (errors[0, :-1].mean() + errors[1].mean()) / 2
+    assert torch.allclose(model(volume, order, inside).loss, expected, atol=1e-6)
+    assert not torch.allclose(expected, whole.loss, atol=1e-5)
 
 
 def test_every_lap_takes_eight_crops_of_every_scan_in_an_order_of_its_own() -> None:
-    laps = [[pretraining.scan_of(index, 10, 0) for index in range(lap * 80, lap * 80 + 80)] for lap in range(3)]
+    laps = [[scan_of(index, 10, 0) for index in range(lap * 80, lap * 80 + 80)] for lap in range(3)]
     assert all(sorted(lap) == sorted([*range(10)] * 8) for lap in laps)
     assert laps[0] != laps[1] != laps[2]
     assert len(set(laps[0][:8])) > 3  # a small batch sees several scans
@@ -99,7 +151,7 @@ def test_a_small_scan_is_padded_with_air(store: CropStore) -> None:
 
 def test_positive_crops_hold_tissue(store: CropStore) -> None:
     rng = np.random.default_rng(0)
-    starts = np.array([pretraining._draw_start(store, 0, (4, 4, 4), rng) for _ in range(400)])
+    starts = np.array([draw_start(store, 0, (4, 4, 4), rng) for _ in range(400)])
     tissue = [store.crop(0, start=start, size=(4, 4, 4)).any() for start in starts]
     assert np.mean(tissue) > 0.8  # 3 of 4 by design, and some of the rest by chance
     assert (starts >= 0).all()
@@ -128,8 +180,95 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_scans(store: CropStore, t
     model = small_mae()
     with torch.no_grad():
         model.decoder.head.bias.fill_(float("inf"))
-    with pytest.raises(HiEndMAEError, match=r"at step 0, on the scans scan\d"):
+    with pytest.raises(HiEndMAEError, match=r"at step 1, on the scans scan\d"):
         pretrain(store, tmp_path / "run", model)
+
+
+def test_the_state_before_a_bad_step_is_kept(store: CropStore, tmp_path: Path) -> None:
+    model = small_mae()
+    good: dict[str, torch.Tensor] = {}
+
+    class Keep(StopAt):
+        def progress(self, stage: str, step: int, total: int, **values: object) -> None:
+            if step == 3:  # three steps are taken; the fourth's gradients are computed, and bad
+                good.update({name: value.clone() for name, value in model.state_dict().items()})
+
+    with pytest.MonkeyPatch.context() as patch:
+        crop = CropStore.crop
+        calls = iter(range(10**6))
+
+        def spoilt(self: CropStore, index: int, **where: Any) -> np.ndarray:
+            value = crop(self, index, **where)
+            return value * np.nan if next(calls) >= 32 + 12 else value  # 32 watched crops, 3 steps of 4
+
+        patch.setattr(CropStore, "crop", spoilt)
+        with pytest.raises(HiEndMAEError, match=r"The loss was nan at step 4") as caught:
+            pretrain(store, tmp_path, model, Keep(99, ""), workers=0)
+    assert caught.value.code == "loss_not_finite"
+    kept = newest_snapshot(tmp_path, on_damage=lambda error: pytest.fail(str(error)))
+    assert kept is not None
+    assert kept.name == "step-00000003.safetensors"
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+    assert all(torch.equal(good[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "options", [{"accumulate": 2}, {"recompute": True}, {"workers": 0}, {"precision": "fp32", "accumulate": 4}]
+)
+def test_how_a_step_is_computed_does_not_change_it(store: CropStore, tmp_path: Path, options: dict[str, Any]) -> None:
+    plain = pretrain(store, tmp_path / "a", small_mae(), precision="fp32")
+    other = pretrain(store, tmp_path / "b", small_mae(), **{"precision": "fp32", **options})
+    assert [loss for _, loss in other.losses] == pytest.approx([loss for _, loss in plain.losses], rel=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_low_precision_learns_as_well(store: CropStore, tmp_path: Path, precision: str) -> None:
+    exact = pretrain(store, tmp_path / "a", small_mae(), precision="fp32")
+    other = pretrain(store, tmp_path / "b", small_mae(), precision=precision)
+    assert other.losses[-1][1] == pytest.approx(exact.losses[-1][1], rel=0.1)
+    assert other.losses != exact.losses
+
+
+def test_a_stopped_fp16_run_goes_on_as_if_never_stopped(store: CropStore, tmp_path: Path) -> None:
+    whole = pretrain(store, tmp_path / "a", small_mae(), precision="fp16")
+    with pytest.raises(Cancelled):
+        pretrain(store, tmp_path / "b", small_mae(), StopAt(5, "cancel"), precision="fp16")
+    assert pretrain(store, tmp_path / "b", small_mae(), precision="fp16", resume=True).losses == whole.losses
+
+
+def test_clipping_bounds_the_step(store: CropStore, tmp_path: Path) -> None:
+    model = small_mae()
+    pretrain(store, tmp_path, model, clip=1e-12, weight_decay=0.0)
+    # Adam divides by the gradients' size: only its eps of 1e-8 makes steps of such gradients small.
+    moved = max(float((a - b).detach().abs().max()) for a, b in zip(model.parameters(), small_mae().parameters()))
+    assert moved < 1e-4
+
+
+def test_only_the_newest_snapshots_stay_and_a_damaged_one_is_passed_over(store: CropStore, tmp_path: Path) -> None:
+    whole = pretrain(store, tmp_path, small_mae(), snapshot_minutes=0, keep=3)
+    kept = sorted(path.name for path in (tmp_path / "snapshots").iterdir())
+    assert kept == [f"step-{step:08d}.safetensors" for step in (10, 11, 12)]
+    newest = tmp_path / "snapshots" / kept[-1]
+    newest.write_bytes(newest.read_bytes()[:1000])
+    with StopAt(99, "") as report:
+        again = pretrain(store, tmp_path, small_mae(seed=7), report, resume=True)
+    assert [warning["code"] for warning in report.warnings] == ["snapshot_damaged"]
+    assert again.losses == whole.losses
+
+
+def test_the_log_tells_every_step_and_what_to_beat(store: CropStore, tmp_path: Path) -> None:
+    result = pretrain(store, tmp_path, small_mae())
+    lines = read_log(tmp_path)
+    assert 0.2 < lines[0]["zero_loss"] < 1.01  # constant patches count as 0
+    assert lines[0]["nearest_loss"] > 0
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 13))
+    assert lines[-1]["watch_loss"] == result.watched[-1][1]
+    assert 0 <= max(record.waited for record in result.records) <= 1
+
+
+def test_the_nearest_visible_patch_is_found() -> None:
+    seen, hidden = torch.tensor([[0, 63]]), torch.tensor([[1, 62, 21, 47]])  # a grid of 4 x 4 x 4
+    assert nearest_visible(seen, hidden, (4, 4, 4)).tolist() == [[0, 63, 0, 63]]
 
 
 def test_a_snapshot_of_another_network_is_refused(store: CropStore, tmp_path: Path) -> None:
@@ -145,6 +284,14 @@ def test_a_snapshot_of_another_network_is_refused(store: CropStore, tmp_path: Pa
     )
     with pytest.raises(InputError, match="belongs to another network"):
         pretrain(store, tmp_path, other, resume=True)
+
+
+def test_weight_decay_may_spare_norms_and_biases() -> None:
+    model = small_mae()
+    decayed, spared = spare_norms_and_biases(model, 0.05)
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.05, 0.0)
+    assert len(decayed["params"]) + len(spared["params"]) == len(list(model.parameters()))
+    assert all(parameter.ndim == 1 for parameter in spared["params"])
 
 
 def test_rates_rise_and_fall() -> None:
