@@ -25,6 +25,7 @@ from HiEndMAECore.reporting.writing import write_text
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
 _TISSUE_SAMPLES = 20_000
+Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]  # first and end voxel along H, W, D
 
 
 @dataclass(frozen=True)
@@ -66,16 +67,24 @@ class CropStore:
         """(N, 3) int32 voxels on tissue; may be empty."""
         return np.load(self.path / f"{self.manifest['scans'][index]['file']}.tissue.npy", mmap_mode="r")
 
+    def inside(self, index: int, *, start: Sequence[int], size: Sequence[int]) -> Box:
+        """Per axis, first and end voxel of the crop at `start` that lie inside the scan, in the crop's own
+        coordinates: what is outside is padding. (0, 0) along an axis where no voxel does. Reads nothing."""
+        pairs = []
+        for first, wanted, there in zip(start, size, self.shape(index)):
+            low, high = max(-first, 0), min(there - first, wanted)
+            pairs.append((low, high) if low < high else (0, 0))
+        return pairs[0], pairs[1], pairs[2]
+
     def crop(self, index: int, *, start: Sequence[int], size: Sequence[int]) -> np.ndarray:
         """(C, *size) float32; what lies outside the scan is 0 (air, or the darkest)."""
         scan = np.load(self.path / f"{self.manifest['scans'][index]['file']}.npy", mmap_mode="r")
         out = np.zeros((scan.shape[0], *size), dtype=np.float32)
-        source, target = [slice(None)], [slice(None)]
-        for first, wanted, there in zip(start, size, scan.shape[1:]):
-            low, high = max(first, 0), min(first + wanted, there)
-            source.append(slice(low, max(high, low)))
-            target.append(slice(low - first, max(high, low) - first))
-        out[tuple(target)] = scan[tuple(source)]
+        inside = self.inside(index, start=start, size=size)
+        source = tuple(
+            slice(first + low, first + high) if high else slice(0) for first, (low, high) in zip(start, inside)
+        )
+        out[(slice(None), *(slice(*pair) for pair in inside))] = scan[(slice(None), *source)]
         return out
 
 
