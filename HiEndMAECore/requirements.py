@@ -22,6 +22,7 @@ REQUIRED = (
 OPTIONAL = {
     "matplotlib>=3.7": "to draw pictures and curves",
     "highdicom>=0.24": "to write DICOM segmentations",
+    "blosc2>=2.5": "to keep the scans that pretraining reads compressed",
 }
 
 

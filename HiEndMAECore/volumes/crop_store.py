@@ -1,14 +1,18 @@
 """The store of prepared scans that pretraining reads: crops come off the disk without their volumes.
 
     STORE/manifest.json   how the scans were prepared; each scan kept, each left out with its reason
-    STORE/NAME.npy        (C, H, W, D) float16 in [0, 1], memory-mapped
+    STORE/NAME.b2nd       (C, H, W, D) uint8, 0 to 255 for 0 to 1, in compressed cubes that are read one by one;
+                          without the package blosc2 NAME.npy, the same voxels uncompressed, memory-mapped
     STORE/NAME.tissue.npy (N, 3) int32, voxels on tissue, drawn evenly, for positive crops
 
-A scan counts once its entry is in the manifest; every file is written beside its place and renamed.
+256 levels cost 0.5 HU of a CT window of 425 HU at most on average, far below the noise of a scan; format, cubes and
+compression were chosen by measuring (Testing/Benchmarks/crops.py, results.md). A scan counts once its entry is in the
+manifest; every file is written beside its place and renamed.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import tempfile
@@ -19,12 +23,16 @@ from typing import Any
 
 import numpy as np
 
-from HiEndMAECore.errors import InputError
+from HiEndMAECore.errors import InputError, MissingDependencyError
 from HiEndMAECore.reporting.writing import write_text
 
 MANIFEST = "manifest.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+PARTIAL = ".part"  # suffix of a file being written
 _TISSUE_SAMPLES = 20_000
+_CHUNK, _BLOCK = 64, 32  # voxels along an edge: cubes that are found, cubes that are unpacked
+_LEVELS = 255.0
+Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]  # first and end voxel along H, W, D
 
 
 @dataclass(frozen=True)
@@ -44,10 +52,6 @@ class CropStore:
                 f"There is no store of prepared scans at {path}.",
                 f"Make one with: python -m HiEndMAECore.prepare --input DIR --output {path}",
             )
-        if manifest.get("format_version") != FORMAT_VERSION:
-            raise InputError(
-                "store_newer", f"The store {path} has an unknown format.", "Update HiEndMAE or prepare the scans again."
-            )
         return cls(path, manifest)
 
     def __len__(self) -> int:
@@ -66,17 +70,39 @@ class CropStore:
         """(N, 3) int32 voxels on tissue; may be empty."""
         return np.load(self.path / f"{self.manifest['scans'][index]['file']}.tissue.npy", mmap_mode="r")
 
+    def inside(self, index: int, *, start: Sequence[int], size: Sequence[int]) -> Box:
+        """Per axis, first and end voxel of the crop at `start` that lie inside the scan, in the crop's own
+        coordinates: what is outside is padding. (0, 0) along an axis where no voxel does. Reads nothing."""
+        pairs = []
+        for first, wanted, there in zip(start, size, self.shape(index)):
+            low, high = max(-first, 0), min(there - first, wanted)
+            pairs.append((low, high) if low < high else (0, 0))
+        return pairs[0], pairs[1], pairs[2]
+
     def crop(self, index: int, *, start: Sequence[int], size: Sequence[int]) -> np.ndarray:
         """(C, *size) float32; what lies outside the scan is 0 (air, or the darkest)."""
-        scan = np.load(self.path / f"{self.manifest['scans'][index]['file']}.npy", mmap_mode="r")
-        out = np.zeros((scan.shape[0], *size), dtype=np.float32)
-        source, target = [slice(None)], [slice(None)]
-        for first, wanted, there in zip(start, size, scan.shape[1:]):
-            low, high = max(first, 0), min(first + wanted, there)
-            source.append(slice(low, max(high, low)))
-            target.append(slice(low - first, max(high, low) - first))
-        out[tuple(target)] = scan[tuple(source)]
+        entry = self.manifest["scans"][index]
+        out = np.zeros((entry["shape"][0], *size), dtype=np.float32)
+        inside = self.inside(index, start=start, size=size)
+        source = tuple(
+            slice(first + low, first + high) if high else slice(0) for first, (low, high) in zip(start, inside)
+        )
+        target = out[(slice(None), *(slice(*pair) for pair in inside))]
+        np.multiply(self._read(entry, source), np.float32(1 / _LEVELS), out=target)
         return out
+
+    def _read(self, entry: Mapping[str, Any], where: tuple[slice, ...]) -> np.ndarray:
+        """Opened anew for each crop: it costs little beside unpacking, and no thread or process shares a handle."""
+        file = self.path / f"{entry['file']}.{entry['format']}"
+        try:
+            if entry["format"] == "npy":
+                return np.load(file, mmap_mode="r")[(slice(None), *where)]
+            blosc2 = _blosc2()
+            return blosc2.open(str(file), mode="r", dparams=blosc2.DParams(nthreads=1))[(slice(None), *where)]
+        except (OSError, RuntimeError, ValueError) as error:
+            raise InputError(
+                "store_damaged", f"{file} cannot be read ({error}).", "Delete this file and prepare again."
+            ) from error
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -92,6 +118,12 @@ def read_manifest(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(manifest, dict):
         raise InputError("store_damaged", f"{file} is not a manifest.", "Delete the store and prepare again.")
+    if (version := manifest.get("format_version")) != FORMAT_VERSION:
+        raise InputError(
+            "store_newer" if isinstance(version, int) and version > FORMAT_VERSION else "store_older",
+            f"The store {path} has format {version}; this version reads format {FORMAT_VERSION}.",
+            "Update HiEndMAE, or prepare the scans again into another folder.",
+        )
     return manifest
 
 
@@ -111,14 +143,46 @@ def read_hold_out(file: Path) -> set[str]:
 
 
 def add_scan(store: Path, name: str, array: np.ndarray, *, seed: int = 0) -> dict[str, Any]:
-    """Write one prepared scan (C, H, W, D) in [0, 1]; returns its manifest entry (`name`, `file`, `shape`)."""
+    """Write one prepared scan (C, H, W, D) in [0, 1]; returns its manifest entry: `name`, `file`, `format`, `shape`,
+    and `bytes` on disk."""
     store.mkdir(parents=True, exist_ok=True)
-    tissue = np.argwhere(array.max(axis=0) > 0).astype(np.int32)
-    if len(tissue) > _TISSUE_SAMPLES:
-        tissue = np.random.default_rng(seed).choice(tissue, _TISSUE_SAMPLES, replace=False)
-    _replace(store / f"{name}.tissue.npy", lambda stream: np.save(stream, tissue))
-    _replace(store / f"{name}.npy", lambda stream: np.save(stream, array.astype(np.float16)))
-    return {"name": name, "file": name, "shape": list(array.shape)}
+    voxels = np.empty(array.shape, np.uint8)
+    for channel, into in zip(array, voxels):
+        into[...] = np.rint(channel * np.float32(_LEVELS))
+    there = np.flatnonzero(voxels.any(axis=0))
+    if len(there) > _TISSUE_SAMPLES:
+        there = np.random.default_rng(seed).choice(there, _TISSUE_SAMPLES, replace=False)
+    tissue = np.stack(np.unravel_index(there, voxels.shape[1:]), axis=1).astype(np.int32)
+    kind = "b2nd" if importlib.util.find_spec("blosc2") else "npy"
+    files = [store / f"{name}.tissue.npy", store / f"{name}.{kind}"]
+    _replace(files[0], lambda stream: np.save(stream, tissue))
+    _replace(files[1], lambda stream: stream.write(_packed(voxels)) if kind == "b2nd" else np.save(stream, voxels))
+    size = sum(file.stat().st_size for file in files)
+    return {"name": name, "file": name, "format": kind, "shape": list(array.shape), "bytes": size}
+
+
+def remove_scan(store: Path, entry: Mapping[str, Any]) -> None:
+    """Take the files of a scan away (not its entry in the manifest)."""
+    for suffix in (entry["format"], "tissue.npy"):
+        (store / f"{entry['file']}.{suffix}").unlink(missing_ok=True)
+
+
+def _packed(voxels: np.ndarray) -> bytes:
+    blosc2 = _blosc2()
+    packing = blosc2.CParams(
+        codec=blosc2.Codec.LZ4HC, clevel=5, filters=[blosc2.Filter.NOFILTER], filters_meta=[0], nthreads=1
+    )
+    shape = voxels.shape[1:]
+    chunks, blocks = ((1, *(max(1, min(edge, n)) for n in shape)) for edge in (_CHUNK, _BLOCK))
+    return blosc2.asarray(voxels, chunks=chunks, blocks=blocks, cparams=packing, contiguous=True).to_cframe()
+
+
+def _blosc2() -> Any:
+    try:
+        import blosc2
+    except ImportError as error:
+        raise MissingDependencyError.of("blosc2", "to read this store of compressed scans") from error
+    return blosc2
 
 
 def write_manifest(store: Path, manifest: Mapping[str, Any]) -> None:
@@ -127,7 +191,7 @@ def write_manifest(store: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def _replace(path: Path, write: Callable[[Any], Any]) -> None:
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as stream:
             write(stream)
