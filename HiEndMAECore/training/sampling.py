@@ -116,11 +116,11 @@ class Sampler:
 
     def _inside(self, scan: int, start: Sequence[int]) -> Tensor | None:
         """(1, 1, *size) bool: which voxels of the crop at `start` are the scan's; None: all."""
-        shape = self.store.shape(scan)
-        if all(first >= 0 and first + wanted <= there for first, wanted, there in zip(start, self.size, shape)):
+        edges = self.store.inside(scan, start=start, size=self.size)
+        if all(edge == (0, wanted) for edge, wanted in zip(edges, self.size)):
             return None
         inside = torch.zeros((1, 1, *self.size), dtype=torch.bool)
-        h, w, d = (slice(max(0, -first), there - first) for first, there in zip(start, shape))
+        h, w, d = (slice(*edge) for edge in edges)
         inside[:, :, h, w, d] = True
         return inside
 

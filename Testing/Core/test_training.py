@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +265,24 @@ def test_the_log_tells_every_step_and_what_to_beat(store: CropStore, tmp_path: P
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 13))
     assert lines[-1]["watch_loss"] == result.watched[-1][1]
     assert 0 <= max(record.waited for record in result.records) <= 1
+
+
+def test_tensorboard_holds_what_the_log_holds(store: CropStore, tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    result = pretrain(store, tmp_path, small_mae(), tensorboard=True)
+    board = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in board.Scalars("loss")] == list(range(1, 13))
+    assert [event.value for event in board.Scalars("loss")] == pytest.approx([loss for _, loss in result.losses])
+
+
+def test_a_compiled_network_trains_to_the_same_loss(
+    store: CropStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole step is traced; the code it is turned into is torch's affair (and takes a C++ compiler a minute)."""
+    plain = pretrain(store, tmp_path / "a", small_mae(), precision="fp32", steps=3)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True))
+    compiled = pretrain(store, tmp_path / "b", small_mae(), precision="fp32", steps=3, compile=True)
+    assert [loss for _, loss in compiled.losses] == pytest.approx([loss for _, loss in plain.losses], rel=1e-4)
 
 
 def test_the_nearest_visible_patch_is_found() -> None:
