@@ -2,20 +2,28 @@
 
   python -m HiEndMAECore.prepare --input scans/ --output store
 
-A scan that cannot be used is left out with its reason; a rerun prepares only what is missing.
+NIfTI, NRRD, MHA, DICOM and dataset folders in any mixture; label maps and second copies of a scan are known by their
+voxels. A scan that cannot be used is left out with its reason; a rerun prepares only what is missing.
 """
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .configuration import DoorConfig, option, require_positive
-from .errors import InputError, UsageError
+from .errors import HiEndMAEError, InputError, MissingDependencyError, UsageError
 from .reporting.front_door import open_door
 from .reporting.reporter import Reporter
+
+if TYPE_CHECKING:
+    from .volumes.datasets import Case
+
+_END_THE_RUN = ("disk_full", "not_allowed", "worker_not_started")  # no fault of the scan's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,13 +36,20 @@ class PrepareConfig(DoorConfig):
     window: tuple[float, float] = option((-175.0, 250.0), help="CT: the HU that become 0 and 1.")
     modality: str = option("ct", help="ct: window in HU; mri: percentiles of each scan.", choices=("ct", "mri"))
     hold_out: Path | None = option(
-        None, help="Cases that must not get in: names one a line, or a JSON file with lists of names."
+        None,
+        help="Cases that must not get in: names, files or folders, one a line, or a JSON file with lists of them. "
+        "Copies of them under other names stay out too, if they are among the inputs or the list gives their files.",
+    )
+    workers: int | None = option(
+        None, help="Processes that prepare, one thread each; 0: this process alone. By itself: one for each core."
     )
     limit: int | None = option(None, help="Prepare at most so many scans, the first by name.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive(self, "spacing", "limit")
+        if self.workers is not None and self.workers < 0:
+            raise UsageError("usage", f"--workers is {self.workers}.", "Give 0 or more.")
         if not self.window[0] < self.window[1]:
             raise UsageError("usage", f"--window is {self.window}.", "The first value must be the smaller one.")
 
@@ -43,56 +58,77 @@ def run(config: PrepareConfig, report: Reporter | None = None) -> dict[str, Any]
     """Prepare what is missing; returns the store. Raises `InputError` when not one scan can be used."""
     report = report or Reporter(quiet=True)
     assert config.output is not None
-    from .volumes import crop_store
+    from .inference.memory import CPU, READ_BYTES, free_memory
+    from .volumes import intake
     from .volumes.datasets import find_cases
-    from .volumes.files import read_volume
-    from .volumes.preparation import Normalisation, PreparationPlan, prepare
+    from .volumes.holding_out import HoldOut
+    from .volumes.preparation import Normalisation, PreparationPlan
+    from .volumes.shelf import Shelf
+    from .volumes.workers import run_jobs
 
     window = Normalisation("window", *config.window)
     plan = PreparationPlan(config.spacing, window if config.modality == "ct" else Normalisation.percentiles())
-    held_out = crop_store.read_hold_out(config.hold_out) if config.hold_out else set()
+    shelf = Shelf.open(config.output, plan.to_json())
+    hold_out = HoldOut.read(config.hold_out, config.input)
     found = find_cases(config.input)
-    cases = [case for case in found if case.name not in held_out]
-    held = sum(case.name in held_out for case in found)
+    held, cases = hold_out.part(found)
+    channels = shelf.manifest.get("channels") or Counter(len(case.channels) for case in found).most_common(1)[0][0]
+    shelf.manifest |= {"channels": channels, "held_out": sum(case in held for case in found)}
+    shelf.drop(lambda entry: hold_out.names(entry["name"]))
     cases = cases[: config.limit]
+    workers = (os.cpu_count() or 1) if config.workers is None else config.workers
+    memory = float(free_memory(CPU))
 
-    manifest = crop_store.read_manifest(config.output)
-    if manifest and manifest["preparation"] != plan.to_json():
-        raise InputError(
-            "store_differs",
-            f"The store {config.output} was prepared differently: {manifest['preparation']}.",
-            "Use the same settings, or another --output.",
-        )
-    scans = {scan["name"]: scan for scan in manifest.get("scans", []) if scan["name"] not in held_out}
-    left_out: dict[str, str] = {}
-    channels = manifest.get("channels")
+    def needed(case: Case) -> float:
+        return READ_BYTES * intake.voxels_of(case)
 
-    def save() -> None:
-        told = {"preparation": plan.to_json(), "channels": channels, "held_out": held}
-        reasons = [{"name": name, "reason": reason} for name, reason in left_out.items()]
-        ordered = [scans[name] for name in sorted(scans)]
-        crop_store.write_manifest(config.output, {**told, "scans": ordered, "left_out": reasons})  # type: ignore[arg-type]
+    how: dict[str, Any] = {"workers": workers, "watch": report.check, "cost": needed, "budget": memory}
 
-    for step in report.steps("preparing", len(cases)):
-        case = cases[step]
-        if case.name in scans:
-            continue
-        try:
-            volume = read_volume(case.channels)
-            if channels not in (None, volume.channels):
-                raise InputError("channels_do_not_fit", f"{case.name} has {volume.channels} channels, not {channels}.")
-        except InputError as error:
-            left_out[case.name] = str(error)
-            report.warning(error.code, error.message, f"It was left out. {error.advice}".strip())
-            continue
-        channels = volume.channels
-        scans[case.name] = crop_store.add_scan(config.output, case.name, prepare(volume, plan).array, seed=config.seed)
-        save()
-    if not scans:
+    unknown = [case for case in held if intake.source_of(case) not in shelf.held]
+    for done, (case, outcome) in enumerate(run_jobs(intake.read_content, unknown, **how), 1):
+        if isinstance(outcome, HiEndMAEError):
+            told = f"{case.name} is held out and cannot be read, so copies of it cannot be told: {outcome.message}"
+            report.warning("held_out_unreadable", told, outcome.advice)
+        else:
+            shelf.held[intake.source_of(case)] = outcome
+        report.progress("reading what is held out", done, len(unknown))
+    contents = frozenset(shelf.held.values())
+    shelf.drop(lambda entry: entry["content"] in contents)
+
+    missing = []
+    for case in cases:
+        if there := shelf.scans.get(case.name):
+            if there["source"] != intake.source_of(case):
+                told = f"Another scan called {case.name} is in the store, from {there['source']}."
+                shelf.leave_out(case, InputError("name_taken", told), report)
+        elif (takes := needed(case)) > memory:
+            told = f"{case.name} takes {takes / 1e9:.1f} GB of memory to prepare; {memory / 1e9:.1f} GB are free."
+            shelf.leave_out(case, InputError("too_large", told), report)
+        else:
+            missing.append(case)
+    work = intake.Intake(config.output, plan, channels, contents, config.seed)
+    report.progress("preparing", 0, max(len(missing), 1))
+    try:
+        for done, (case, outcome) in enumerate(run_jobs(work, missing, **how), 1):
+            if isinstance(outcome, MissingDependencyError) or getattr(outcome, "code", "") in _END_THE_RUN:
+                raise outcome
+            if isinstance(outcome, HiEndMAEError):
+                shelf.leave_out(case, outcome, report)
+            else:
+                shelf.keep(case, outcome, report)
+            report.progress("preparing", done, len(missing))
+            if report.finish_requested:
+                break
+    finally:
+        shelf.save()
+    if not shelf.scans:
         raise InputError("nothing_prepared", "Not one of these scans could be used.", "See the reasons above.")
-    save()
-    report.metric("scans", len(scans), left_out=len(left_out), held_out=held)
-    report.say(f"{len(scans)} scans are in {config.output}; {len(left_out)} could not be used, {held} were held out.")
+    size, left_out = shelf.bytes_a_scan, len(shelf.left_out)
+    report.metric("scans", len(shelf.scans), left_out=left_out, held_out=shelf.manifest["held_out"], bytes_a_scan=size)
+    report.say(
+        f"{len(shelf.scans)} scans are in {config.output}, {size / 1e6:.1f} MB each; {left_out} could not be used, "
+        f"{shelf.manifest['held_out']} were held out."
+    )
     return {"store": config.output}
 
 

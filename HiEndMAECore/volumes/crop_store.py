@@ -3,7 +3,7 @@
     STORE/manifest.json   how the scans were prepared; each scan kept, each left out with its reason
     STORE/NAME.b2nd       (C, H, W, D) uint8, 0 to 255 for 0 to 1, in compressed cubes that are read one by one;
                           without the package blosc2 NAME.npy, the same voxels uncompressed, memory-mapped
-    STORE/NAME.tissue.npy (N, 3) int32, voxels on tissue, drawn evenly, for positive crops
+    STORE/NAME.tissue.npy (N, 3) int16, voxels on tissue, drawn evenly, for positive crops
 
 256 levels cost 0.5 HU of a CT window of 425 HU at most on average, far below the noise of a scan; format, cubes and
 compression were chosen by measuring (Testing/Benchmarks/crops.py, results.md). A scan counts once its entry is in the
@@ -12,7 +12,6 @@ manifest; every file is written beside its place and renamed.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import tempfile
@@ -29,7 +28,7 @@ from HiEndMAECore.reporting.writing import write_text
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 2
 PARTIAL = ".part"  # suffix of a file being written
-_TISSUE_SAMPLES = 20_000
+_TISSUE_SAMPLES = 10_000
 _CHUNK, _BLOCK = 64, 32  # voxels along an edge: cubes that are found, cubes that are unpacked
 _LEVELS = 255.0
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]  # first and end voxel along H, W, D
@@ -67,7 +66,7 @@ class CropStore:
         return h, w, d
 
     def tissue(self, index: int) -> np.ndarray:
-        """(N, 3) int32 voxels on tissue; may be empty."""
+        """(N, 3) int16 voxels on tissue; may be empty."""
         return np.load(self.path / f"{self.manifest['scans'][index]['file']}.tissue.npy", mmap_mode="r")
 
     def inside(self, index: int, *, start: Sequence[int], size: Sequence[int]) -> Box:
@@ -97,7 +96,8 @@ class CropStore:
         try:
             if entry["format"] == "npy":
                 return np.load(file, mmap_mode="r")[(slice(None), *where)]
-            blosc2 = _blosc2()
+            if not (blosc2 := _blosc2()):
+                raise MissingDependencyError.of("blosc2", "to read this store of compressed scans")
             return blosc2.open(str(file), mode="r", dparams=blosc2.DParams(nthreads=1))[(slice(None), *where)]
         except (OSError, RuntimeError, ValueError) as error:
             raise InputError(
@@ -152,8 +152,8 @@ def add_scan(store: Path, name: str, array: np.ndarray, *, seed: int = 0) -> dic
     there = np.flatnonzero(voxels.any(axis=0))
     if len(there) > _TISSUE_SAMPLES:
         there = np.random.default_rng(seed).choice(there, _TISSUE_SAMPLES, replace=False)
-    tissue = np.stack(np.unravel_index(there, voxels.shape[1:]), axis=1).astype(np.int32)
-    kind = "b2nd" if importlib.util.find_spec("blosc2") else "npy"
+    tissue = np.stack(np.unravel_index(there, voxels.shape[1:]), axis=1).astype(np.int16)
+    kind = "b2nd" if _blosc2() else "npy"
     files = [store / f"{name}.tissue.npy", store / f"{name}.{kind}"]
     _replace(files[0], lambda stream: np.save(stream, tissue))
     _replace(files[1], lambda stream: stream.write(_packed(voxels)) if kind == "b2nd" else np.save(stream, voxels))
@@ -178,10 +178,11 @@ def _packed(voxels: np.ndarray) -> bytes:
 
 
 def _blosc2() -> Any:
+    """The package, or None where it is missing."""
     try:
         import blosc2
-    except ImportError as error:
-        raise MissingDependencyError.of("blosc2", "to read this store of compressed scans") from error
+    except ImportError:
+        return None
     return blosc2
 
 
