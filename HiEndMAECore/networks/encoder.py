@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,10 +77,17 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, last: int | None = None) -> Tensor:
+        """All tokens attend to all; with `last`, only that many of the last tokens are asked for: (B, last, dim)."""
         b, n, dim = x.shape
-        q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, dim))
+        if last is None:
+            q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
+        else:
+            weight, bias = self.qkv.weight, self.qkv.bias
+            q = F.linear(x[:, -last:], weight[:dim], bias[:dim]).reshape(b, last, self.heads, -1).transpose(1, 2)
+            kv = F.linear(x, weight[dim:], bias[dim:])
+            k, v = kv.reshape(b, n, 2, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):
@@ -104,8 +112,9 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = MLP(dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
+    def forward(self, x: Tensor, last: int | None = None) -> Tensor:
+        """With `last`, only that many of the last tokens come out: (B, last, dim)."""
+        x = (x if last is None else x[:, -last:]) + self.attn(self.norm1(x), last)
         return x + self.mlp(self.norm2(x))
 
 
@@ -208,7 +217,7 @@ def gather(tokens: Tensor, indices: Tensor | None) -> Tensor:
     return tokens.gather(1, indices[:, :, None].expand(-1, -1, tokens.shape[2]))
 
 
-def run_block(block: nn.Module, *inputs: Tensor, recompute: bool) -> Tensor:
+def run_block(block: nn.Module, *inputs: Any, recompute: bool) -> Tensor:
     """`block(*inputs)`; with `recompute`, its inner activations are not kept for the backward pass."""
     if recompute and torch.is_grad_enabled():
         return checkpoint(block, *inputs, use_reentrant=False)

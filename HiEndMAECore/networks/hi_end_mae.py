@@ -77,8 +77,9 @@ class CrossBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.mlp = MLP(dim)
 
-    def forward(self, x: Tensor, encoded: Tensor) -> Tensor:
-        x = x + self.self_attn(self.norm0(x))
+    def forward(self, x: Tensor, encoded: Tensor, last: int | None = None) -> Tensor:
+        """With `last`, only that many of the last tokens come out: (B, last, dim)."""
+        x = (x if last is None else x[:, -last:]) + self.self_attn(self.norm0(x), last)
         x = x + self.cross_attn(self.norm1(x), encoded)
         return x + self.mlp(self.norm2(x))
 
@@ -97,11 +98,14 @@ class Decoder(nn.Module):
 
     def forward(self, x: Tensor, encoded: Sequence[Tensor], *, visible: int) -> Tensor:
         """x (B, 1 + L, dim) in shuffled order, encoded: one (B, 1 + S, dim) a stage -> (B, M, voxels)."""
-        for block in self.blocks:
-            x = run_block(block, x, recompute=self.recompute)
-        for stage, tokens in zip(self.cross_attention_blocks, encoded):
-            x = run_block(stage, x, tokens, recompute=self.recompute)
-        return self.head(self.norm(x[:, 1 + visible :]))  # only the masked patches are asked for
+        # Only the masked patches are asked for: the last block, norm and head leave out all other tokens.
+        steps: list[tuple[nn.Module, tuple[Tensor, ...]]] = [(block, ()) for block in self.blocks]
+        steps += [(stage, (tokens,)) for stage, tokens in zip(self.cross_attention_blocks, encoded)]
+        for block, queried in steps[:-1]:
+            x = run_block(block, x, *queried, recompute=self.recompute)
+        block, queried = steps[-1]
+        masked = x.shape[1] - 1 - visible
+        return self.head(self.norm(run_block(block, x, *queried, masked, recompute=self.recompute)))
 
 
 def _projection(encoder_dim: int, decoder_dim: int) -> nn.Linear:

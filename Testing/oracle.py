@@ -1,0 +1,183 @@
+"""A second, literal reading of the method's specification, from stock torch parts: slow, plain, and nobody's product.
+
+The tests hold the engine's fast model to it (loss, prediction, every gradient), and `Benchmarks/pretraining_step.py` measures
+the engine against it. Nothing is saved here: a strided Conv3d embeds the patches, attention is an explicit softmax, every
+block and the head run on all tokens. Parameter names are the authors', so that one state dict fits both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+EPS = 1e-6
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads, self.scale = heads, (dim // heads) ** -0.5
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, dim = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        weights = (q @ k.transpose(-2, -1) * self.scale).softmax(dim=-1)
+        return self.proj((weights @ v).transpose(1, 2).reshape(b, n, dim))
+
+
+class CrossAttention(nn.Module):
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads, self.scale = heads, (dim // heads) ** -0.5
+        self.q, self.kv, self.proj = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        b, n, dim = x.shape
+        q = self.q(x).reshape(b, n, self.heads, dim // self.heads).transpose(1, 2)
+        k, v = self.kv(y).reshape(b, y.shape[1], 2, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        weights = (q @ k.transpose(-2, -1) * self.scale).softmax(dim=-1)
+        return self.proj((weights @ v).transpose(1, 2).reshape(b, n, dim))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(dim, eps=EPS), nn.LayerNorm(dim, eps=EPS)
+        self.attn, self.mlp = SelfAttention(dim, heads), FeedForward(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class CrossBlock(nn.Module):
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.norm0, self.norm1, self.norm2 = (nn.LayerNorm(dim, eps=EPS) for _ in range(3))
+        self.self_attn, self.cross_attn, self.mlp = (
+            SelfAttention(dim, heads),
+            CrossAttention(dim, heads),
+            FeedForward(dim),
+        )
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        x = x + self.self_attn(self.norm0(x))
+        x = x + self.cross_attn(self.norm1(x), y)
+        return x + self.mlp(self.norm2(x))
+
+
+class Embedding(nn.Module):
+    def __init__(self, patch: int, channels: int, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv3d(channels, dim, kernel_size=patch, stride=patch)
+
+    def forward(self, volume: Tensor) -> Tensor:
+        return self.proj(volume).flatten(2).transpose(1, 2)
+
+
+class Encoder(nn.Module):
+    def __init__(self, patch: int, channels: int, dim: int, depth: int, heads: int) -> None:
+        super().__init__()
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.patch_embed = Embedding(patch, channels, dim)
+        self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim, eps=EPS)
+
+
+class Decoder(nn.Module):
+    def __init__(self, dim: int, heads: int, self_blocks: int, stages: int, voxels: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(self_blocks))
+        self.cross_attention_blocks = nn.ModuleList(CrossBlock(dim, heads) for _ in range(stages))
+        self.norm, self.head = nn.LayerNorm(dim, eps=EPS), nn.Linear(dim, voxels)
+
+
+class Oracle(nn.Module):
+    """Takes the arguments of `HiEndMAE`, and its state dict; `forward` returns (loss, prediction of the masked patches)."""
+
+    def __init__(
+        self,
+        *,
+        image_size: Sequence[int],
+        patch_size: int,
+        in_channels: int = 1,
+        encoder_dim: int,
+        encoder_depth: int = 12,
+        encoder_heads: int,
+        decoder_dim: int,
+        decoder_heads: int,
+        mask_ratio: float = 0.75,
+        self_blocks: int = 2,
+        cross_stages: int = 3,
+    ) -> None:
+        super().__init__()
+        self.patch = patch_size
+        self.grid = [edge // patch_size for edge in image_size]
+        patches = self.grid[0] * self.grid[1] * self.grid[2]
+        self.visible = int(patches * (1 - mask_ratio) + 1e-6)
+        self.encoder = Encoder(patch_size, in_channels, encoder_dim, encoder_depth, encoder_heads)
+        self.decoder = Decoder(decoder_dim, decoder_heads, self_blocks, cross_stages, patch_size**3 * in_channels)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dim))
+        taps = [encoder_depth // 4, encoder_depth // 2, encoder_depth * 3 // 4]
+        self.queried = [(taps[2], "2"), (taps[1], "1"), (taps[0], "0")][:cross_stages]
+        names = sorted(["3", *(name for _, name in self.queried)])
+        self.encoder_to_decoder = nn.ModuleDict({name: nn.Linear(encoder_dim, decoder_dim) for name in names})
+        self.register_buffer("encoder_positions", self._positions(encoder_dim), persistent=False)
+        self.register_buffer("decoder_positions", self._positions(decoder_dim), persistent=False)
+
+    encoder_positions: Tensor
+    decoder_positions: Tensor
+
+    def _positions(self, dim: int) -> Tensor:
+        omega = torch.tensor([10000 ** (-k / (dim // 6)) for k in range(dim // 6)], dtype=torch.float64)
+        rows = []
+        for h in range(self.grid[0]):
+            for w in range(self.grid[1]):
+                for d in range(self.grid[2]):
+                    waves = [wave(place * omega) for place in (h, w, d) for wave in (torch.sin, torch.cos)]
+                    rows.append(torch.cat(waves))
+        return torch.stack(rows).float()
+
+    def patchify(self, volume: Tensor) -> Tensor:
+        p = self.patch
+        cubes = volume.unfold(2, p, p).unfold(3, p, p).unfold(4, p, p)  # (B, C, h, w, d, p, p, p)
+        return cubes.permute(0, 2, 3, 4, 5, 6, 7, 1).flatten(4).flatten(1, 3)
+
+    def forward(self, volume: Tensor, permutation: Tensor) -> tuple[Tensor, Tensor]:
+        crops = torch.arange(len(volume), device=volume.device)[:, None]
+        seen, hidden = permutation[:, : self.visible], permutation[:, self.visible :]
+
+        x = self.encoder.patch_embed(volume) + self.encoder_positions
+        x = torch.cat([self.encoder.cls_token.expand(len(volume), -1, -1), x[crops, seen]], dim=1)
+        outputs = []
+        for block in self.encoder.blocks:
+            x = block(x)
+            outputs.append(x)
+        x = self.encoder_to_decoder["3"](self.encoder.norm(x))
+
+        masks = self.mask_token.expand(len(volume), hidden.shape[1], -1)
+        places = self.decoder_positions[permutation]
+        x = torch.cat([x[:, :1], torch.cat([x[:, 1:], masks.to(x.dtype)], dim=1) + places], dim=1)
+        for block in self.decoder.blocks:
+            x = block(x)
+        for block, (index, name) in zip(self.decoder.cross_attention_blocks, self.queried):
+            x = block(x, self.encoder_to_decoder[name](outputs[index]))
+        prediction = self.decoder.head(self.decoder.norm(x))[:, 1 + self.visible :]
+
+        target = self.patchify(volume)[crops, hidden]
+        mean, variance = target.mean(-1, keepdim=True), target.var(-1, unbiased=False, keepdim=True)
+        target = (target - mean) / (variance + EPS).sqrt()
+        return ((prediction.float() - target) ** 2).mean(), prediction
