@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 NORM_EPS = 1e-6
 MLP_RATIO = 4
+_PLAIN_TOKENS = 1024  # beyond, the attention weights of all heads would fill the memory
 
 
 def grid_of(image_size: Sequence[int], patch_size: int) -> tuple[int, int, int]:
@@ -66,6 +67,17 @@ def position_table(grid: tuple[int, int, int], dim: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=-1).reshape(len(places), dim).float()
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Scaled dot-product attention: q (B, heads, N, d), k and v (B, heads, S, d) -> (B, heads, N, d).
+
+    torch's fused form is the faster one but for a single case: its backward pass in bf16 on a CPU, where plain matrix
+    products took 0.27 to 0.55 of its time at 55 to 513 tokens (AMD EPYC with AVX-512 BF16, torch 2.13).
+    """
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad and q.shape[2] <= _PLAIN_TOKENS:
+        return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(dim=-1) @ v
+    return F.scaled_dot_product_attention(q, k, v)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention: (B, N, dim) -> (B, N, dim)."""
 
@@ -87,7 +99,7 @@ class Attention(nn.Module):
             q = F.linear(x[:, -last:], weight[:dim], bias[:dim]).reshape(b, last, self.heads, -1).transpose(1, 2)
             kv = F.linear(x, weight[dim:], bias[dim:])
             k, v = kv.reshape(b, n, 2, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.proj(attend(q, k, v).transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):

@@ -21,6 +21,7 @@ from .encoder import (
     Attention,
     Block,
     ViTEncoder,
+    attend,
     gather,
     grid_of,
     initialise_linears,
@@ -62,7 +63,7 @@ class CrossAttention(nn.Module):
         b, n, dim = x.shape
         q = self.q(x).reshape(b, n, self.heads, -1).transpose(1, 2)
         k, v = self.kv(encoded).reshape(b, encoded.shape[1], 2, self.heads, -1).permute(2, 0, 3, 1, 4)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, dim))
+        return self.proj(attend(q, k, v).transpose(1, 2).reshape(b, n, dim))
 
 
 class CrossBlock(nn.Module):

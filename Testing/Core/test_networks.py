@@ -10,7 +10,7 @@ import torch
 
 from HiEndMAECore.checkpoints.transfer import inflate, transfer_encoder
 from HiEndMAECore.networks import MAE, UNETR, HiEndMAE, build_pretraining_model, build_unetr, list_variants
-from HiEndMAECore.networks.encoder import ViTEncoder, patchify, position_table, unpatchify, visible_count
+from HiEndMAECore.networks.encoder import ViTEncoder, attend, patchify, position_table, unpatchify, visible_count
 
 PARITY = Path(__file__).parent / "parity"
 COMMON = {
@@ -93,6 +93,15 @@ def test_mae_is_hi_end_mae_without_stages() -> None:
     volume, order = torch.rand(2, 1, 16, 16, 16), torch.rand(2, 64).argsort(1)
     assert torch.equal(mae(volume, order).loss, plain(volume, order).loss)
     assert len(mae.decoder.blocks) == 8
+
+
+def test_both_forms_of_attention_are_one_function() -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, tokens, 8) for tokens in (7, 9, 9))
+    exact = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    plain = attend(*(part.bfloat16().requires_grad_() for part in (q, k, v)))
+    assert torch.allclose(plain.float(), exact, atol=0.03)
+    assert torch.equal(attend(q, k, v), exact)
 
 
 def test_masks_differ_from_crop_to_crop() -> None:

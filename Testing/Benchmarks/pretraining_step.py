@@ -1,0 +1,126 @@
+"""One optimiser step of pretraining: the engine against a literal model of the specification (`Testing/oracle.py`).
+
+    python Testing/Benchmarks/pretraining_step.py --variant hi_end_mae_vit_large_12p --batch 4 --pairs 10
+    python Testing/Benchmarks/pretraining_step.py --device cuda --batch 192 --pairs 10
+
+Both start from the same weights and see the same crops and masks. In each round every arm takes one whole step (forward,
+backward, AdamW); the order turns from round to round. Printed: the median over rounds of rival's time / ours, with the
+lowest and highest. The rival takes its step once with stock AdamW and once with the engine's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from HiEndMAECore.devices import autocast, choose_device
+from HiEndMAECore.networks import HiEndMAE, list_variants
+from HiEndMAECore.networks.registry import OBJECTIVES, pretraining_arguments
+from HiEndMAECore.training.optimiser import build_adamw
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from oracle import Oracle
+
+_ADAMW = {"betas": (0.9, 0.95), "weight_decay": 0.05}
+_BF16_RATES = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense, by the makers' data sheets
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variant", default="hi_end_mae_vit_large_12p", choices=list_variants())
+    parser.add_argument("--objective", default="hi-end-mae", choices=OBJECTIVES)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--device", default="auto")
+    options = parser.parse_args()
+    device = choose_device(options.device)
+    torch.manual_seed(0)
+    arguments = pretraining_arguments(options.variant, objective=options.objective)
+    ours = HiEndMAE(**arguments).to(device)
+    rival = Oracle(**arguments).to(device)
+    rival.load_state_dict(ours.state_dict())
+    volume = torch.rand(options.batch, 1, *arguments["image_size"], device=device)
+    permutation = ours.draw_permutation(options.batch).to(device)
+
+    fast = build_adamw(ours.parameters(), learning_rate=1e-4, **_ADAMW)
+    stock = torch.optim.AdamW(rival.parameters(), lr=1e-4, **_ADAMW)
+    same = build_adamw(rival.parameters(), learning_rate=1e-4, **_ADAMW)
+
+    def step(loss_of: Callable[[], torch.Tensor], optimiser: torch.optim.Optimizer, precision: str) -> float:
+        with autocast(device, precision=precision):
+            loss = loss_of()
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        return float(loss.detach())
+
+    def ours_loss() -> torch.Tensor:
+        return ours(volume, permutation).loss
+
+    def rival_loss() -> torch.Tensor:
+        return rival(volume, permutation)[0]
+
+    arms: dict[str, Callable[[], float]] = {
+        "ours fp32": lambda: step(ours_loss, fast, "fp32"),
+        "ours bf16": lambda: step(ours_loss, fast, "bf16"),
+        "rival fp32, stock AdamW": lambda: step(rival_loss, stock, "fp32"),
+        "rival fp32, our AdamW": lambda: step(rival_loss, same, "fp32"),
+        "rival bf16, our AdamW": lambda: step(rival_loss, same, "bf16"),
+    }
+    times: dict[str, list[float]] = {name: [] for name in arms}
+    for name, arm in arms.items():  # one step each to warm up
+        print(f"{name}: loss of its first step {arm():.4f}", flush=True)
+    names = list(arms)
+    for turn in range(options.pairs):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            times[name].append(_timed(arms[name], device))
+    print(f"\n{options.variant}, {options.objective}, batch {options.batch}, {options.pairs} rounds")
+    print(f"{device}, torch {torch.__version__}, {torch.get_num_threads()} threads; medians (lowest to highest)\n")
+    print("| arm | seconds a step | ours fp32 is faster by | ours bf16 is faster by |\n|---|---|---|---|")
+    for name, values in times.items():
+        told = f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+        print(f"| {name} | {told} | {_ratio(values, times['ours fp32'])} | {_ratio(values, times['ours bf16'])} |")
+    if device.type == "cuda":
+        _tell_card(ours, arms["ours bf16"], times["ours bf16"], options.batch, device)
+
+
+def _timed(arm: Callable[[], float], device: torch.device) -> float:
+    """Seconds; an arm ends by reading its loss, which waits for the forward pass alone: the card is waited for too."""
+    started = time.perf_counter()
+    arm()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def _ratio(theirs: list[float], ours: list[float]) -> str:
+    ratios = [a / b for a, b in zip(theirs, ours)]
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
+def _tell_card(model: HiEndMAE, arm: Callable[[], float], times: list[float], batch: int, device: torch.device) -> None:
+    """Crops a second, share of the card's bf16 rate, and peak memory of our bf16 step."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        arm()
+    torch.cuda.reset_peak_memory_stats(device)
+    arm()
+    seconds, card = statistics.median(times), torch.cuda.get_device_name(device)
+    print(f"\n{card}: {batch / seconds:.0f} crops/s, {counter.get_total_flops() / seconds / 1e12:.0f} TFLOP/s in bf16")
+    for name, rate in _BF16_RATES.items():
+        if name in card:
+            print(f"{counter.get_total_flops() / seconds / rate:.1%} of the card's {rate / 1e12:.0f} TFLOP/s")
+    print(
+        f"peak memory {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB (both models' weights and moments included)"
+    )
+
+
+if __name__ == "__main__":
+    main()
