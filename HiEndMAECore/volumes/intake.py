@@ -20,7 +20,7 @@ from HiEndMAECore.errors import InputError
 from . import crop_store
 from .datasets import Case
 from .files import read_volume, suffix_of
-from .preparation import PreparationPlan, prepare
+from .preparation import PreparationPlan, prepare, suggest_normalisation
 from .volume import Volume
 
 _ALIKE = 0.9  # of neighbouring voxels inside structures: no scan has so little noise
@@ -46,6 +46,12 @@ class Intake:
         volume = read_volume(case.channels)
         if looks_like_labels(volume):
             raise _labels(case)
+        if volume.channels == 1 and self.plan.normalisation.kind == "window" != suggest_normalisation(volume).kind:
+            raise InputError(
+                "not_hounsfield",
+                f"{case.name} does not look like CT in HU; a window would make it black and white.",
+                "MRI goes into a store of its own: --modality mri.",
+            )
         content = content_of(volume)
         if content in self.held_out:
             raise InputError("held_out_copy", f"{case.name} has the same voxels as a scan that is held out.")

@@ -170,13 +170,24 @@ def test_any_mixture_is_prepared_and_labels_are_not_scans(tmp_path: Path) -> Non
     write(data / "loose/four.mha", scan_of(5))
     write(data / "loose/segmentation.nii.gz", labels)
     write(data / "loose/drawn.seg.nrrd", labels)
+    write(data / "loose/mri.nii.gz", 3 * (scan_of(7) + 1020))
     (data / "loose/broken.nii.gz").write_bytes(b"no scan at all")
     rng = np.random.default_rng(6)
     slices = np.array([[0.0, 0.0, 4.0 * index] for index in range(10)])
-    write_series(data / "loose/series", slices, spacing=(4, 4), value=lambda lps: rng.normal(40, 20, lps.shape[:-1]))
+
+    def pixels(lps: np.ndarray) -> np.ndarray:
+        return np.where(lps[..., 0] < 40, -1000, rng.normal(40, 20, lps.shape[:-1]))
+
+    write_series(data / "loose/series", slices, spacing=(4, 4), value=pixels)
     manifest = prepared(tmp_path / "store", data)
     assert names(manifest) == ["four", "one", "series", "three", "two"]
-    assert reasons(manifest) == {"broken": "not_a_volume", "drawn": "not_a_scan", "segmentation": "not_a_scan"}
+    assert reasons(manifest) == {
+        "broken": "not_a_volume",
+        "drawn": "not_a_scan",
+        "mri": "not_hounsfield",
+        "segmentation": "not_a_scan",
+    }
+    assert "mri" in names(prepared(tmp_path / "store_mri", data / "loose", modality="mri"))
     assert manifest["held_out"] == 1  # what lies in imagesTs
     again = prepared(tmp_path / "store2", data / "Task02_B/imagesTs")
     assert names(again) == ["test"]  # unless it was asked for

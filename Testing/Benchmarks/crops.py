@@ -1,0 +1,298 @@
+"""Crops from the store beside crops from whole prepared volumes, alternating in one process; and bytes per scan.
+
+python Testing/Benchmarks/crops.py formats [--scan FILE]      # every format tried: bytes per scan, error, crops/s
+python Testing/Benchmarks/crops.py speed [--volumes 3]        # the store against whole volumes: ratios, warm and cold
+
+The volumes are of body size, (330, 300, 400) voxels at 1.5 mm: the scan (default: the 1.5 mm chest CT of HIENDMAE_DATA)
+prepared as `prepare` does and mirrored up to that size, so that its noise, which is what does not compress, stays real;
+every volume is shifted, so that no two files are the same. Cold: the files were dropped from the page cache (Linux).
+The rivals of `speed` hold the same voxels, read whole and cropped in memory: 8 crops a volume, as the authors draw them,
+and 1. The store is opened anew for every crop, as its readers do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import blosc2
+import nibabel as nib
+import numpy as np
+import torch
+import zarr
+from zarr.codecs import BloscCodec
+
+from HiEndMAECore.volumes import crop_store
+from HiEndMAECore.volumes.files import read_volume
+from HiEndMAECore.volumes.preparation import PreparationPlan, prepare
+
+BODY = (330, 300, 400)
+CROP = (96, 96, 96)
+HU = 425.0  # of the window [-175, 250], which becomes [0, 1]
+SCANS = 10_000
+Slices = tuple[slice, slice, slice]
+Format = tuple[Callable[[Path, np.ndarray], object], Callable[[Path, Slices], np.ndarray]]
+
+
+def say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def to_bytes(array: np.ndarray) -> np.ndarray:
+    return np.round(array * 255.0).astype(np.uint8)
+
+
+def to_words(array: np.ndarray) -> np.ndarray:
+    return np.round(array * 1023.0).astype(np.uint16)  # ten bits
+
+
+def to_half(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float16)
+
+
+def as_float(array: np.ndarray) -> np.ndarray:
+    levels = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 1023.0}.get(array.dtype)
+    result = array.astype(np.float32)
+    return result if levels is None else np.multiply(result, np.float32(1 / levels), out=result)
+
+
+def blosc(quantise: Callable, chunk: int, block: int, codec: str, filters: str) -> Format:
+    def write(path: Path, array: np.ndarray) -> None:
+        packing = blosc2.CParams(
+            codec=blosc2.Codec[codec], clevel=5, filters=[blosc2.Filter[filters]], filters_meta=[0], nthreads=1
+        )
+        blosc2.asarray(quantise(array), urlpath=str(path), chunks=(chunk,) * 3, blocks=(block,) * 3, cparams=packing)
+
+    def crop(path: Path, where: Slices) -> np.ndarray:
+        return as_float(blosc2.open(str(path), mode="r", dparams=blosc2.DParams(nthreads=1))[where])
+
+    return write, crop
+
+
+def zarred(quantise: Callable, chunk: int, shard: int | None) -> Format:
+    def write(path: Path, array: np.ndarray) -> None:
+        made = zarr.create_array(
+            store=str(path),
+            data=quantise(array),
+            chunks=(chunk,) * 3,
+            shards=None if shard is None else (shard,) * 3,
+            compressors=BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle"),
+        )
+        assert made.shape == array.shape
+
+    def crop(path: Path, where: Slices) -> np.ndarray:
+        return as_float(np.asarray(zarr.open_array(str(path), mode="r")[where]))
+
+    return write, crop
+
+
+def mapped(quantise: Callable) -> Format:
+    def write(path: Path, array: np.ndarray) -> None:
+        with path.open("wb") as file:
+            np.save(file, quantise(array))
+
+    def crop(path: Path, where: Slices) -> np.ndarray:
+        return as_float(np.load(path, mmap_mode="r")[where])
+
+    return write, crop
+
+
+FORMATS: dict[str, Format] = {
+    "npy float16, memory-mapped": mapped(to_half),
+    "npy uint8, memory-mapped": mapped(to_bytes),
+    "blosc2 float16 zstd 64/32": blosc(to_half, 64, 32, "ZSTD", "BITSHUFFLE"),
+    "blosc2 uint16 (10 bits) zstd 64/32": blosc(to_words, 64, 32, "ZSTD", "BITSHUFFLE"),
+    "blosc2 uint8 zstd 64/32": blosc(to_bytes, 64, 32, "ZSTD", "BITSHUFFLE"),
+    "blosc2 uint8 zstd 64/32, no filter": blosc(to_bytes, 64, 32, "ZSTD", "NOFILTER"),
+    "blosc2 uint8 lz4 64/32": blosc(to_bytes, 64, 32, "LZ4", "BITSHUFFLE"),
+    "blosc2 uint8 zstd 64/16": blosc(to_bytes, 64, 16, "ZSTD", "BITSHUFFLE"),
+    "blosc2 uint8 zstd 32/16": blosc(to_bytes, 32, 16, "ZSTD", "BITSHUFFLE"),
+    "blosc2 uint8 zstd 128/32": blosc(to_bytes, 128, 32, "ZSTD", "BITSHUFFLE"),
+    "blosc2 uint8 zstd 64/16, no filter": blosc(to_bytes, 64, 16, "ZSTD", "NOFILTER"),
+    "blosc2 uint8 lz4 64/32, no filter": blosc(to_bytes, 64, 32, "LZ4", "NOFILTER"),
+    "blosc2 uint8 lz4hc 64/16, no filter": blosc(to_bytes, 64, 16, "LZ4HC", "NOFILTER"),
+    "blosc2 uint8 lz4hc 64/32, no filter": blosc(to_bytes, 64, 32, "LZ4HC", "NOFILTER"),
+    "blosc2 uint8 lz4hc 128/32, no filter": blosc(to_bytes, 128, 32, "LZ4HC", "NOFILTER"),
+    "zarr 3 uint8 zstd 32": zarred(to_bytes, 32, None),
+    "zarr 3 uint8 zstd 64": zarred(to_bytes, 64, None),
+    "zarr 3 uint8 zstd 32, shards of 128": zarred(to_bytes, 32, 128),
+}
+
+
+def bodies(scan: Path, count: int) -> list[np.ndarray]:
+    """Volumes (H, W, D) of BODY voxels in [0, 1]."""
+    array = prepare(read_volume([scan]), PreparationPlan()).array[0]
+    return [
+        np.pad(np.roll(array, 17 * turn, axis=2), [(0, max(n - m, 0)) for m, n in zip(array.shape, BODY)], "symmetric")[
+            tuple(slice(n) for n in BODY)
+        ]
+        for turn in range(count)
+    ]
+
+
+def draw(rng: np.random.Generator, shape: tuple[int, ...]) -> list[int]:
+    return [int(rng.integers(n - m + 1)) for n, m in zip(shape, CROP)]
+
+
+def slices(start: list[int]) -> Slices:
+    a, b, c = (slice(first, first + n) for first, n in zip(start, CROP))
+    return a, b, c
+
+
+def files_below(path: Path) -> list[Path]:
+    return [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+
+
+def forget(path: Path) -> None:
+    """Take the files from the page cache (Linux: clean pages go at once)."""
+    for file in files_below(path):
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def seconds(run: Callable[[], object]) -> np.ndarray:
+    """(2,): on the clock, and of the processor: on a machine that others use the first says little of the program."""
+    clock, processor = time.perf_counter(), time.process_time()
+    run()
+    return np.array([time.perf_counter() - clock, time.process_time() - processor])
+
+
+def spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
+
+
+def formats(folder: Path, scan: Path, rounds: int) -> None:
+    (volume,) = bodies(scan, 1)
+    say(f"{volume.shape}, {np.mean(volume > 0):.0%} of the voxels above 0")
+    for index, (name, (write, _)) in enumerate(FORMATS.items()):
+        path = folder / f"{index}.b2nd"
+        taken = seconds(lambda write=write, path=path: write(path, volume))[1]  # type: ignore[misc]
+        size = sum(file.stat().st_size for file in files_below(path))
+        say(f"{name:<36} {size / 1e6:6.1f} MB, {size * SCANS / 1e12:.3f} TB for {SCANS}, {len(files_below(path))} files; "
+            f"written in {taken:.1f} s of the processor")  # fmt: skip
+    rng = np.random.default_rng(0)
+    rates: dict[tuple[str, bool], list[float]] = {}
+    errors: dict[str, float] = {}
+    for _ in range(rounds):
+        places = [slices(draw(rng, volume.shape)) for _ in range(8)]
+        for index, (name, (_, crop)) in enumerate(FORMATS.items()):
+            path = folder / f"{index}.b2nd"
+            for cold in (True, False):
+                if cold:
+                    forget(path)
+
+                def run(crop: Callable = crop, path: Path = path, places: list = places) -> object:
+                    return [crop(path, where) for where in places]
+
+                rates.setdefault((name, cold), []).append(len(places) / seconds(run)[0 if cold else 1])
+            wrong = np.square(crop(path, places[0]) - volume[places[0]])
+            errors[name] = HU * float(np.sqrt(wrong.mean()))
+    for name in FORMATS:
+        say(f"{name:<36} error {errors[name]:.2f} HU rms; crops a second of the processor {spread(rates[name, False])}, "
+            f"cold, on the clock {spread(rates[name, True])}")  # fmt: skip
+
+
+def whole_nifti(path: Path) -> np.ndarray:
+    return np.asanyarray(nib.load(path).dataobj)  # type: ignore[attr-defined]
+
+
+def whole_archive(path: Path) -> np.ndarray:
+    with np.load(path) as archive:
+        return archive["scan"]
+
+
+def whole_tensor(path: Path) -> np.ndarray:
+    return torch.load(path, weights_only=True).numpy()
+
+
+def write_tensor(path: Path, array: np.ndarray) -> None:
+    torch.save(torch.from_numpy(np.ascontiguousarray(array)), path)
+
+
+RIVALS: dict[str, tuple[str, Callable[[Path, np.ndarray], object], Callable[[Path], np.ndarray]]] = {
+    "uint8 .nii.gz (nibabel)": (
+        ".nii.gz",
+        lambda path, array: nib.save(nib.Nifti1Image(to_bytes(array), np.eye(4)), path),  # type: ignore[attr-defined]
+        whole_nifti,
+    ),
+    "uint8 .npz (np.savez_compressed)": (
+        ".npz",
+        lambda path, array: np.savez_compressed(path, scan=to_bytes(array)),
+        whole_archive,
+    ),
+    "float32 .pt (as MONAI's PersistentDataset keeps it)": (".f32.pt", write_tensor, whole_tensor),
+    "uint8 .pt (the same, in bytes)": (".u8.pt", lambda path, array: write_tensor(path, to_bytes(array)), whole_tensor),
+}
+
+
+def speed(folder: Path, scan: Path, rounds: int, volumes: int) -> None:
+    entries = []
+    sizes = dict.fromkeys(RIVALS, 0)
+    for index, volume in enumerate(bodies(scan, volumes)):
+        entries.append(crop_store.add_scan(folder / "store", f"scan{index}", volume[None]))
+        for name, (suffix, write, _) in RIVALS.items():
+            path = folder / f"scan{index}{suffix}"
+            write(path, volume)
+            sizes[name] += path.stat().st_size
+    crop_store.write_manifest(folder / "store", {"scans": entries, "channels": 1, "preparation": {}})
+    store = crop_store.CropStore.open(folder / "store")
+    stored = sum(entry["bytes"] for entry in entries) / volumes
+    say(f"store: {stored / 1e6:.1f} MB a scan, {stored * SCANS / 1e12:.3f} TB for {SCANS}")
+    rng = np.random.default_rng(0)
+    for name, (suffix, _, read) in RIVALS.items():
+        say(f"whole {name}: {sizes[name] / volumes / 1e6:.1f} MB a scan")
+        for cold in (False, True):
+            for crops in (8, 1):
+                ratios, ours, theirs = [], [], []
+                for turn in range(rounds + 1):
+                    index = turn % volumes
+                    rival = folder / f"scan{index}{suffix}"
+                    starts = [draw(rng, BODY) for _ in range(crops)]
+                    if cold:
+                        forget(rival)
+                        forget(folder / "store" / f"scan{index}.{entries[index]['format']}")
+
+                    def from_store(index: int = index, starts: list = starts) -> object:
+                        return [store.crop(index, start=start, size=CROP) for start in starts]
+
+                    def from_whole(rival: Path = rival, starts: list = starts, read: Callable = read) -> object:
+                        array = read(rival)
+                        return [as_float(array[slices(start)]) for start in starts]
+
+                    one, other = (from_store, from_whole) if turn % 2 else (from_whole, from_store)
+                    times = {one: seconds(one), other: seconds(other)}
+                    if turn:  # the first warms up
+                        ours.append(crops / times[from_store])
+                        theirs.append(crops / times[from_whole])
+                        ratios.append(ours[-1] / theirs[-1])
+                for column, kind in enumerate(("clock", "processor")):
+                    if cold and kind == "processor":
+                        continue  # the processor does not wait for the disk
+                    ratio, mine, whole = ([row[column] for row in rows] for rows in (ratios, ours, theirs))
+                    say(
+                        f"  {'cold' if cold else 'warm'}, {crops} of a volume, {kind}: ratio {spread(ratio)}; "
+                        f"crops/s {spread(mine)} against {spread(whole)}"
+                    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("formats", "speed"))
+    data = os.environ.get("HIENDMAE_DATA", "")
+    parser.add_argument("--scan", type=Path, default=Path(data, "abdomen/ct_chest_B/ct.nii.gz"))
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--volumes", type=int, default=3)
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as made:
+        if chosen.what == "formats":
+            formats(Path(made), chosen.scan, chosen.rounds)
+        else:
+            speed(Path(made), chosen.scan, chosen.rounds, chosen.volumes)
