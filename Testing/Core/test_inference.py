@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -286,21 +287,30 @@ def test_mirroring_averages_over_mirrored_scans() -> None:
     assert (predictor.logits(array) - once).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("exact", [True, False])
-def test_exact_means_full_32_bits(exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def tf32() -> Iterator[tuple]:
+    """Where TF32 is allowed: everywhere, until the test is over (monkeypatch cannot restore these attributes)."""
     places = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [place.allow_tf32 for place in places]
     for place in places:
-        monkeypatch.setattr(place, "allow_tf32", True)
+        place.allow_tf32 = True
+    yield places
+    for place, allowed in zip(places, before):
+        place.allow_tf32 = allowed
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_exact_means_full_32_bits(exact: bool, tf32: tuple) -> None:
     seen: list[bool] = []
 
     class Looking(torch.nn.Module):
         def forward(self, tiles: torch.Tensor) -> torch.Tensor:
-            seen.extend(place.allow_tf32 for place in places)
+            seen.extend(place.allow_tf32 for place in tf32)
             return tiles
 
     forward(Looking(), torch.ones(1, 1, 4, 4, 4), exact=exact)
     assert seen == [not exact] * 2
-    assert all(place.allow_tf32 for place in places)  # as it was
+    assert all(place.allow_tf32 for place in tf32)  # as it was
 
 
 def test_wrong_channels_are_named() -> None:
