@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ class SegmentConfig(DoorConfig):
     series: str | None = option(None, help="Series UID, where a DICOM folder holds several.")
     frame: int | None = option(None, help="Frame of a 4D scan, counted from 0.")
     spacing: tuple[float, float, float] | None = option(None, help="Working grid in mm instead of the model's.")
-    mirror: bool = option(False, help="Average over mirrored scans (8 times slower).")
+    mirror: bool = option(False, help="Average over mirrored scans (8 times slower); not for models of left and right.")
     uncertainty: bool = option(False, help="Also write NAME_entropy: 0 where the model is sure, 1 where it is not.")
     clean: bool = option(False, help="Keep only the largest piece of each structure.")
     fill_holes: bool = option(False, help="Fill background that a structure encloses.")
@@ -60,10 +60,11 @@ def run(config: SegmentConfig, report: Reporter | None = None) -> dict[str, Any]
 
     jobs = _jobs(config)
     predictor = Predictor.load(config.model, device=choose_device(config.device))
-    if config.mirror and any(side in s.name.lower() for s in predictor.structures for side in ("left", "right")):
-        told = "The model knows left and right structures: averaging over mirrored scans confuses them."
-        report.warning("mirror_confuses_sides", told, "Leave --mirror out.")
     asked = cases.Options(**{name: getattr(config, name) for name in cases.Options.__dataclass_fields__})
+    if asked.mirror and any(side in s.name.lower() for s in predictor.structures for side in ("left", "right")):
+        told = "The model knows left from right, which averaging over mirrored scans would confuse: it is not done."
+        report.warning("mirror_confuses_sides", told, "Leave --mirror out.")
+        asked = replace(asked, mirror=False)
     fresh = config.overwrite or len(jobs) == 1
     mine = my_share(jobs)
     todo = [job for job in mine if fresh or not cases.is_done(job, predictor, asked)]
@@ -78,7 +79,7 @@ def run(config: SegmentConfig, report: Reporter | None = None) -> dict[str, Any]
         for note in work.warnings:
             report.warning(note["code"], f"{job.case.name}: {note['message']}", note["advice"])
         started = time.monotonic()
-        work.result = predictor.infer(work.prepared, report=report, mirror=config.mirror)
+        work.result = predictor.infer(work.prepared, report=report, mirror=asked.mirror)
         work.seconds["compute"] = time.monotonic() - started
         return work.without_scan()
 

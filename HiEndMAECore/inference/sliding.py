@@ -11,6 +11,7 @@ plane, not with the length of the scan.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -41,11 +42,27 @@ class _Band:
 
 
 def forward(network: nn.Module, tiles: Tensor, *, exact: bool) -> Tensor:
-    """(B, C, H, W, D) -> float32 logits (B, classes, H, W, D); in bf16 where the processor has it, unless `exact`."""
+    """(B, C, H, W, D) -> float32 logits (B, classes, H, W, D); in bf16 where the processor has it, unless `exact`: then in
+    full 32 bits, without TF32."""
     if exact:
-        return network(tiles)
+        with _no_tf32():
+            return network(tiles)
     with autocast(tiles.device):
         return network(tiles).float()
+
+
+@contextlib.contextmanager
+def _no_tf32() -> Iterator[None]:
+    """On NVIDIA cards convolutions use TF32 (10 bits of mantissa) unless told otherwise."""
+    places = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [place.allow_tf32 for place in places]
+    try:
+        for place in places:
+            place.allow_tf32 = False  # type: ignore[attr-defined]
+        yield
+    finally:
+        for place, allowed in zip(places, before):
+            place.allow_tf32 = allowed  # type: ignore[attr-defined]
 
 
 class Sweep:
@@ -112,6 +129,8 @@ class Sweep:
                 body = body[len(batch) :]
                 for start, own in zip(batch, scores):
                     self._count(start, own)
+                del own
+            del scores  # else they lie beside the next tiles'
         while air:
             scores = self._try(air[:1])
             if scores is not None:

@@ -201,7 +201,8 @@ def body_box(volume: Volume, *, hounsfield: bool) -> list[tuple[int, int]]:
     about 4 mm."""
     shape, spacing = volume.shape, np.array(volume.spacing)
     stride = np.minimum(np.maximum(1, np.round(4.0 / spacing)), shape).astype(int)
-    small = volume.array[(slice(None), *[slice(None, None, int(step)) for step in stride])]
+    places = [_both_ends(n, int(step)) for n, step in zip(shape, stride)]
+    small = volume.array[np.ix_(range(volume.channels), *places)]
     if hounsfield:
         pieces, _ = ndimage.label(small[0] > _AIR)
         sizes = np.bincount(pieces.ravel())
@@ -217,9 +218,15 @@ def body_box(volume: Volume, *, hounsfield: bool) -> list[tuple[int, int]]:
     found = ndimage.find_objects(mask.astype(np.uint8))[0]
     margin = stride + np.ceil(_MARGIN / spacing).astype(int)
     return [
-        (max(0, int(part.start * step - m)), min(n, int((part.stop - 1) * step + 1 + m)))
-        for part, step, m, n in zip(found, stride, margin, shape)
+        (max(0, int(there[part.start] - m)), min(n, int(there[part.stop - 1] + 1 + m)))
+        for part, there, m, n in zip(found, places, margin, shape)
     ]
+
+
+def _both_ends(count: int, step: int) -> np.ndarray:
+    """Every step-th of `count` voxels, counted from both ends to the middle: a flipped scan shows the same ones."""
+    half = np.arange(0, (count + 1) // 2, step)
+    return np.unique([half, count - 1 - half])
 
 
 def prepare_labels(labels: Volume, prepared: Prepared, *, values: Sequence[int] | None = None) -> np.ndarray:

@@ -4,11 +4,15 @@ python Testing/Benchmarks/inference.py window [--variant NAME --shape H W D --cl
 python Testing/Benchmarks/inference.py memory [--shape 273 273 200 --stand-in]     # one child process each
 python Testing/Benchmarks/inference.py unetr [--variant hi_end_mae_vit_base_16p]   # patch 16: MONAI's own network
 python Testing/Benchmarks/inference.py whole [--shape X Y Z --spacing X Y Z]       # read to written file, in its parts
+python Testing/Benchmarks/inference.py peak --shape 512 512 800 --spacing 0.8 0.8 1 --classes 61   # its memory
 
 `window` runs the same network of ours under MONAI's `sliding_window_inference` (overlap 0.5, Gaussian, no autocast), under
 ours exact, and under ours as it comes (bf16 where the processor has it). `memory` is the peak resident memory of a
 process that does one scan, less that of a process that only builds the network; --stand-in puts one convolution in the
-network's place, so that a large scan takes seconds: what is compared then is the window alone.
+network's place, so that a large scan takes seconds: what is compared then is the window alone. --every N has the real
+network on every N-th tile and its last answer in between: the same peak in less time. `peak` is the whole path in a
+process of its own, from the file of a digital patient enlarged to the shape asked for to the written result;
+--no-air: of tissue alone, so that there is nothing to crop and no tile to skip.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -67,6 +72,20 @@ def tell(taken: dict[str, list[float]]) -> None:
         say(f"{name:<24} {middle:8.3f}  ({min(values):.3f} to {max(values):.3f})  {middle / first:5.2f} of the first")
 
 
+class Sometimes(torch.nn.Module):
+    """`network` on every N-th call; in between a copy of its last answer, as large."""
+
+    def __init__(self, network: torch.nn.Module, every: int) -> None:
+        super().__init__()
+        self.network, self.every, self.calls = network, every, 0
+
+    def forward(self, tiles: torch.Tensor) -> torch.Tensor:
+        if self.calls % self.every == 0:
+            self.last = self.network(tiles)
+        self.calls += 1
+        return self.last.clone()
+
+
 def describe(args: argparse.Namespace) -> ModelDescription:
     return ModelDescription(
         kind="segmentation",
@@ -88,6 +107,8 @@ def predictor_of(args: argparse.Namespace, *, exact: bool) -> Predictor:
     predictor = Predictor(UNETR(**arguments_of(args)), describe(args), choose_device(args.device), exact=exact)
     if args.stand_in:
         predictor.network = torch.nn.Conv3d(1, args.classes, 3, padding=1).to(predictor.device)  # type: ignore[assignment]
+    if args.every > 1:
+        predictor.network = Sometimes(predictor.network, args.every)  # type: ignore[assignment]
     return predictor
 
 
@@ -120,10 +141,10 @@ def window(args: argparse.Namespace) -> None:
 
 
 def memory(args: argparse.Namespace) -> None:
-    taken: dict[str, list[float]] = {"MONAI's window, GB": [], "ours exact, GB": []}
+    taken: dict[str, list[float]] = {"MONAI's window, GB": [], "ours exact, GB": [], "ours, GB": []}
     for _ in range(args.rounds):
         idle = _child(args, "idle")
-        for name, kind in zip(taken, ("monai", "ours")):
+        for name, kind in zip(taken, ("monai", "ours", "quick")):
             taken[name].append(_child(args, kind) - idle)
     tell(taken)
 
@@ -131,6 +152,7 @@ def memory(args: argparse.Namespace) -> None:
 def _child(args: argparse.Namespace, kind: str) -> float:
     command = [sys.executable, __file__, "child", "--kind", kind, "--variant", args.variant, "--device", args.device]
     command += ["--classes", str(args.classes), "--shape", *map(str, args.shape), "--tile", str(args.tile)]
+    command += ["--every", str(args.every), "--folder", str(args.folder)]
     command += ["--stand-in"] if args.stand_in else []
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
@@ -139,14 +161,26 @@ def child(args: argparse.Namespace) -> None:
     """The peak of this process in GB, system memory (POSIX), or the device's where there is one."""
     import resource
 
-    predictor, scan = predictor_of(args, exact=True), scan_of(args.shape)
-    if args.kind == "monai":
-        monai_window(predictor, scan)
-    elif args.kind == "ours":
-        predictor.infer(scan)
+    if args.kind == "whole":
+        device, load = choose_device(args.device), Predictor.load
+
+        def thinned(path: Path, **options: Any) -> Predictor:
+            predictor = load(path, **options)
+            predictor.network = Sometimes(predictor.network, args.every)  # type: ignore[assignment]
+            return predictor
+
+        Predictor.load = staticmethod(thinned)  # type: ignore[assignment]
+        segment.run(config_of(args, Path(args.folder)))
+    else:
+        predictor, scan = predictor_of(args, exact=args.kind != "quick"), scan_of(args.shape)
+        device = predictor.device
+        if args.kind == "monai":
+            monai_window(predictor, scan)
+        elif args.kind in ("ours", "quick"):
+            predictor.infer(scan)
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    say(f"{(torch.cuda.max_memory_allocated() if predictor.device.type == 'cuda' else peak) / 1e9:.4f}")
+    say(f"{(torch.cuda.max_memory_allocated() if device.type == 'cuda' else peak) / 1e9:.4f}")
 
 
 def unetr(args: argparse.Namespace) -> None:
@@ -163,16 +197,42 @@ def unetr(args: argparse.Namespace) -> None:
         tell(alternate({"MONAI's UNETR, s": lambda: theirs(tile), "ours, s": lambda: ours(tile)}, args.rounds))
 
 
+def write_files(args: argparse.Namespace, folder: Path) -> None:
+    """scan.nii.gz, a digital patient drawn on at most 128 voxels an edge and enlarged, and a model that knows nothing."""
+    times = [-(-n // 128) for n in args.shape]
+    small = [-(-n // t) for n, t in zip(args.shape, times)]
+    scan, _ = make_patient(1, shape=small, spacing=[max(s * t for s, t in zip(args.spacing, times))] * 3)
+    array = scan.array[0].astype(np.int16)
+    if args.no_air:
+        array = np.random.default_rng(0).normal(40, 20, small).astype(np.int16)
+    for axis, (t, n) in enumerate(zip(times, args.shape)):
+        array = array.repeat(t, axis).take(range(n), axis)
+    nib.save(nib.Nifti1Image(array, np.diag([*args.spacing, 1.0])), folder / "scan.nii.gz")
+    torch.manual_seed(0)
+    write_model(folder / "model", describe(args), UNETR(**arguments_of(args)).state_dict())
+
+
+def config_of(args: argparse.Namespace, folder: Path) -> segment.SegmentConfig:
+    return segment.SegmentConfig(
+        model=folder / "model", input=(str(folder / "scan.nii.gz"),), output=folder / "out", device=args.device
+    )
+
+
+def peak(args: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        args.folder = Path(place)
+        write_files(args, args.folder)
+        taken = [_child(args, "whole") for _ in range(args.rounds)]
+        record = json.loads((args.folder / "out" / "scan.json").read_text(encoding="utf-8"))
+    say(f"peak of the whole process {statistics.median(taken):.2f} GB ({min(taken):.2f} to {max(taken):.2f})")
+    say(f"seconds, with the network on every {args.every}. tile: {record['seconds_of_parts']}")
+
+
 def whole(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        scan, _ = make_patient(1, shape=args.shape, spacing=args.spacing)
-        nib.save(nib.Nifti1Image(scan.array[0].astype(np.int16), scan.affine), folder / "scan.nii.gz")
-        torch.manual_seed(0)
-        write_model(folder / "model", describe(args), UNETR(**arguments_of(args)).state_dict())
-        config = segment.SegmentConfig(
-            model=folder / "model", input=(str(folder / "scan.nii.gz"),), output=folder / "out", device=args.device
-        )
+        config = config_of(args, folder)
+        write_files(args, folder)
         parts: dict[str, list[float]] = {}
         for _ in range(args.rounds):
             segment.run(config)
@@ -184,7 +244,7 @@ def whole(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    jobs = {"window": window, "memory": memory, "unetr": unetr, "whole": whole, "child": child}
+    jobs = {"window": window, "memory": memory, "unetr": unetr, "whole": whole, "peak": peak, "child": child}
     parser.add_argument("what", choices=jobs)
     parser.add_argument("--variant", default="hi_end_mae_vit_tiny_8p")
     parser.add_argument("--shape", type=int, nargs=3, default=[96, 96, 96])
@@ -194,7 +254,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--stand-in", action="store_true")
+    parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--no-air", action="store_true")
     parser.add_argument("--kind", default="")
+    parser.add_argument("--folder", default="")
     args = parser.parse_args()
     say(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), {choose_device(args.device)}: {vars(args)}")
     jobs[args.what](args)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from HiEndMAECore.errors import InputError, OutOfMemoryError
 from HiEndMAECore.inference.cleaning import drop_islands, fill_holes, keep_largest
 from HiEndMAECore.inference.memory import Footprint, MemoryPlan, _group_memory, free_memory, plan_memory, watch
 from HiEndMAECore.inference.predictor import Predictor
-from HiEndMAECore.inference.sliding import Sweep
+from HiEndMAECore.inference.sliding import Sweep, forward
 from HiEndMAECore.inference.tiling import plan_tiles, tile_weights
 from HiEndMAECore.networks import UNETR
 from HiEndMAECore.reporting.reporter import Reporter
@@ -284,6 +285,32 @@ def test_mirroring_averages_over_mirrored_scans() -> None:
     mirrored = predictor.logits(np.ascontiguousarray(array[:, ::-1]), mirror=True).flip(1)
     torch.testing.assert_close(once, mirrored, atol=2e-2, rtol=1e-2)
     assert (predictor.logits(array) - once).abs().max() > 1e-3
+
+
+@pytest.fixture
+def tf32() -> Iterator[tuple]:
+    """Where TF32 is allowed: everywhere, until the test is over (monkeypatch cannot restore these attributes)."""
+    places = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [place.allow_tf32 for place in places]
+    for place in places:
+        place.allow_tf32 = True
+    yield places
+    for place, allowed in zip(places, before):
+        place.allow_tf32 = allowed
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_exact_means_full_32_bits(exact: bool, tf32: tuple) -> None:
+    seen: list[bool] = []
+
+    class Looking(torch.nn.Module):
+        def forward(self, tiles: torch.Tensor) -> torch.Tensor:
+            seen.extend(place.allow_tf32 for place in tf32)
+            return tiles
+
+    forward(Looking(), torch.ones(1, 1, 4, 4, 4), exact=exact)
+    assert seen == [not exact] * 2
+    assert all(place.allow_tf32 for place in tf32)  # as it was
 
 
 def test_wrong_channels_are_named() -> None:

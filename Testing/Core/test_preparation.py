@@ -17,6 +17,7 @@ from HiEndMAECore.volumes.preparation import (
     Grid,
     Normalisation,
     PreparationPlan,
+    body_box,
     labels_to_native,
     prepare,
     prepare_labels,
@@ -265,3 +266,15 @@ def test_tilted_dicom_shows_a_ball_as_a_ball(tmp_path: Path, tilt: float) -> Non
     np.testing.assert_allclose(np.sqrt(np.linalg.eigvalsh(np.cov(points.T)) * 5), 17.0, rtol=0.04)  # round
     home = labels_to_native(ball.astype(np.uint8), prepared)
     assert dice(home > 0, volume.array[0] > 0) > 0.95
+
+
+@pytest.mark.parametrize("shape", [(40, 41, 42), (43, 44, 45)])
+@pytest.mark.parametrize("hounsfield", [True, False])
+def test_the_box_of_a_flipped_scan_is_the_flipped_box(shape: tuple[int, int, int], hounsfield: bool) -> None:
+    """At 1 mm every fourth voxel is looked at: from both ends alike."""
+    array = np.full((1, *shape), -1000.0, np.float32)
+    array[:, 9:31, 7:24, 14:38] = 40.0
+    box = body_box(Volume(array, Geometry(shape, np.eye(4))), hounsfield=hounsfield)
+    assert box != [(0, n) for n in shape]
+    flipped = body_box(Volume(array[:, ::-1, ::-1, ::-1], Geometry(shape, np.eye(4))), hounsfield=hounsfield)
+    assert flipped == [(n - high, n - low) for (low, high), n in zip(box, shape)]
