@@ -21,7 +21,7 @@ MISSING = [
     for name, module in {"slicer-core": "slicer", "PySide6": "PySide6"}.items()
     if not importlib.util.find_spec(module)
 ]
-NEED_THE_HOST = {"test_host.py", "test_scene.py", "test_jobs.py", "test_panels.py", "test_flow.py"}
+NEED_THE_HOST = {"test_host.py", "test_scene.py", "test_jobs.py", "test_panels.py", "test_flow.py", "test_sources.py"}
 
 # SHAPE and SPACING keep a run of three steps to seconds.
 _DRAW = """
