@@ -58,13 +58,14 @@ class ApplyPanel(VTKObservationMixin):
         self.session = session
         self.widget, self.ui = load("Apply")
         layout.addWidget(self.widget)
-        self.strip = JobStrip(session, layout, can_finish=False)
+        self.strip = JobStrip(session, layout, can_finish=False, remedy=self.remedy)
         layout.insertWidget(1, self.strip.widget)
         self.cases: list[Case] = []
         self.results: list[Any] = []
         self.reviews: list[tuple[Any, Any, scene.SliceToReview]] = []  # scan, map of uncertainty, slice
         self._filling = False
         self._stopped = False
+        self._spacing: float | None = None  # mm, instead of the model's own
         strong(self.ui.applyButton)
         for table, titles in (
             (self.ui.casesTable, (_("Scan"), _("State"))),
@@ -218,6 +219,33 @@ class ApplyPanel(VTKObservationMixin):
         """Segment those that failed once more."""
         self._start([Case(case.volume, case.source) for case in self.cases if case.state == "failed"])
 
+    def remedy(self, action: str) -> Callable[[], None] | None:
+        """What this panel can do about an error: a coarser grid where 2 mm is one, a smaller scan."""
+        model = self.session.library.find(self.session.parameters.model)
+        if action == "2mm" and model is not None and not self._spacing:
+            return self._on_2_mm if min(model.description.preparation["spacing"]) < 2 else None
+        return self._crop if action == "crop" else None
+
+    def _on_2_mm(self) -> None:
+        self._spacing = 2.0
+        self.retry()
+
+    def _crop(self) -> None:
+        """Segment what lies in the ROI of the scans that failed; without an ROI, make one and let it be placed."""
+        volumes = [case.volume for case in self.cases if case.state == "failed" and case.volume is not None]
+        if volumes and not scene.roi():
+            scene.make_roi(volumes[0])
+            self.strip.say(_("Place the box (ROI), then press the button."), action="crop", act=self._crop)
+            return
+        try:
+            cropped = {volume: scene.crop(volume, scene.roi()) for volume in volumes}
+        except HiEndMAEError as error:
+            self.strip.say(str(error), mood="bad", action="crop", act=self._crop)
+            return
+        chosen = self.session.parameters
+        chosen.targets = [cropped.get(volume, volume) for volume in chosen.targets]
+        self._start([Case(volume) for volume in cropped.values()])
+
     def skip(self) -> None:
         """Leave the running scan out, go on with the next."""
         for case in self.cases:
@@ -267,6 +295,7 @@ class ApplyPanel(VTKObservationMixin):
             output=result,
             clean=self.session.parameters.keepLargest,
             uncertainty=self.session.parameters.uncertainty,
+            spacing=(self._spacing,) * 3 if self._spacing else None,
         )
 
         def ended(end: JobEnd) -> None:

@@ -42,6 +42,8 @@ sys.exit(code if code >= 0 else 1)
 class Application(QtWidgets.QApplication):
     """`slicer.app`."""
 
+    startupCompleted = QtCore.Signal()
+
     def __init__(self, folder: Path) -> None:
         super().__init__(["Slicer"])
         self._folder = folder
