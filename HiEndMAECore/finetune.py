@@ -46,6 +46,7 @@ class FinetuneConfig(DoorConfig):
         None, help="Working grid in mm along right, anterior, superior."
     )
     improve: Path | None = option(None, help="Model to go on learning from, with the scans given here.")
+    preview: bool = option(False, help="Segment the first scan now and then while learning (5 % of the time).")
     resume: bool = option(False, help="Go on with an interrupted run of the same output.")
 
     def __post_init__(self) -> None:
@@ -108,13 +109,20 @@ def run(config: FinetuneConfig, report: Reporter | None = None) -> dict[str, Any
     network = UNETR(**arguments)
     origin = start_from(network, initial)
     folder = config.output.with_name(config.output.name + ".training")
+    looking = None
+    if config.preview:
+        from .training.previewing import Preview
+
+        assert scans[0].grid is not None
+        folder.mkdir(parents=True, exist_ok=True)
+        looking = Preview(scans[0], scans[0].grid, structures, path=folder / "preview.nii", report=report)
     result = finetuning.finetune(
         scans,
         network,
         plan=finetuning.FinetuningPlan(
             crop=arguments["image_size"],
             steps=config.steps,
-            seconds=BUDGETS[config.budget],
+            seconds=BUDGETS[config.budget] * (1 - looking.share if looking else 1),
             batch_size=preset.batch_size,
             seed=config.seed,
         ),
@@ -122,6 +130,7 @@ def run(config: FinetuneConfig, report: Reporter | None = None) -> dict[str, Any
         folder=folder,
         report=report,
         resume=config.resume,
+        preview=looking,
     )
     description = model_folder.ModelDescription(
         kind="segmentation",

@@ -9,6 +9,7 @@ import numpy
 import qt
 import slicer
 import slicer.util
+from HiEndMAESegmentationLib import samples
 from HiEndMAESegmentationLib.apply import ApplyPanel
 from HiEndMAESegmentationLib.improve import ImprovePanel
 from HiEndMAESegmentationLib.models import ModelsPanel
@@ -34,7 +35,7 @@ class HiEndMAESegmentation(ScriptedLoadableModule):
         ScriptedLoadableModule.__init__(self, parent)
         parent.title = _("HiEndMAE Segmentation")
         parent.categories = [translate("qSlicerAbstractCoreModule", "Segmentation")]
-        parent.dependencies = ["Segmentations", "Volumes", "SubjectHierarchy", "Plots"]
+        parent.dependencies = ["Segmentations", "Volumes", "SubjectHierarchy", "Plots", "CropVolume"]
         parent.contributors = ["HiEndMAE contributors"]
         parent.helpText = _(
             "Label one scan in the Segment Editor, press Teach, and segment other scans with what was learned. "
@@ -44,6 +45,7 @@ class HiEndMAESegmentation(ScriptedLoadableModule):
             "Hi-End-MAE: F. Tang et al., Hierarchical encoder-driven masked autoencoders are stronger vision learners "
             "for medical image segmentation. Medical Image Analysis, 2025. https://arxiv.org/abs/2502.08347"
         )
+        slicer.app.connect("startupCompleted()", samples.register)
 
 
 class HiEndMAESegmentationLogic(ScriptedLoadableModuleLogic):

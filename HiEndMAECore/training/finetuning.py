@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,10 +25,14 @@ from HiEndMAECore.devices import autocast
 from HiEndMAECore.errors import HiEndMAEError
 from HiEndMAECore.networks import UNETR
 from HiEndMAECore.reporting.reporter import Reporter
+from HiEndMAECore.volumes.preparation import Grid
 
 from .augmentation import cut, draw_deformation, sample_generator
 from .optimiser import build_adamw, cosine_rate, set_rate
 from .snapshots import load_snapshot, read_values, save_snapshot
+
+if TYPE_CHECKING:
+    from .previewing import Preview
 
 SNAPSHOT = "snapshot.safetensors"
 _SNAPSHOT_SECONDS = 45.0  # a killed run loses less than a minute
@@ -59,11 +64,12 @@ class FinetuningPlan:
 @dataclass(frozen=True)
 class TeachingScan:
     """One labelled scan on the network's grid: image (C, H, W, D) float32 in [0, 1]; classes (H, W, D) int16, 0 is
-    background and i + 1 the model's i-th structure."""
+    background and i + 1 the model's i-th structure. grid: where it lies, for whoever brings a result home."""
 
     name: str
     image: Tensor
     classes: Tensor
+    grid: Grid | None = None
 
 
 @dataclass
@@ -159,8 +165,9 @@ def finetune(
     folder: Path,
     report: Reporter,
     resume: bool = False,
+    preview: Preview | None = None,
 ) -> FinetuningResult:
-    """Train `network` on `scans`; the result holds the averaged weights. Snapshots go to `folder`.
+    """Train `network` on `scans`; the result holds the averaged weights. Snapshots go to `folder`, `preview` looks on.
 
     `finish` ends early with a usable result; `cancel` raises `Cancelled`.
     """
@@ -203,6 +210,8 @@ def finetune(
         report.progress("learning", step + 1, planned, loss=loss, learning_rate=rate)
         if report.finish_requested:
             break
+        if preview and preview.due(result.steps, planned, seconds=now - started, crop=plan.crop):
+            preview.look(averaged.module, step=result.steps, crop=plan.crop, device=device)
         if now - saved > _SNAPSHOT_SECONDS:
             saved = now
             told = {"step": result.steps, "planned": planned, "seconds": result.seconds, "losses": result.losses}

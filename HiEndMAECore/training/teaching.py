@@ -140,7 +140,9 @@ def prepare_teaching(
             found = labels == value
             classes[found] = index + 1
             counts[index] += int(found.sum())
-        scans.append(TeachingScan(case.scan.name, torch.from_numpy(prepared.array), torch.from_numpy(classes)))
+        scans.append(
+            TeachingScan(case.scan.name, torch.from_numpy(prepared.array), torch.from_numpy(classes), prepared)
+        )
     if not counts.any():
         raise InputError(
             "labels_too_small",

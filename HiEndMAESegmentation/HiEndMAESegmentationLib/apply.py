@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from slicer.util import VTKObservationMixin
 from HiEndMAECore.errors import HiEndMAEError
 from HiEndMAECore.segment import SegmentConfig
 
-from . import scene
+from . import scene, sources
 from .advice import advise
 from .jobs import JobEnd
 from .library import Model
@@ -29,11 +30,24 @@ _HOPELESS = ("dependency_missing", "python_absent", "not_started", "disk_full", 
 
 @dataclass
 class Case:
-    """A scan in the queue. state: "waiting", "running", "done", "failed" or "skipped"; told: why, in a sentence."""
+    """A scan in the queue: a volume of the scene, or a source that becomes one at its turn.
 
-    volume: Any
+    state: "waiting", "running", "done", "failed" or "skipped"; told: why, in a sentence.
+    """
+
+    volume: Any = None
+    source: str = ""
     state: str = "waiting"
     told: str = ""
+
+    @property
+    def key(self) -> str:
+        """What the list of scans knows it by: the volume's ID, or the source."""
+        return self.volume.GetID() if self.volume is not None else self.source
+
+    @property
+    def name(self) -> str:
+        return self.volume.GetName() if self.volume is not None else sources.name_of(self.source)
 
 
 class ApplyPanel(VTKObservationMixin):
@@ -44,13 +58,14 @@ class ApplyPanel(VTKObservationMixin):
         self.session = session
         self.widget, self.ui = load("Apply")
         layout.addWidget(self.widget)
-        self.strip = JobStrip(session, layout, can_finish=False)
+        self.strip = JobStrip(session, layout, can_finish=False, remedy=self.remedy)
         layout.insertWidget(1, self.strip.widget)
         self.cases: list[Case] = []
         self.results: list[Any] = []
         self.reviews: list[tuple[Any, Any, scene.SliceToReview]] = []  # scan, map of uncertainty, slice
         self._filling = False
         self._stopped = False
+        self._spacing: float | None = None  # mm, instead of the model's own
         strong(self.ui.applyButton)
         for table, titles in (
             (self.ui.casesTable, (_("Scan"), _("State"))),
@@ -67,6 +82,8 @@ class ApplyPanel(VTKObservationMixin):
         self.ui.volumesTable.setColumnWidth(2, 80)
         self.ui.modelCombo.connect("activated(int)", self._on_model)
         self.ui.casesTable.connect("itemChanged(QTableWidgetItem*)", self._on_tick)
+        self.ui.folderButton.connect("clicked()", self.add_folder)
+        self.ui.dicomButton.connect("clicked()", self.add_series)
         self.ui.applyButton.connect("clicked()", self.apply)
         self.ui.skipButton.connect("clicked()", self.skip)
         self.ui.retryButton.connect("clicked()", self.retry)
@@ -103,7 +120,10 @@ class ApplyPanel(VTKObservationMixin):
         self._show_reviews()
         running = self.running
         self.ui.applyButton.setVisible(not running)
-        self.ui.applyButton.enabled = bool(self.ui.modelCombo.count and chosen.targets) and not self.session.busy
+        wanted = chosen.targets or chosen.sources
+        self.ui.applyButton.enabled = bool(self.ui.modelCombo.count and wanted) and not self.session.busy
+        for button in (self.ui.folderButton, self.ui.dicomButton):
+            button.enabled = not running
         self.ui.applyButton.text = _("Segment") if self.ui.modelCombo.count else _("Teach or import a model first")
         self.ui.skipButton.setVisible(running)
         self.ui.retryButton.setVisible(not running and any(case.state == "failed" for case in self.cases))
@@ -114,24 +134,25 @@ class ApplyPanel(VTKObservationMixin):
         return any(case.state == "running" for case in self.cases)
 
     def _show_cases(self) -> None:
-        table, ticked = self.ui.casesTable, self.session.parameters.targets
-        states = {case.volume.GetID(): case for case in self.cases}
+        table, chosen = self.ui.casesTable, self.session.parameters
+        cases = {case.key: case for case in self.cases if case.volume is None or case.volume.GetID()}
+        rows = [(node.GetID(), node.GetName(), node in chosen.targets) for node in scene.scans()]
+        rows += [(source, sources.name_of(source), source in chosen.sources) for source in chosen.offered]
         self._filling = True
-        volumes = scene.scans()
-        table.setRowCount(len(volumes))
-        for row, volume in enumerate(volumes):
-            item = qt.QTableWidgetItem(volume.GetName())
-            item.setData(qt.Qt.UserRole, volume.GetID())
-            item.setCheckState(qt.Qt.Checked if volume in ticked else qt.Qt.Unchecked)
+        table.setRowCount(len(rows))
+        for row, (key, name, ticked) in enumerate(rows):
+            item = qt.QTableWidgetItem(name)
+            item.setData(qt.Qt.UserRole, key)
+            item.setCheckState(qt.Qt.Checked if ticked else qt.Qt.Unchecked)
             table.setItem(row, 0, item)
-            case = states.get(volume.GetID())
+            case = cases.get(key)
             state = qt.QTableWidgetItem(_STATES[case.state]() if case else "")
             state.setToolTip(case.told if case else "")
             if case and case.state in _STATE_COLOURS:
                 state.setForeground(qt.QBrush(qt.QColor(_STATE_COLOURS[case.state])))
             table.setItem(row, 1, state)
         table.resizeRowsToContents()
-        fit_height(table, len(volumes))
+        fit_height(table, len(rows))
         self._filling = False
 
     def _show_volumes(self) -> None:
@@ -158,20 +179,72 @@ class ApplyPanel(VTKObservationMixin):
     def _on_tick(self, item: Any) -> None:
         if self._filling or item.column() != 0:
             return
-        table = self.ui.casesTable
+        table, chosen = self.ui.casesTable, self.session.parameters
         items = [table.item(row, 0) for row in range(table.rowCount)]
-        ids = [one.data(qt.Qt.UserRole) for one in items if one.checkState() == qt.Qt.Checked]
-        self.session.parameters.targets = [slicer.mrmlScene.GetNodeByID(node_id) for node_id in ids]
+        keys = [one.data(qt.Qt.UserRole) for one in items if one.checkState() == qt.Qt.Checked]
+        offered = set(chosen.offered)
+        chosen.sources = [key for key in keys if key in offered]
+        chosen.targets = [slicer.mrmlScene.GetNodeByID(key) for key in keys if key not in offered]
+
+    def add_folder(self) -> None:
+        """Ask for a folder; its scans join the list, ticked."""
+        folder = qt.QFileDialog.getExistingDirectory(self.widget, _("Folder of scans"))
+        if folder:
+            self._offer(lambda: sources.in_folder(Path(folder)), ticked=True)
+
+    def add_series(self) -> None:
+        """The series of the DICOM database join the list; which of them are meant, nobody but the user knows."""
+        self._offer(sources.in_database, ticked=False)
+
+    def _offer(self, find: Callable[[], list[str]], *, ticked: bool) -> None:
+        try:
+            found = find()
+        except HiEndMAEError as error:
+            self.strip.show_error(error)
+            return
+        chosen = self.session.parameters
+        chosen.offered = list(dict.fromkeys([*chosen.offered, *found]))
+        if ticked:
+            chosen.sources = list(dict.fromkeys([*chosen.sources, *found]))
+        self.show()
 
     # -- the queue -------------------------------------------------------------------------------------------------
 
     def apply(self) -> None:
         """Segment the ticked scans, one after the other."""
-        self._start([Case(volume) for volume in self.session.parameters.targets])
+        chosen = self.session.parameters
+        self._start([Case(volume) for volume in chosen.targets] + [Case(source=source) for source in chosen.sources])
 
     def retry(self) -> None:
         """Segment those that failed once more."""
-        self._start([Case(case.volume) for case in self.cases if case.state == "failed"])
+        self._start([Case(case.volume, case.source) for case in self.cases if case.state == "failed"])
+
+    def remedy(self, action: str) -> Callable[[], None] | None:
+        """What this panel can do about an error: a coarser grid where 2 mm is one, a smaller scan."""
+        model = self.session.library.find(self.session.parameters.model)
+        if action == "2mm" and model is not None and not self._spacing:
+            return self._on_2_mm if min(model.description.preparation["spacing"]) < 2 else None
+        return self._crop if action == "crop" else None
+
+    def _on_2_mm(self) -> None:
+        self._spacing = 2.0
+        self.retry()
+
+    def _crop(self) -> None:
+        """Segment what lies in the ROI of the scans that failed; without an ROI, make one and let it be placed."""
+        volumes = [case.volume for case in self.cases if case.state == "failed" and case.volume is not None]
+        if volumes and not scene.roi():
+            scene.make_roi(volumes[0])
+            self.strip.say(_("Place the box (ROI), then press the button."), action="crop", act=self._crop)
+            return
+        try:
+            cropped = {volume: scene.crop(volume, scene.roi()) for volume in volumes}
+        except HiEndMAEError as error:
+            self.strip.say(str(error), mood="bad", action="crop", act=self._crop)
+            return
+        chosen = self.session.parameters
+        chosen.targets = [cropped.get(volume, volume) for volume in chosen.targets]
+        self._start([Case(volume) for volume in cropped.values()])
 
     def skip(self) -> None:
         """Leave the running scan out, go on with the next."""
@@ -201,14 +274,15 @@ class ApplyPanel(VTKObservationMixin):
         if case is None or self._stopped:
             self._sum_up(model)
             return
-        volume = case.volume
-        if not slicer.mrmlScene.IsNodePresent(volume):
+        if case.volume is not None and not slicer.mrmlScene.IsNodePresent(case.volume):
             case.state, case.told = "failed", _("The scan was removed from the scene.")
             self._next(model)
             return
         folder = Path(tempfile.mkdtemp(prefix="HiEndMAE-", dir=slicer.app.temporaryPath))
         try:
-            scene.write_scan(volume, folder / "scan.nii")
+            if case.volume is None:
+                self._load(case)
+            scene.write_scan(case.volume, folder / "scan.nii")
         except HiEndMAEError as error:
             shutil.rmtree(folder, ignore_errors=True)
             case.state, case.told = "failed", advise(error.code, error.message, error.advice).text
@@ -221,6 +295,7 @@ class ApplyPanel(VTKObservationMixin):
             output=result,
             clean=self.session.parameters.keepLargest,
             uncertainty=self.session.parameters.uncertainty,
+            spacing=(self._spacing,) * 3 if self._spacing else None,
         )
 
         def ended(end: JobEnd) -> None:
@@ -234,6 +309,14 @@ class ApplyPanel(VTKObservationMixin):
         if not self.strip.run("segment", config, on_end=ended, again=self.retry):
             case.state = "failed"
         self.show()
+
+    def _load(self, case: Case) -> None:
+        """The source becomes a volume of the scene, and is listed as such from then on. Raises `InputError`."""
+        case.volume = sources.load(case.source)
+        chosen = self.session.parameters
+        chosen.offered = [one for one in chosen.offered if one != case.source]
+        chosen.sources = [one for one in chosen.sources if one != case.source]
+        chosen.targets = [*chosen.targets, case.volume]
 
     def _take(self, case: Case, end: JobEnd, model: Model, result: Path) -> None:
         """What became of a case."""
@@ -271,7 +354,7 @@ class ApplyPanel(VTKObservationMixin):
         failed = [case for case in self.cases if case.state == "failed"]
         if failed and len(self.cases) > 1:
             told = _("{done} of {all} scans were segmented. '{name}' was not: {reason}")
-            name = failed[0].volume.GetName()
+            name = failed[0].name
             text = told.format(done=len(done), all=len(self.cases), name=name, reason=failed[0].told)
             self.strip.say(text, mood="bad", action=self.strip.action, act=self.strip.act)
         elif failed and not self.strip.ui.messageLabel.text:

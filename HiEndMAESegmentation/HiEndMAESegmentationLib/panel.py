@@ -62,8 +62,16 @@ class Session:
 class JobStrip:
     """Progress bar, time left, Use now, Cancel, a message with at most one button, and the log."""
 
-    def __init__(self, session: Session, layout: Any, *, can_finish: bool) -> None:
-        self.session = session
+    def __init__(
+        self,
+        session: Session,
+        layout: Any,
+        *,
+        can_finish: bool,
+        remedy: Callable[[str], Callable[[], None] | None] = lambda _action: None,
+    ) -> None:
+        """remedy: what the panel can do for an action of `advice`, or None where it can do nothing (more)."""
+        self.session, self._remedy = session, remedy
         self.widget, self.ui = load("Progress")
         layout.addWidget(self.widget)
         self._can_finish = can_finish
@@ -185,8 +193,14 @@ class JobStrip:
     def show_problem(self, code: str, message: str, advice: str) -> None:
         """Sentence and button for an error code."""
         told = advise(code, message, advice)
-        acts = {"install": self._install, "cpu": self._on_the_processor, "retry": self._again}
-        self.say(told.text, mood="bad", action=told.action if acts.get(told.action) else "", act=acts.get(told.action))
+        on_processor = self.session.parameters is not None and self.session.parameters.device == "cpu"
+        own = {"install": self._install, "cpu": None if on_processor else self._on_the_processor, "retry": self._again}
+        for action in told.actions:
+            act = own[action] if action in own else self._remedy(action)
+            if act is not None:
+                self.say(told.text, mood="bad", action=action, act=act)
+                return
+        self.say(told.text, mood="bad")
 
     def _on_action(self) -> None:
         if self.act is not None:

@@ -12,7 +12,8 @@ class Parameters:
     teachVolume, teachSegmentation: the labelled scan. leftOut: IDs of segments that are not to be learned.
     budget: a key of `HiEndMAECore.finetune.BUDGETS`. start: "none", or the path of a model or an authors' file.
     modelName: what the new model will be called. model: folder name, in the library, of the model to apply.
-    targets: the scans to segment. corrected: the result that was put right by hand.
+    targets: the scans to segment. offered: scans outside the scene that are listed (see `sources`); sources: those of
+    them to segment. corrected: the result that was put right by hand.
     """
 
     teachVolume: vtkMRMLScalarVolumeNode
@@ -23,6 +24,8 @@ class Parameters:
     modelName: str = ""
     model: str = ""
     targets: list[vtkMRMLScalarVolumeNode]
+    offered: list[str]
+    sources: list[str]
     show3D: bool = True
     keepLargest: bool = False
     uncertainty: bool = False

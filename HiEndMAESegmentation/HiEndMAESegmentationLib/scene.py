@@ -210,6 +210,43 @@ def _temporary_label_map(volume: Any, labels: np.ndarray) -> Iterator[Any]:
         yield node
 
 
+# -- a smaller scan ------------------------------------------------------------------------------------------------
+
+
+def roi() -> Any:
+    """The first region of interest (markups) of the scene, or None."""
+    return slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLMarkupsROINode")
+
+
+def make_roi(volume: Any, segmentation: Any = None, *, margin: float = 30.0) -> Any:
+    """A box around the segments and `margin` mm, or without segments around the middle half of the volume."""
+    bounds = [0.0] * 6
+    (segmentation or volume).GetRASBounds(bounds)
+    low, high = np.array(bounds[0::2]), np.array(bounds[1::2])
+    size = high - low + 2 * margin if segmentation is not None else (high - low) / 2
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", _("HiEndMAE box"))
+    node.CreateDefaultDisplayNodes()
+    node.SetCenterWorld(*((low + high) / 2))
+    node.SetSizeWorld(*size)
+    return node
+
+
+def crop(volume: Any, box: Any) -> Any:
+    """A new volume with the voxels inside the box, exactly where they were. Raises `InputError` when there are none."""
+    whole, part = [0.0] * 6, [0.0] * 6
+    volume.GetRASBounds(whole)
+    box.GetRASBounds(part)
+    if any(part[2 * axis] >= whole[2 * axis + 1] or part[2 * axis + 1] <= whole[2 * axis] for axis in range(3)):
+        told = _("The box does not meet '{name}'.").format(name=volume.GetName())
+        raise InputError("roi_outside", told, _("Place it over the region of interest."))
+    name = slicer.mrmlScene.GenerateUniqueName(_("{name} cropped").format(name=volume.GetName()))
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", name)
+    slicer.modules.cropvolume.logic().CropVoxelBased(box, volume, node)
+    node.CreateDefaultDisplayNodes()
+    _place_beside(node, volume)
+    return node
+
+
 # -- files to nodes ------------------------------------------------------------------------------------------------
 
 
@@ -409,32 +446,46 @@ def write_csv(node: Any, path: Path) -> None:
             writer.writerow([node.GetCellText(row, column) for column in range(table.GetNumberOfColumns())])
 
 
-def show_curve(points: Sequence[tuple[float, float]]) -> Any:
-    """Step and loss as a plot; the chart node. The nodes are made once and filled again for the next model."""
+def show_curve(losses: Sequence[tuple[float, float]], agreement: Sequence[tuple[float, float]] = ()) -> Any:
+    """Loss by step, and the previews' Dice with the labels, as a plot; the chart node.
+
+    The nodes are made once and filled again for the next model.
+    """
     scene = slicer.mrmlScene
     chart = scene.GetFirstNode(CURVE, "vtkMRMLPlotChartNode")
     if chart is None:
-        table = scene.AddNewNodeByClass("vtkMRMLTableNode", CURVE)
-        for title in (_("step"), _("loss")):
-            column = vtk.vtkDoubleArray()
-            column.SetName(title)
-            table.AddColumn(column)
-        series = scene.AddNewNodeByClass("vtkMRMLPlotSeriesNode", _("loss"))
-        series.SetAndObserveTableNodeID(table.GetID())
-        series.SetXColumnName(_("step"))
-        series.SetYColumnName(_("loss"))
-        series.SetPlotType(series.PlotTypeScatter)
-        series.SetMarkerStyle(series.MarkerStyleNone)
-        series.SetUniqueColor()
         chart = scene.AddNewNodeByClass("vtkMRMLPlotChartNode", CURVE)
         chart.SetTitle(_("Learning"))
         chart.SetXAxisTitle(_("step"))
-        chart.SetYAxisTitle(_("loss"))
-        chart.AddAndObservePlotSeriesNodeID(series.GetID())
-    table = scene.GetFirstNode(CURVE, "vtkMRMLTableNode").GetTable()
-    table.SetNumberOfRows(len(points))
-    for row, (step, loss) in enumerate(points):
-        table.GetColumn(0).SetValue(row, step)
-        table.GetColumn(1).SetValue(row, loss)
-    table.Modified()
+        chart.SetYAxisTitle(_("loss, agreement"))
+    _fill_series(chart, _("loss"), losses, marked=False)
+    title = _("agreement with your labels (Dice)")
+    if agreement or scene.GetFirstNode(f"{CURVE}: {title}", "vtkMRMLTableNode") is not None:
+        _fill_series(chart, title, agreement, marked=True)  # emptied again where it shows an earlier model's
     return chart
+
+
+def _fill_series(chart: Any, title: str, points: Sequence[tuple[float, float]], *, marked: bool) -> None:
+    scene = slicer.mrmlScene
+    name = f"{CURVE}: {title}"
+    node = scene.GetFirstNode(name, "vtkMRMLTableNode")
+    if node is None:
+        node = scene.AddNewNodeByClass("vtkMRMLTableNode", name)
+        for heading in (_("step"), title):
+            column = vtk.vtkDoubleArray()
+            column.SetName(heading)
+            node.AddColumn(column)
+        series = scene.AddNewNodeByClass("vtkMRMLPlotSeriesNode", title)
+        series.SetAndObserveTableNodeID(node.GetID())
+        series.SetXColumnName(_("step"))
+        series.SetYColumnName(title)
+        series.SetPlotType(series.PlotTypeScatter)
+        series.SetMarkerStyle(series.MarkerStyleCircle if marked else series.MarkerStyleNone)
+        series.SetUniqueColor()
+        chart.AddAndObservePlotSeriesNodeID(series.GetID())
+    table = node.GetTable()
+    table.SetNumberOfRows(len(points))
+    for row, point in enumerate(points):
+        for column, value in enumerate(point):
+            table.GetColumn(column).SetValue(row, value)
+    table.Modified()

@@ -6,6 +6,7 @@ import json
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,12 @@ class TeachPanel(VTKObservationMixin):
         self.steps: int | None = None
         self.widget, self.ui = load("Teach")
         layout.addWidget(self.widget)
-        self.strip = JobStrip(session, layout, can_finish=True)
+        self.strip = JobStrip(session, layout, can_finish=True, remedy=self.remedy)
+        self._spacing: float | None = None  # mm, instead of what the scan and the machine suggest
         self._watched: Any = None
         self._filling = False
         self._points: list[tuple[float, float]] = []
+        self._agreement: list[tuple[float, float]] = []
         self._preview: Any = None
         strong(self.ui.teachButton)
         dimmed(self.ui.estimateLabel)
@@ -62,7 +65,7 @@ class TeachPanel(VTKObservationMixin):
         self.ui.deviceCombo.connect("currentIndexChanged(int)", self._on_choice)
         self.ui.startCombo.connect("activated(int)", self._on_start)
         self.ui.segmentsList.connect("itemChanged(QListWidgetItem*)", self._on_tick)
-        self.ui.teachButton.connect("clicked()", self.teach)
+        self.ui.teachButton.connect("clicked()", self._on_teach)
         session.on_models_changed.append(self._fill_starts)
         session.on_job_changed.append(self.show)
         self._fill_starts()
@@ -190,6 +193,34 @@ class TeachPanel(VTKObservationMixin):
 
     # -- teaching --------------------------------------------------------------------------------------------------
 
+    def _on_teach(self) -> None:
+        self._spacing = None
+        self.teach()
+
+    def remedy(self, action: str) -> Callable[[], None] | None:
+        """What this panel can do about an error: a coarser grid, a smaller scan."""
+        if action == "2mm":
+            return self._on_2_mm if not self._spacing else None
+        return self._crop if action == "crop" else None
+
+    def _on_2_mm(self) -> None:
+        self._spacing = 2.0
+        self.teach()
+
+    def _crop(self) -> None:
+        """Learn from what lies in the ROI; without one, put one around the segments and let it be placed."""
+        chosen = self.session.parameters
+        if not scene.roi():
+            scene.make_roi(chosen.teachVolume, chosen.teachSegmentation)
+            self.strip.say(_("Adjust the box (ROI), then press the button."), action="crop", act=self._crop)
+            return
+        try:
+            chosen.teachVolume = scene.crop(chosen.teachVolume, scene.roi())
+        except HiEndMAEError as error:
+            self.strip.say(str(error), mood="bad", action="crop", act=self._crop)
+            return
+        self.teach()
+
     def teach(self) -> None:
         """Write the files, start the engine."""
         chosen = self.session.parameters
@@ -212,6 +243,8 @@ class TeachPanel(VTKObservationMixin):
             name=name,
             budget=chosen.budget,
             steps=self.steps,
+            preview=True,
+            spacing=(self._spacing,) * 3 if self._spacing else None,
         )
         labels = json.loads(files.names.read_text(encoding="utf-8"))["labels"]
 
@@ -225,7 +258,7 @@ class TeachPanel(VTKObservationMixin):
         def heard(event: dict[str, Any]) -> None:
             self.hear(event, volume=volume, labels=labels)
 
-        self._points = []
+        self._points, self._agreement = [], []
         if not self.strip.run("finetune", config, on_end=ended, on_event=heard, again=self.teach):
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -255,7 +288,10 @@ class TeachPanel(VTKObservationMixin):
             self._points.append((event["step"], event["loss"]))
             if time.monotonic() - getattr(self, "_drawn", 0.0) > _CURVE_EVERY or event["step"] == event["total"]:
                 self._drawn = time.monotonic()
-                scene.show_curve(self._points)
+                scene.show_curve(self._points, self._agreement)
+        if event["event"] == "metric" and event["name"] == "agreement":
+            self._agreement.append((event["step"], event["value"]))
+            scene.show_curve(self._points, self._agreement)
         if event["event"] == "preview" and str(event["path"]).endswith((".nii", ".nii.gz")):
             self._show_preview(Path(event["path"]), volume, labels)
 

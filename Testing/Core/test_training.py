@@ -470,3 +470,46 @@ def test_names_bring_colours_and_terminology(tmp_path: Path) -> None:
         file.write_text(json.dumps({"labels": [{"value": 1, "name": "x", **wrong}]}), encoding="utf-8")
         with pytest.raises(InputError, match="'x'"):
             teaching.named_structures(file)
+
+
+def test_previews_lie_on_the_scans_own_grid_and_change_nothing(tmp_path: Path) -> None:
+    """Same seed, same model, whether somebody looks on or not; what they see is where the scan is."""
+    import nibabel as nib
+
+    from HiEndMAECore.training.previewing import Preview
+    from HiEndMAECore.volumes.geometry import Geometry
+    from HiEndMAECore.volumes.preparation import Grid
+    from HiEndMAECore.volumes.volume import Structure
+
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    finer = np.array([[0.0, -1, 0, 55], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])  # turned, with half the edge
+    grid = Grid(affine, Geometry((56, 56, 56), finer))
+    structures = [Structure(5, "cube", (255, 0, 0)), Structure(9, "ball", (0, 255, 0))]
+    heard: list[tuple[str, float, int]] = []
+
+    class Listening(Reporter):
+        def metric(self, name: str, value: float | None, **values: Any) -> None:
+            heard.append((name, value or 0.0, values["step"]))
+
+    def learn(share: float) -> finetuning.FinetuningResult:
+        report = Listening(quiet=True)
+        looking = Preview(cube_scan(), grid, structures, path=tmp_path / "preview.nii", report=report, share=share)
+        plan = finetuning.FinetuningPlan(crop=(16, 16, 16), steps=40, learning_rate=5e-3)
+        return finetuning.finetune(
+            [cube_scan()], small_unetr(), plan=plan, device=CPU, folder=tmp_path, report=report, preview=looking
+        )
+
+    alone = learn(0.0)
+    assert heard == []
+    assert not (tmp_path / "preview.nii").exists()
+    watched = learn(100.0)
+    assert watched.losses == alone.losses
+    assert all(torch.equal(a, b) for a, b in zip(alone.network.parameters(), watched.network.parameters()))
+    assert [(name, step) for name, _, step in heard] == [("agreement", step) for step in (4, 10, 20, 30)]
+    assert heard[-1][1] > 0.5
+    shown = nib.load(tmp_path / "preview.nii")
+    np.testing.assert_allclose(shown.affine, finer)
+    values = np.asarray(shown.dataobj)
+    assert set(np.unique(values)) == {0, 5, 9}
+    places = np.argwhere(values == 5) @ finer[:3, :3].T + finer[:3, 3]
+    np.testing.assert_allclose(places.mean(0), 2 * np.array([9.0, 10, 12]), atol=4)

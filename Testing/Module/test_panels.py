@@ -244,6 +244,7 @@ shutil.copy(config["label"][0], preview)
 def say(**event): print(json.dumps(dict(v=1, **event)), flush=True)
 say(event="progress", stage="learning", step=1, total=10, seconds_left=90.0, loss=2.0)
 say(event="preview", path=preview)
+say(event="metric", name="agreement", value=0.25, step=1)
 say(event="warning", code="too_little_to_learn", message="Little.", advice="")
 time.sleep(1.2)
 say(event="progress", stage="learning", step=10, total=10, seconds_left=0.0, loss=1.0)
@@ -259,8 +260,11 @@ say(event="failed", code="x", message="Enough.", advice="")
     assert module.teach.strip.ui.progressLabel.text == "Learning · 2 min left"
     wait(lambda: not module.session.busy)
     assert slicer.mrmlScene.GetFirstNodeByName("Preview") is None
-    table = slicer.mrmlScene.GetFirstNode("HiEndMAE learning curve", "vtkMRMLTableNode")
+    table = slicer.mrmlScene.GetFirstNode("HiEndMAE learning curve: loss", "vtkMRMLTableNode")
     assert [table.GetCellText(row, 1) for row in range(table.GetNumberOfRows())] == ["2", "1"]
+    chart = slicer.mrmlScene.GetFirstNode("HiEndMAE learning curve", "vtkMRMLPlotChartNode")
+    second = chart.GetNthPlotSeriesNode(1).GetTableNode()
+    assert [second.GetCellText(0, column) for column in (0, 1)] == ["1", "0.25"]
     assert message(module.teach) == "Enough."
 
 
@@ -278,3 +282,89 @@ def test_structures_are_ticked_and_left_out(module: Any, patient: Callable[..., 
     assert "Tick at least one" in module.teach.ui.estimateLabel.text
     module.teach.ui.segmentsList.item(1).setCheckState(qt.Qt.Checked)
     assert len(module.teach.ticked()) == 1
+
+
+# -- buttons of errors -------------------------------------------------------------------------------------------------
+
+_NOTE_SPACING = """
+import json, sys
+from pathlib import Path
+config = json.load(open(sys.argv[sys.argv.index("--config") + 1], encoding="utf-8"))
+Path({file!r}).write_text(json.dumps(config.get("spacing")))
+"""
+
+
+def test_a_scan_too_large_for_teaching_is_tried_on_2_mm_then_cropped(
+    module: Any, patient: Callable[..., Any], tmp_path: Path
+) -> None:
+    """One button after the other; the box lies around the segments, the cropped scan where the whole one was."""
+    import numpy as np
+    import slicer
+
+    seen = tmp_path / "spacing"
+    fake(tmp_path, _NOTE_SPACING.format(file=str(seen)) + failing("scan_too_large", "It needs 90 GB.", "--spacing"))
+    taught, labels = patient(1, "CT")
+    module.session.parameters.teachSegmentation = draw_segments(taught, labels)
+    button = module.teach.strip.ui.actionButton
+    module.teach.ui.teachButton.click()
+    wait(lambda: not module.session.busy)
+    assert (seen.read_text(), button.text) == ("null", "Use 2 mm")
+    button.click()
+    wait(lambda: not module.session.busy)
+    assert (json.loads(seen.read_text()), button.text) == ([2.0, 2.0, 2.0], "Crop to the ROI")
+    button.click()
+    assert "Adjust the box" in message(module.teach)
+    (box,) = slicer.util.getNodesByClass("vtkMRMLMarkupsROINode")
+    box.SetSizeWorld(100.0, 100.0, 100.0)
+    button.click()
+    assert module.session.busy
+    wait(lambda: not module.session.busy)
+    cropped = module.session.parameters.teachVolume
+    assert cropped.GetName() == "CT cropped"
+    small, whole = (slicer.util.arrayFromVolume(node) for node in (cropped, taught))
+    assert small.size < whole.size
+    shift = np.array(cropped.GetOrigin()) - np.array(taught.GetOrigin())
+    i, j, k = np.abs(np.round(shift / taught.GetSpacing())).astype(int)
+    np.testing.assert_array_equal(small, whole[k : k + small.shape[0], j : j + small.shape[1], i : i + small.shape[2]])
+
+
+def test_a_scan_too_large_to_segment_is_cropped(imported: Any, patient: Callable[..., Any], tmp_path: Path) -> None:
+    """The model works on 8 mm already: 2 mm would be no help, and is not offered. A box elsewhere is refused."""
+    import slicer
+
+    fake(tmp_path, failing("scan_too_large", "It needs 90 GB.", "--spacing"))
+    imported.session.parameters.targets = [patient(2, "CT 2")[0]]
+    button = imported.apply.strip.ui.actionButton
+    imported.apply.ui.applyButton.click()
+    wait(lambda: not imported.session.busy)
+    assert button.text == "Crop to the ROI"
+    button.click()
+    (box,) = slicer.util.getNodesByClass("vtkMRMLMarkupsROINode")
+    centre = box.GetCenterWorld()
+    box.SetCenterWorld(9000.0, 0.0, 0.0)
+    button.click()
+    assert "does not meet" in message(imported.apply)
+    box.SetCenterWorld(centre)
+    button.click()
+    wait(lambda: not imported.session.busy)
+    assert [case.name for case in imported.apply.cases] == ["CT 2 cropped"]
+    assert [node.GetName() for node in imported.session.parameters.targets] == ["CT 2 cropped"]
+
+
+# -- sample data -------------------------------------------------------------------------------------------------------
+
+
+def test_a_sample_scan_is_offered_once_slicer_has_started(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a checksum, an icon that exists, and no download before a click; without the module SampleData, nothing."""
+    import slicer
+
+    slicer.app.startupCompleted.emit()
+    offered: list[dict[str, Any]] = []
+    samples = types.ModuleType("SampleData")
+    register = staticmethod(lambda **given: offered.append(given))
+    samples.SampleDataLogic = type("SampleDataLogic", (), {"registerCustomSampleDataSource": register})
+    monkeypatch.setitem(sys.modules, "SampleData", samples)
+    slicer.app.startupCompleted.emit()
+    assert offered
+    assert offered[0]["uris"].endswith(offered[0]["checksums"].removeprefix("SHA256:"))
+    assert Path(offered[0]["thumbnailFileName"]).is_file()

@@ -17,7 +17,7 @@ import slicer.util
 import vtk
 from PySide6 import QtCore, QtWidgets
 
-from . import parameter_node, scripted_module, widgets
+from . import dicom, parameter_node, scripted_module, widgets
 from .qt_module import qt
 
 _LOGICS = {
@@ -28,6 +28,7 @@ _LOGICS = {
     "SubjectHierarchy": "vtkSlicerSubjectHierarchyModuleLogic",
     "Tables": "vtkSlicerTablesLogic",
     "Plots": "vtkSlicerPlotsLogic",
+    "CropVolume": "vtkSlicerCropVolumeLogic",
 }
 # PythonSlicer is a launcher: it starts the true interpreter, turns a crash of it into exit code 1, and when it is
 # killed itself leaves that child running.
@@ -40,6 +41,8 @@ sys.exit(code if code >= 0 else 1)
 
 class Application(QtWidgets.QApplication):
     """`slicer.app`."""
+
+    startupCompleted = QtCore.Signal()
 
     def __init__(self, folder: Path) -> None:
         super().__init__(["Slicer"])
@@ -102,6 +105,7 @@ def start(*, engine_python: str | None = None) -> Application:
         slicer._application_logic.SetModuleLogic(name, logic)
         setattr(slicer.modules, name.lower(), Module(logic=logic))
     widgets.install()
+    dicom.install()
     _provide("ScriptedLoadableModule", {name: getattr(scripted_module, name) for name in scripted_module.__all__})
     _provide("parameterNodeWrapper", {"parameterNodeWrapper": parameter_node.parameterNodeWrapper})
     _provide("i18n", {"tr": lambda text: text, "translate": lambda context, text: text})

@@ -1,0 +1,98 @@
+"""Scans from outside the scene in the queue: a folder, series of the DICOM database."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from module_help import NAMES, wait
+
+pytestmark = pytest.mark.usefixtures("engine")
+
+
+@pytest.fixture
+def ready(module: Any, shared_model: Path) -> Any:
+    """The module with a model."""
+    module.session.library.take_in(shared_model)
+    module.session.models_changed()
+    return module
+
+
+@pytest.fixture
+def files(patient: Callable[..., Any], tmp_path: Path) -> Path:
+    """A folder, its name with a space and an umlaut, with two scans, a broken one and a text."""
+    import slicer
+    from HiEndMAESegmentationLib import scene
+
+    folder = tmp_path / "Fälle neu"
+    folder.mkdir()
+    for seed in (1, 2):
+        scene.write_scan(patient(seed, "x")[0], folder / f"CT {seed}.nii")
+    (folder / "broken.nii.gz").write_bytes(b"no scan")
+    (folder / "notes.txt").write_text("no scan either", encoding="utf-8")
+    slicer.mrmlScene.Clear(0)
+    return folder
+
+
+def names(panel: Any) -> list[str]:
+    return [panel.ui.casesTable.item(row, 0).text() for row in range(panel.ui.casesTable.rowCount)]
+
+
+def test_a_folder_of_scans(ready: Any, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is loaded at its turn; the broken one fails in words and stops nobody; names come from the files."""
+    import qt
+    import slicer
+
+    monkeypatch.setattr(qt.QFileDialog, "getExistingDirectory", lambda *_: str(files))
+    panel = ready.apply
+    panel.ui.folderButton.click()
+    assert names(panel) == ["CT 1.nii", "CT 2.nii", "broken.nii.gz"]
+    assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode") == 0
+    panel.ui.applyButton.click()
+    wait(lambda: not panel.running)
+    assert [case.state for case in panel.cases] == ["done", "done", "failed"]
+    assert "'broken.nii.gz' could not be loaded" in panel.strip.ui.messageLabel.text
+    assert names(panel) == ["CT 1", "CT 2", "broken.nii.gz"]
+    assert ready.session.parameters.offered == [str(files / "broken.nii.gz")]
+    assert [node.GetName() for node in panel.results] == ["CT 1 - Bauch", "CT 2 - Bauch"]
+    assert panel.results[0].GetSegmentation().GetNumberOfSegments() == len(NAMES)
+    assert panel.ui.retryButton.isVisibleTo(ready.parent)
+
+
+def test_series_of_the_dicom_database(ready: Any, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CT and MR are offered without the patient's name and unticked; the ticked one is segmented."""
+    import qt
+    import slicer
+    from stand_in.dicom import ctkDICOMDatabase
+
+    database = ctkDICOMDatabase()
+    monkeypatch.setattr(slicer, "dicomDatabase", database)
+    ready.apply.ui.dicomButton.click()
+    assert "no CT and no MR" in ready.apply.strip.ui.messageLabel.text
+    for series, modality in (("1.2.3", "CT"), ("1.2.4", "SR")):
+        database.enter(
+            series,
+            patient="Secret^Name",
+            study="1.2",
+            files=[str(files / "CT 1.nii")],
+            Modality=modality,
+            SeriesDescription="abdomen",
+        )
+    ready.apply.ui.dicomButton.click()
+    assert names(ready.apply) == ["abdomen (DICOM, 1 files)"]
+    assert not ready.apply.ui.applyButton.enabled
+    ready.apply.ui.casesTable.item(0, 0).setCheckState(qt.Qt.Checked)
+    assert ready.session.parameters.sources == ["dicom:1.2.3"]
+    ready.apply.ui.applyButton.click()
+    wait(lambda: not ready.apply.running)
+    assert [case.state for case in ready.apply.cases] == ["done"]
+
+
+def test_a_folder_without_scans(ready: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import qt
+
+    monkeypatch.setattr(qt.QFileDialog, "getExistingDirectory", lambda *_: str(tmp_path))
+    ready.apply.ui.folderButton.click()
+    assert "holds no NIfTI" in ready.apply.strip.ui.messageLabel.text
