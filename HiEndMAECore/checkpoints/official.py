@@ -49,6 +49,21 @@ def read_authors_file(path: Path) -> dict[str, Tensor]:
     return strip_wrapper(state)
 
 
+def write_authors_file(path: Path, model: HiEndMAE) -> None:
+    """Write `model` as the authors' code reads it: `state_dict` with `module.` before each key, and position tables."""
+    import torch
+
+    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    state |= {key: model.get_buffer(ours).detach().cpu()[None].clone() for key, ours in _TABLES.items()}
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"epoch": 0, "state_dict": {f"module.{key}": value for key, value in state.items()}}, part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def strip_wrapper(state: Mapping[str, Any]) -> dict[str, Any]:
     """Keys without the distributed wrapper's leading `module.`."""
     return {key.removeprefix("module."): value for key, value in state.items()}

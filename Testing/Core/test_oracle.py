@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from decoder_macs import PUBLISHED, full_macs, paper_macs
+from oracle import Oracle
 
 from HiEndMAECore.networks import HiEndMAE
 from HiEndMAECore.networks.registry import self_blocks_of
-
-sys.path[:0] = [str(Path(__file__).resolve().parents[1] / place) for place in ("", "Benchmarks")]
-from decoder_macs import PUBLISHED, full_macs, paper_macs
-from oracle import Oracle
 
 SIZES: dict[str, Any] = {
     "image_size": (16, 16, 16),

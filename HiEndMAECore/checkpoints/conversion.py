@@ -1,0 +1,122 @@
+"""From the authors' checkpoint to a model folder, and back.
+
+    python -m HiEndMAECore.checkpoints.conversion hi_end_mae_10k.pth authors-model
+    python -m HiEndMAECore.checkpoints.conversion run/model for-their-code.pth
+
+Nothing is lost on the way: both hold the same tensors, bit by bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from HiEndMAECore.errors import HiEndMAEError, InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SUFFIXES = (".pth", ".pt")
+_PAPER = {  # section 4.1: what the authors' weights were trained on
+    "spacing": [1.5, 1.5, 1.5],
+    "normalisation": {"kind": "window", "low": -175.0, "high": 250.0},
+    "orientation": "RAS",
+}
+
+
+def convert(source: Path, output: Path) -> None:
+    """Write `output`: the authors' layout when it ends in .pth or .pt, else a model folder. Raises `InputError`.
+
+    Strict: a file that is not exactly a Hi-End-MAE of a known variant is refused with the list of what does not fit.
+    """
+    if not source.exists():
+        raise InputError("file_missing", f"There is no file or folder {source}.", "Check the path.")
+    if output.exists():
+        raise InputError("output_exists", f"{output} is there already.", "Choose another name, or delete it.")
+    to_authors, from_authors = (path.suffix.lower() in SUFFIXES for path in (output, source))
+    if to_authors == from_authors:
+        raise InputError(
+            "conversion_unclear",
+            f"{source} and {output} are of one kind.",
+            "Give the authors' .pth file and a folder to make, or a model folder and a .pth file to make.",
+        )
+    if from_authors:
+        _to_folder(source, output)
+    else:
+        _to_authors(source, output)
+
+
+def _to_folder(source: Path, output: Path) -> None:
+    from HiEndMAECore.networks import HiEndMAE
+    from HiEndMAECore.networks.registry import pretraining_arguments
+
+    from .model_folder import ModelDescription, write_model
+    from .official import load_pretraining_state, read_authors_file, variant_of
+
+    state = read_authors_file(source)
+    variant = variant_of(state, source=str(source))
+    arguments = pretraining_arguments(variant, image_size=_crop(state, variant.patch_size) or variant.image_size)
+    model = HiEndMAE(**arguments)
+    load_pretraining_state(model, state)
+    description = ModelDescription(
+        kind="pretraining",
+        name=source.stem,
+        architecture={"network": "HiEndMAE", "variant": variant.name, "arguments": arguments},
+        channels=["CT"],
+        preparation=_PAPER,
+        training={"init": source.name},
+    )
+    write_model(output, description, model.state_dict())
+
+
+def _to_authors(source: Path, output: Path) -> None:
+    from HiEndMAECore.networks import HiEndMAE
+
+    from .model_folder import read_description, read_weights
+    from .official import load_pretraining_state, write_authors_file
+
+    description = read_description(source)
+    if description.kind != "pretraining":
+        raise InputError(
+            "not_pretraining",
+            f"{source} is a segmentation model; the authors' checkpoint holds a pretraining model.",
+            "Give the model of a pretraining run.",
+        )
+    model = HiEndMAE(**description.architecture["arguments"])
+    load_pretraining_state(model, read_weights(source, description))
+    write_authors_file(output, model)
+
+
+def _crop(state: dict[str, Tensor], patch: int) -> tuple[int, int, int] | None:
+    """The crop that a stored position table is for, taken as a cube; None without a table."""
+    table = state.get("encoder_pos_embed")
+    if table is None:
+        return None
+    edge = round(table.shape[-2] ** (1 / 3)) * patch
+    return edge, edge, edge
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m HiEndMAECore.checkpoints.conversion",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", type=Path, help="the authors' .pth file, or a model folder")
+    parser.add_argument("output", type=Path, help="a model folder, or a .pth file, to make")
+    options = parser.parse_args(argv)
+    try:
+        convert(options.source, options.output)
+    except HiEndMAEError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    sys.stderr.write(f"Written: {options.output}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

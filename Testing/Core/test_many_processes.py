@@ -1,0 +1,87 @@
+"""Pretraining in many processes, as `torchrun` starts them: the same run, also when one of them is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from HiEndMAECore.training.run_log import read_log, steps_of
+from HiEndMAECore.volumes import crop_store
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo and torchrun are not offered on Windows")
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "PYTHONUTF8": "1"}
+SETTINGS = (
+    "--variant", "hi_end_mae_vit_tiny_8p", "--crop", "16", "16", "16", "--batch-size", "4", "--steps", "20",
+    "--learning-rate", "1e-3", "--device", "cpu", "--precision", "fp32", "--workers", "1",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("many") / "store"
+    rng = np.random.default_rng(0)
+    arrays = [rng.random((1, 20, 24, depth), dtype=np.float32) for depth in (12, 18, 30)]  # one is padded
+    scans = [crop_store.add_scan(folder, f"scan{index}", array) for index, array in enumerate(arrays)]
+    crop_store.write_manifest(folder, {"scans": scans, "channels": 1, "preparation": {}})
+    return folder
+
+
+def command(*arguments: object, processes: int, restarts: int = 0) -> list[str]:
+    start = [sys.executable, "-m", "HiEndMAECore.pretrain"]
+    if processes > 1:
+        many = ["--standalone", f"--nproc-per-node={processes}", f"--max-restarts={restarts}"]
+        start = [sys.executable, "-m", "torch.distributed.run", *many, *start[1:]]
+    return [*start, *map(str, arguments), *SETTINGS]
+
+
+def losses(run: Path) -> list[float]:
+    return [record.loss for record in steps_of(read_log(run))]
+
+
+@pytest.fixture(scope="module")
+def alone(store: Path) -> list[float]:
+    run = store.parent / "alone"
+    subprocess.run(command("--data", store, "--output", run, processes=1), check=True, env=ENVIRONMENT, timeout=300)
+    assert len(losses(run)) == 20
+    return losses(run)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_processes_train_to_the_loss_of_one(store: Path, alone: list[float], accumulate: int) -> None:
+    run = store.parent / f"two{accumulate}"
+    asked = command("--data", store, "--output", run, "--accumulate", accumulate, processes=2)
+    said = subprocess.run(asked, check=True, env=ENVIRONMENT, timeout=300, capture_output=True, text=True)
+    assert losses(run) == pytest.approx(alone, abs=1e-4)
+    assert said.stderr.count("To beat:") == 1  # one of them speaks
+
+
+def test_a_lost_process_is_made_up_for(store: Path, alone: list[float]) -> None:
+    run = store.parent / "lost"
+    asked = command("--data", store, "--output", run, "--snapshot-minutes", 0.0001, processes=2, restarts=1)
+    process = subprocess.Popen(asked, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not list(run.glob("snapshots/step-*[1-9].safetensors")):
+        time.sleep(0.02)
+    victims = [pid for pid in _children(process.pid) if "HiEndMAECore.pretrain" in _line(pid)]
+    assert len(victims) == 2
+    os.kill(victims[-1], signal.SIGKILL)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert "Going on from step" in said
+    assert losses(run) == pytest.approx(alone, abs=1e-4)
+
+
+def _children(pid: int) -> list[int]:
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    return [int(number) for number in listed.stdout.split()]
+
+
+def _line(pid: int) -> str:
+    return subprocess.run(["ps", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
