@@ -85,7 +85,7 @@ def test_4_weight_decay_that_is_asked_for_is_applied() -> None:
 def test_5_crops_differ_from_lap_to_lap(store: Path) -> None:
     sampler = Sampler(CropStore.open(store), (16, 16, 16), 8, seed=0)
     crops = [sampler.draw(index).volume.numpy().tobytes() for index in range(3 * CROPS_A_LAP * 2)]
-    assert len(set(crops)) == len(crops)
+    assert len(set(crops)) > 0.9 * len(crops)  # a corner may come twice; the fault gives a third
 
 
 def test_6_processes_draw_different_crops_and_masks(store: Path) -> None:
