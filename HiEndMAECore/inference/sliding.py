@@ -16,6 +16,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,15 +55,15 @@ def forward(network: nn.Module, tiles: Tensor, *, exact: bool) -> Tensor:
 @contextlib.contextmanager
 def _no_tf32() -> Iterator[None]:
     """On NVIDIA cards convolutions use TF32 (10 bits of mantissa) unless told otherwise."""
-    places = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    places: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
     before = [place.allow_tf32 for place in places]
     try:
         for place in places:
-            place.allow_tf32 = False  # type: ignore[attr-defined]
+            place.allow_tf32 = False
         yield
     finally:
         for place, allowed in zip(places, before):
-            place.allow_tf32 = allowed  # type: ignore[attr-defined]
+            place.allow_tf32 = allowed
 
 
 class Sweep:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -31,14 +31,18 @@ from .augmentation import cut, draw_deformation, sample_generator
 from .optimiser import build_adamw, cosine_rate, set_rate
 from .snapshots import load_snapshot, read_values, save_snapshot
 
-if TYPE_CHECKING:
-    from .previewing import Preview
-
 SNAPSHOT = "snapshot.safetensors"
 _SNAPSHOT_SECONDS = 45.0  # a killed run loses less than a minute
 _CENTRES = 50_000  # voxels of one structure to choose crop centres from
 _ANYWHERE = 0.4  # share of crops centred anywhere in the body instead of on a structure
 _PROBE_STEPS = 4
+
+
+class Onlooker(Protocol):
+    """Who looks at the network while it learns (`previewing.Preview`)."""
+
+    def due(self, step: int, planned: int, *, seconds: float, crop: Sequence[int]) -> bool: ...
+    def look(self, network: nn.Module, *, step: int, crop: Sequence[int], device: torch.device) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +169,7 @@ def finetune(
     folder: Path,
     report: Reporter,
     resume: bool = False,
-    preview: Preview | None = None,
+    preview: Onlooker | None = None,
 ) -> FinetuningResult:
     """Train `network` on `scans`; the result holds the averaged weights. Snapshots go to `folder`, `preview` looks on.
 

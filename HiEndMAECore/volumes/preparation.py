@@ -202,7 +202,7 @@ def body_box(volume: Volume, *, hounsfield: bool) -> list[tuple[int, int]]:
     shape, spacing = volume.shape, np.array(volume.spacing)
     stride = np.minimum(np.maximum(1, np.round(4.0 / spacing)), shape).astype(int)
     places = [_both_ends(n, int(step)) for n, step in zip(shape, stride)]
-    small = volume.array[np.ix_(range(volume.channels), *places)]
+    small = volume.array[np.ix_(np.arange(volume.channels), *places)]
     if hounsfield:
         pieces, _ = ndimage.label(small[0] > _AIR)
         sizes = np.bincount(pieces.ravel())
