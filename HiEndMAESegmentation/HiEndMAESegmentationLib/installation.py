@@ -7,6 +7,7 @@ pip can neither replace nor upgrade them.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from importlib import metadata
 from pathlib import Path
@@ -39,6 +40,22 @@ def question(lines: list[str]) -> str:
     if any(name_of(line) == "torch" for line in lines):
         told += " " + _("PyTorch alone is 0.2 to 3 GB to download; this takes some minutes.")
     return f"{told}\n\n" + _("Install them into this Slicer now?")
+
+
+def kit_packages() -> list[str]:
+    """What an offline kit has to hold: all that Slicer does not ship. Without a network no extension fetches PyTorch."""
+    return [line for line in REQUIRED if name_of(line) == "torch" or name_of(line) not in SHIPPED]
+
+
+def kit_pins() -> list[str]:
+    """As `pinned`, without what Slicer builds for itself and with the public part of versions: pip has to find them."""
+    own = ("SimpleITK", "vtk")
+    return [pin.partition("+")[0] for pin in pinned() if pin.partition("==")[0] not in own]
+
+
+def restart_wanted(lines: list[str]) -> bool:
+    """Is any of these packages loaded in Slicer already, in the version that was there before?"""
+    return any(name_of(line) in sys.modules for line in lines)
 
 
 def install(lines: list[str]) -> bool:

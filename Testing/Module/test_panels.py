@@ -154,7 +154,9 @@ widget.cleanup()
 heavy = {{"torch", "monai", "nibabel", "safetensors", "SimpleITK", "scipy"}} & set(sys.modules)
 assert not heavy, heavy
 """
-    told = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False)
+    told = subprocess.run(
+        [sys.executable, "-c", source], capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
     assert told.returncode == 0, told.stderr
 
 
