@@ -127,10 +127,13 @@ class ModelsPanel:
         if model is None:
             return
         file = qt.QFileDialog.getSaveFileName(self.widget, _("Share model"), f"{model.key}.zip", _("Models (*.zip)"))
-        if not file:
-            return
+        if file:
+            self.share_as(model, Path(file))
+
+    def share_as(self, model: Model, file: Path) -> None:
+        """Write the model as one zip."""
         try:
-            written = self.session.library.share(model, Path(file))
+            written = self.session.library.share(model, file)
         except HiEndMAEError as error:
             self.strip.show_error(error)
             return
@@ -143,10 +146,13 @@ class ModelsPanel:
     def take_in(self) -> None:
         """Ask which file, and copy it into the library."""
         file = qt.QFileDialog.getOpenFileName(self.widget, _("Import model"), "", _("Models (*.zip)"))
-        if not file:
-            return
+        if file:
+            self.take_in_from(Path(file))
+
+    def take_in_from(self, file: Path) -> None:
+        """Copy the model of a zip into the library."""
         try:
-            model = self.session.library.take_in(Path(file))
+            model = self.session.library.take_in(file)
         except HiEndMAEError as error:
             self.strip.show_error(error)
             return
