@@ -7,6 +7,7 @@ pip can neither replace nor upgrade them.
 
 from __future__ import annotations
 
+import importlib
 import sys
 import tempfile
 from importlib import metadata
@@ -96,11 +97,21 @@ def _install_rest(lines: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         pins = Path(folder) / "constraints.txt"
         pins.write_text("\n".join(pinned()) + "\n", encoding="utf-8")
-        packaging: Any = getattr(slicer, "packaging", None)
-        if packaging is not None:
-            packaging.pip_ensure(lines, constraints=str(pins), skip_packages=list(SHIPPED), requester="HiEndMAE")
+        packaging = _packaging()
+        if packaging is not None:  # a dialog shows how far it is; `pip_ensure` would ask a second time
+            packaging.pip_install(lines, constraints=str(pins), requester="HiEndMAE")
         else:
             slicer.util.pip_install(["-c", str(pins), *lines])
+
+
+def _packaging() -> Any:
+    """Slicer's own module for this, under either of the names that it has had; None before 5.11."""
+    for name in ("slicer.packaging", "slicer.pydeps"):
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            continue
+    return None
 
 
 def pinned() -> list[str]:

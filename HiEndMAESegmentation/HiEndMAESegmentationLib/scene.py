@@ -269,7 +269,9 @@ def show_result(
     return _show(array, volume, labels=labels, name=name, surfaces=surfaces)
 
 
-def show_preview(path: Path, volume: Any, *, labels: Sequence[Mapping[str, Any]], name: str, most: float = 1.5e6) -> Any:
+def show_preview(
+    path: Path, volume: Any, *, labels: Sequence[Mapping[str, Any]], name: str, most: float = 1.5e6
+) -> Any:
     """As `show_result` for an uncompressed NIfTI file, but of a large scan only every second, third, … voxel along each
     axis, so that not more than `most` are shown: Slicer must not stop while it learns. Raises `InputError`, `ValueError`.
     """

@@ -164,7 +164,8 @@ def main(budget: str) -> None:
 
     def far(strip: Any, share: float) -> bool:
         bar = strip.ui.progressBar
-        return idle() or (bar.maximum > 0 and bar.value >= share * bar.maximum)
+        learning = strip.ui.progressLabel.text.startswith("Learning")
+        return idle() or (learning and bar.value >= share * bar.maximum)
 
     picture("teach", "teach")
     views("labelled", taught, segmentation)

@@ -179,6 +179,11 @@ def test_missing_packages_are_told_and_installed_by_one_button(
     assert asked[0] == ("torch", {"askConfirmation": False, "torchVersionRequirement": ">=2.2,!=2.9.*"})
     assert asked[1][:3] == ("pip", "-c", ["monai>=1.3"])
     assert "numpy==" in asked[1][3]
+    own = types.ModuleType("slicer.packaging")  # as newer versions of Slicer have it
+    own.pip_install = lambda lines, **given: asked.append((lines, given["requester"], Path(given["constraints"]).name))
+    monkeypatch.setitem(sys.modules, "slicer.packaging", own)
+    installation._install_rest(["monai>=1.3"])
+    assert asked[2] == (["monai>=1.3"], "HiEndMAE", "constraints.txt")
     assert message(module.teach).startswith("The packages are installed. ")
 
 
