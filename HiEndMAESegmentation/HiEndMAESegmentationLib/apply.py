@@ -59,7 +59,8 @@ class ApplyPanel(VTKObservationMixin):
         self.widget, self.ui = load("Apply")
         layout.addWidget(self.widget)
         self.strip = JobStrip(session, layout, can_finish=False, remedy=self.remedy)
-        layout.insertWidget(1, self.strip.widget)
+        inside = self.widget.layout()  # right below its button, above the tables of what was found
+        inside.insertWidget(inside.indexOf(self.ui.volumesTable), self.strip.widget)
         self.cases: list[Case] = []
         self.results: list[Any] = []
         self.reviews: list[tuple[Any, Any, scene.SliceToReview]] = []  # scan, map of uncertainty or None, slice

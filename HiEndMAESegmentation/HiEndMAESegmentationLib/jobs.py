@@ -39,7 +39,7 @@ from HiEndMAECore.reporting.events import decode
 
 from . import ENGINE_FOLDER, MODULE_FOLDER
 
-GRACE = 3.0  # seconds that a cancelled job has to end by itself
+GRACE = 2.0  # seconds that a cancelled job has to end by itself
 _LOOK_EVERY = 50  # ms
 _AT_ONCE = 0.02  # seconds of the main thread that one look may take
 _LONGEST_LINE = 1_000_000

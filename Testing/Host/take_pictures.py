@@ -136,7 +136,7 @@ def views(name: str, volume: Any, segmentation: Any, *, overlay: Any = None, at:
             sys.stderr.write(told.stderr.decode("utf-8", "replace")[-500:])
 
 
-def main(budget: str) -> None:
+def main(budget: str, model: Path | None) -> None:
     """Click through the module and keep a picture of each state."""
     engine = os.environ.get("HIENDMAE_ENGINE_PYTHON", sys.executable)
     start(engine_python=engine)
@@ -174,6 +174,9 @@ def main(budget: str) -> None:
     picture("learning", "teach")
     module_help.wait(idle, 4000)
     picture("taught", "teach")
+    if model is not None:
+        widget.session.parameters.model = widget.session.library.take_in(model).key
+        widget.session.models_changed()
 
     widget.session.parameters.keepLargest = True
     widget.apply.ui.applyButton.click()
@@ -211,4 +214,6 @@ def main(budget: str) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--budget", default="1min")
-    main(parser.parse_args().budget)
+    parser.add_argument("--model", type=Path, help="segment with this one, which learned longer from the same labels")
+    asked = parser.parse_args()
+    main(asked.budget, asked.model)

@@ -57,7 +57,7 @@ class Heart:
         self.mean_gap = (time.monotonic() - self._began) / len(self._beats)
 
 
-def wait(until: Callable[[], Any], seconds: float = 120.0) -> None:
+def wait(until: Callable[[], Any], seconds: float = 300.0) -> None:
     """Let Qt work until `until()` holds; fails after `seconds`."""
     import slicer
 
