@@ -22,6 +22,7 @@ class CatalogueEntry:
     sha256: str
     licence: str
     how_to_place: str
+    file_name: str
 
 
 CATALOGUE = (
@@ -33,6 +34,7 @@ CATALOGUE = (
         size_bytes=1_471_893_888,
         sha256="",
         licence="Apache-2.0 (repository of the authors)",
+        file_name="hi_end_mae_10k.pth",
         how_to_place="Download hi_end_mae_10k.pth with a browser and give its path as --init.",
     ),
 )
@@ -49,3 +51,14 @@ def find_entry(name: str) -> CatalogueEntry:
         f"'{name}' is neither a file, a model folder nor a name in the catalogue.",
         f"Give a model, the authors' file, 'none', or one of: {known}.",
     )
+
+
+def check_known_file(name: str, sha256: str) -> None:
+    """Raise `InputError` when a file is called as one of the catalogue whose hash is known, and has another."""
+    for entry in CATALOGUE:
+        if entry.sha256 and name == entry.file_name and sha256 != entry.sha256:
+            raise InputError(
+                "weights_not_as_published",
+                f"{name} is not the file that its authors published (SHA-256 {sha256[:12]}…, not {entry.sha256[:12]}…).",
+                f"Download it again: {entry.published_at}. Rename it if it is meant to be another one.",
+            )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from HiEndMAECore.errors import InputError
 
 from . import model_folder
-from .catalogue import find_entry
+from .catalogue import check_known_file, find_entry
 from .official import load_strictly, read_authors_file, variant_of
 
 if TYPE_CHECKING:
@@ -55,8 +55,10 @@ def read_initial(init: str) -> InitialWeights | None:
     if path.is_dir() and not model_folder.is_model(path) and model_folder.is_model(path / "model"):
         path = path / "model"  # a pretraining run
     if path.suffix in (".pt", ".pth") and path.is_file():
+        sha256 = _sha256(path)
+        check_known_file(path.name, sha256)
         state = read_authors_file(path)
-        return InitialWeights(str(path.name), _sha256(path), variant_of(state, source=str(path)).name, state)
+        return InitialWeights(str(path.name), sha256, variant_of(state, source=str(path)).name, state)
     if path.exists():
         description = model_folder.read_description(path)
         state = model_folder.read_weights(path, description)

@@ -38,6 +38,8 @@ _VARIANTS = (
     Variant("hi_end_mae_vit_base_16p", "ViT-B/16(768)", (96, 96, 96), 16, 768, 12, 12, 384, 12, 32),
     Variant("hi_end_mae_vit_large_16p", "ViT-B/16(1536)", (96, 96, 96), 16, 1536, 12, 16, 528, 16, 32),
     Variant("hi_end_mae_vit_large_12p", "ViT-B/12(1536)", (96, 96, 96), 12, 1536, 12, 16, 528, 16, 32),
+    # The paper's own reading of the first: Table S3 gives it 16 heads on both sides, the released code 12.
+    Variant("hi_end_mae_vit_base_paper_16p", "ViT-B/16(768), 16 heads", (96, 96, 96), 16, 768, 12, 16, 384, 16, 32),
     Variant("hi_end_mae_vit_small_8p", "ViT-S/8(384), ours, for a small GPU", (64, 64, 64), 8, 384, 12, 6, 192, 6, 24),
     Variant(
         "hi_end_mae_vit_tiny_8p",
