@@ -1,4 +1,4 @@
-"""From any starting weights to a UNETR: what `--init` accepts, and the rule by which the encoder moves.
+"""From any starting weights to a segmentation network: what `--init` accepts, and the rule by which the encoder moves.
 
 The rule (DESIGN, "From pretraining to fine-tuning"): the same encoder, the same function; positions are computed for the
 grid at hand; the patch embedding is inflated to more channels; every other key is strict.
@@ -21,7 +21,7 @@ from .official import load_strictly, read_authors_file, variant_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from HiEndMAECore.networks import UNETR
+    from HiEndMAECore.networks import UNETR, HybridUNETR
 
 _PATCH_WEIGHT = "patch_embed.proj.weight"
 
@@ -76,7 +76,7 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def transfer_encoder(network: UNETR, weights: Mapping[str, Tensor]) -> None:
+def transfer_encoder(network: UNETR | HybridUNETR, weights: Mapping[str, Tensor]) -> None:
     """Load encoder `weights` (without `encoder.`) into the network's encoder by the rule above; raises `InputError`."""
     state = dict(weights)
     if network.encoder.cls_token is None:
@@ -101,7 +101,7 @@ def inflate(weight: Tensor, channels: int) -> Tensor:
     return weight.expand(-1, channels, -1, -1, -1) / channels
 
 
-def start_from(network: UNETR, initial: InitialWeights | None) -> dict[str, Any]:
+def start_from(network: UNETR | HybridUNETR, initial: InitialWeights | None) -> dict[str, Any]:
     """Put the starting weights into `network`; returns what `model.json` tells about them.
 
     Pretraining weights fill the encoder. A segmentation model fills everything, but for the last convolution where it

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from HiEndMAECore.checkpoints.model_folder import ModelDescription, read_description, read_weights
 from HiEndMAECore.checkpoints.official import load_strictly
 from HiEndMAECore.errors import InputError, OutOfMemoryError
-from HiEndMAECore.networks import UNETR
+from HiEndMAECore.networks import UNETR, HybridUNETR, build_segmentation
 from HiEndMAECore.reporting.front_door import recognise
 from HiEndMAECore.reporting.reporter import Reporter
 from HiEndMAECore.volumes.preparation import (
@@ -70,7 +70,7 @@ class Predictor:
     """A network with what one must know to use it: see `ModelDescription`. exact: float32 throughout, no autocast."""
 
     def __init__(
-        self, network: UNETR, description: ModelDescription, device: torch.device, *, exact: bool = False
+        self, network: UNETR | HybridUNETR, description: ModelDescription, device: torch.device, *, exact: bool = False
     ) -> None:
         self.network = network.to(device).eval()
         self.description = description
@@ -96,7 +96,7 @@ class Predictor:
                 f"Teach it first: python -m HiEndMAECore.finetune --init {path} …",
             )
         try:
-            network = UNETR(**description.architecture["arguments"])
+            network = build_segmentation(description.architecture)
         except (TypeError, ValueError) as error:
             raise InputError("model_unusable", f"The model {path} cannot be built: {error}.") from error
         weights = {key: value.float() for key, value in read_weights(path, description).items()}
