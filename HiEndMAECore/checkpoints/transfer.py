@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from HiEndMAECore.errors import InputError
 
 from . import model_folder
-from .catalogue import check_known_file, find_entry
+from .catalogue import check_known_file, find_entry, in_the_box
 from .official import load_strictly, read_authors_file, variant_of
 
 if TYPE_CHECKING:
@@ -59,12 +59,15 @@ def read_initial(init: str) -> InitialWeights | None:
         check_known_file(path.name, sha256)
         state = read_authors_file(path)
         return InitialWeights(str(path.name), sha256, variant_of(state, source=str(path)).name, state)
+    entry = None if path.exists() else find_entry(init)
+    if entry and (ours := in_the_box(entry)):
+        path = ours
     if path.exists():
         description = model_folder.read_description(path)
         state = model_folder.read_weights(path, description)
         variant = str(description.architecture.get("variant", ""))
         return InitialWeights(description.name, description.weights_sha256, variant, state, description)
-    entry = find_entry(init)
+    assert entry is not None
     raise InputError("init_not_at_hand", f"The weights '{entry.name}' are not on this computer.", entry.how_to_place)
 
 
