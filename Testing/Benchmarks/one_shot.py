@@ -202,9 +202,8 @@ def report(options: argparse.Namespace) -> None:
             low, high = bootstrap_interval([[value] for value in values], seed=0) or (np.nan, np.nan)
             say(f"| {statistics.fmean(values):.3f} ({low:.3f} to {high:.3f}) ")
         say("|\n")
-    say(
-        f"\nPaired differences in mean Dice, {arms[0]} less the other:\n\n| other | difference | cases won | p |\n|---|---|---|---|\n"
-    )
+    say(f"\nPaired differences in mean Dice, {arms[0]} less the other:\n\n")
+    say("| other | difference | cases won | p |\n|---|---|---|---|\n")
     for arm in arms[1:]:
         shared = {(line["teacher"], line["seed"]) for line in of_arm[arm]}
         ours = _of_cases([line for line in of_arm[arms[0]] if (line["teacher"], line["seed"]) in shared], None)
