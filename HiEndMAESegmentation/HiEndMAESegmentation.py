@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -135,43 +137,68 @@ class HiEndMAESegmentationWidget(ScriptedLoadableModuleWidget, VTKObservationMix
 
 
 class HiEndMAESegmentationTest(ScriptedLoadableModuleTest):
-    """The whole flow inside Slicer, on a scan made of boxes: Teach three steps, Apply, look at the result."""
+    """The whole flow inside Slicer, on scans made of boxes, three steps each time: Teach, Apply, Improve, share, import."""
 
     def setUp(self) -> None:
         slicer.mrmlScene.Clear(0)
 
     def runTest(self) -> None:
         self.setUp()
-        self.test_teach_and_apply()
+        self.test_whole_flow()
 
-    def test_teach_and_apply(self) -> None:
+    def test_whole_flow(self) -> None:
         parent = slicer.qMRMLWidget()
         parent.setLayout(qt.QVBoxLayout())
         parent.setMRMLScene(slicer.mrmlScene)
         widget = HiEndMAESegmentationWidget(parent)
         widget.setup()
+        library = widget.session.library
+        before = {model.key for model in library.models()}
+        widget.teach.steps = widget.improve.steps = 3
         try:
             taught, other = self.boxes("taught"), self.boxes("other")
-            segmentation = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "labels")
-            segmentation.CreateDefaultDisplayNodes()
-            segmentation.SetReferenceImageGeometryParameterFromVolumeNode(taught)
-            segment_id = segmentation.GetSegmentation().AddEmptySegment("", "box", [1.0, 0.0, 0.0])
-            mask = (slicer.util.arrayFromVolume(taught) > 0).astype("uint8")
-            slicer.util.updateSegmentBinaryLabelmapFromArray(mask, segmentation, segment_id, taught)
-            widget.teach.steps = 3
-            widget.session.parameters.teachSegmentation = segmentation
+            widget.session.parameters.teachSegmentation = self.labels(taught)
+            widget.session.parameters.start = "none"
             widget.teach.ui.teachButton.click()
-            self.wait(widget)
-            self.assertEqual(widget.teach.strip.job.end.state, "finished", widget.teach.strip.ui.messageLabel.text)
+            self.wait(widget, widget.teach.strip)
+
             widget.session.parameters.targets = [other]
             widget.apply.ui.applyButton.click()
-            self.wait(widget)
+            self.wait(widget, widget.apply.strip)
             self.assertEqual([case.state for case in widget.apply.cases], ["done"])
-            names = [segment.name for segment in segments_of(widget.apply.results[0])]
-            self.assertEqual(names, ["box"])
-            widget.session.library.delete(widget.session.library.find(widget.session.parameters.model))
+            result = widget.apply.results[0]
+            self.assertEqual([segment.name for segment in segments_of(result)], ["box"])
+
+            mask = (slicer.util.arrayFromVolume(other) > 0).astype("uint8")
+            segment_id = segments_of(result)[0].id
+            slicer.util.updateSegmentBinaryLabelmapFromArray(mask, result, segment_id, other)
+            widget.session.parameters.corrected = result
+            widget.improve.ui.improveButton.click()
+            self.wait(widget, widget.improve.strip)
+
+            better = library.find(widget.session.parameters.model)
+            self.assertEqual(better.description.training["cases"], 2)
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(folder) / "shared.zip"
+                widget.models.share_as(better, file)
+                library.delete(better)
+                widget.models.take_in_from(file)
+            self.assertEqual(widget.models.chosen().description.weights_sha256, better.description.weights_sha256)
         finally:
             widget.cleanup()
+            for model in library.models():
+                if model.key not in before:
+                    library.delete(model)
+
+    def labels(self, volume: Any) -> Any:
+        """A segmentation with the box of `volume` in it."""
+        segmentation = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "labels")
+        segmentation.CreateDefaultDisplayNodes()
+        segmentation.SetReferenceImageGeometryParameterFromVolumeNode(volume)
+        segment_id = segmentation.GetSegmentation().AddEmptySegment("", "box", [1.0, 0.0, 0.0])
+        mask = (slicer.util.arrayFromVolume(volume) > 0).astype("uint8")
+        slicer.util.updateSegmentBinaryLabelmapFromArray(mask, segmentation, segment_id, volume)
+        return segmentation
 
     def boxes(self, name: str) -> Any:
         """A CT of water with a box of contrast medium in it, 36 voxels of 6 mm along each side."""
@@ -183,10 +210,11 @@ class HiEndMAESegmentationTest(ScriptedLoadableModuleTest):
         node.CreateDefaultDisplayNodes()
         return node
 
-    def wait(self, widget: Any, seconds: float = 600.0) -> None:
-        """Until no job runs any more."""
+    def wait(self, widget: Any, strip: Any, seconds: float = 600.0) -> None:
+        """Until no job runs any more; the last one must have finished."""
         end = time.monotonic() + seconds
         while widget.session.busy:
             slicer.app.processEvents()
             time.sleep(0.01)
             self.assertLess(time.monotonic(), end, "the job took too long")
+        self.assertEqual(strip.job.end.state, "finished", strip.ui.messageLabel.text)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+MODULE_FOLDER = Path(__file__).resolve().parents[1]
+
 
 def _find_engine() -> Path:
     """The folder that holds HiEndMAECore: beside this package when installed, one above in a source tree."""
-    here = Path(__file__).resolve().parents[1]
-    return next((folder for folder in (here, here.parent) if (folder / "HiEndMAECore").is_dir()), here)
+    places = (MODULE_FOLDER, MODULE_FOLDER.parent)
+    return next((folder for folder in places if (folder / "HiEndMAECore").is_dir()), MODULE_FOLDER)
 
 
 ENGINE_FOLDER = _find_engine()

@@ -44,6 +44,16 @@ def advise(code: str, message: str, advice: str) -> Advice:
         "labels_too_small": Advice(
             _("The structures are too small for this scan's size. Crop the scan to their region."), ("crop",)
         ),
+        "torch_without_cuda": Advice(
+            f"{message} " + _("Open the module 'PyTorch Util', uninstall PyTorch, and install it again for the card.")
+        ),
+        "gpu_unsupported": Advice(
+            f"{message} " + _("Install the newest PyTorch in the module 'PyTorch Util', or compute on the processor.")
+        ),
+        "gpu_hidden": Advice(f"{message} " + _("Restart the computer; if that does not help, update the driver.")),
+        "torch_slow": Advice(f"{message} " + _("Install another version in the module 'PyTorch Util'.")),
+        "memory_small": Advice(f"{message} " + _("Large scans may not fit; crop them to the region of interest.")),
+        "extra_missing": Advice(""),  # pictures, stores and DICOM files of the command line: not needed here
         "internal_fault": Advice(f"{message} " + _("Please report it with the log."), ("retry",)),
     }
     if code in known:

@@ -59,10 +59,11 @@ class ApplyPanel(VTKObservationMixin):
         self.widget, self.ui = load("Apply")
         layout.addWidget(self.widget)
         self.strip = JobStrip(session, layout, can_finish=False, remedy=self.remedy)
-        layout.insertWidget(1, self.strip.widget)
+        inside = self.widget.layout()  # right below its button, above the tables of what was found
+        inside.insertWidget(inside.indexOf(self.ui.volumesTable), self.strip.widget)
         self.cases: list[Case] = []
         self.results: list[Any] = []
-        self.reviews: list[tuple[Any, Any, scene.SliceToReview]] = []  # scan, map of uncertainty, slice
+        self.reviews: list[tuple[Any, Any, scene.SliceToReview]] = []  # scan, map of uncertainty or None, slice
         self._filling = False
         self._stopped = False
         self._spacing: float | None = None  # mm, instead of the model's own
@@ -339,9 +340,9 @@ class ApplyPanel(VTKObservationMixin):
             case.state, case.told = "failed", str(error)
             return
         node.SetAttribute(scene.MADE_WITH, model.key)
-        self._take_uncertainty(volume, result.with_name("result_entropy.nii"))
         told = json.loads(result.with_suffix(".json").read_text(encoding="utf-8"))
         scene.update_volumes_table(volume.GetName(), model.name, told["structures"])
+        self._take_reviews(volume, result.with_name("result_entropy.nii"), told["review_slices"])
         case.state, case.told = "done", " ".join(self.strip.warnings)
         self.results.append(node)
 
@@ -371,24 +372,26 @@ class ApplyPanel(VTKObservationMixin):
 
     # -- uncertainty -----------------------------------------------------------------------------------------------
 
-    def _take_uncertainty(self, volume: Any, path: Path) -> None:
-        """The map of a result, where one was asked for; those of the scan's earlier result go."""
+    def _take_reviews(self, volume: Any, path: Path, slices: list[int]) -> None:
+        """The slices where the result is least sure, and the map where one was asked for; the scan's earlier ones go."""
         for other in [other for scan, other, _one in self.reviews if scan is volume]:
-            if slicer.mrmlScene.IsNodePresent(other):
+            if other is not None and slicer.mrmlScene.IsNodePresent(other):
                 slicer.mrmlScene.RemoveNode(other)
         self.reviews = [entry for entry in self.reviews if entry[0] is not volume]
+        overlay = None
         if path.is_file():
-            name = _("{name} - uncertainty").format(name=volume.GetName())
-            overlay, slices = scene.show_uncertainty(path, volume, name=name)
-            self.reviews += [(volume, overlay, one) for one in slices]
+            overlay = scene.show_uncertainty(path, volume, name=_("{name} - uncertainty").format(name=volume.GetName()))
+        self.reviews += [(volume, overlay, scene.slice_to_review(volume, k)) for k in slices]
 
     def _show_reviews(self) -> None:
         there = slicer.mrmlScene.IsNodePresent
-        self.reviews = [entry for entry in self.reviews if there(entry[0]) and there(entry[1])]
+        self.reviews = [
+            (volume, overlay if overlay is not None and there(overlay) else None, one)
+            for volume, overlay, one in self.reviews
+            if there(volume)
+        ]
         told = [
-            _("{scan}: slice {number} ({percent} % unsure)").format(
-                scan=volume.GetName(), number=one.number, percent=f"{100 * one.uncertainty:.1f}"
-            )
+            _("{scan}: slice {number}").format(scan=volume.GetName(), number=one.number)
             for volume, _overlay, one in self.reviews
         ]
         view = self.ui.reviewList

@@ -17,6 +17,7 @@ from . import scene
 from .jobs import JobEnd
 from .library import Model
 from .panel import JobStrip, Session, dimmed, load, strong
+from .watching import Watching
 
 
 class ImprovePanel:
@@ -49,7 +50,7 @@ class ImprovePanel:
         return model
 
     def teaching_set(self, model: Model, corrected: Any) -> list[tuple[Any, Any, list[str]]]:
-        """(volume, segmentation, segment IDs) of what the model was taught on, in this scene, and the correction."""
+        """(volume, segmentation, segment IDs) of the correction, and of what the model was taught on, in this scene."""
         volume = scene.scan_of(corrected)
         if not scene.has_voxels(volume):
             told = _("The scan of this segmentation is not in the scene.")
@@ -60,7 +61,7 @@ class ImprovePanel:
         for one, segmentation in pairs:
             ids = [segment.id for segment in scene.segments_of(segmentation) if segment.name in known]
             chosen.append((one, segmentation, ids))
-        return [*chosen, (volume, corrected, [segment.id for segment in scene.segments_of(corrected)])]
+        return [(volume, corrected, [segment.id for segment in scene.segments_of(corrected)]), *chosen]
 
     def improve(self) -> None:
         """Write all files, start the engine."""
@@ -88,11 +89,14 @@ class ImprovePanel:
             name=name,
             budget=self.session.parameters.budget,
             steps=self.steps,
+            preview=True,  # of the first scan: the corrected one
         )
+        watching = Watching(chosen[0][0], model.description.labels)
 
         def ended(end: JobEnd) -> None:
             shutil.rmtree(folder, ignore_errors=True)
             shutil.rmtree(output.with_name(output.name + ".training"), ignore_errors=True)
+            watching.end()
             if end.state != "finished":
                 return
             for _volume, segmentation, _ids in chosen:
@@ -103,5 +107,5 @@ class ImprovePanel:
             told = _("'{name}' has learned from {count} scans. '{old}' is kept as it was.")
             self.strip.say(told.format(name=name, count=len(files), old=model.name), mood="good")
 
-        if not self.strip.run("finetune", config, on_end=ended, again=self.improve):
+        if not self.strip.run("finetune", config, on_end=ended, on_event=watching.hear, again=self.improve):
             shutil.rmtree(folder, ignore_errors=True)

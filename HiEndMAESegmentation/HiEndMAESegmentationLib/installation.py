@@ -7,6 +7,8 @@ pip can neither replace nor upgrade them.
 
 from __future__ import annotations
 
+import importlib
+import sys
 import tempfile
 from importlib import metadata
 from pathlib import Path
@@ -39,6 +41,22 @@ def question(lines: list[str]) -> str:
     if any(name_of(line) == "torch" for line in lines):
         told += " " + _("PyTorch alone is 0.2 to 3 GB to download; this takes some minutes.")
     return f"{told}\n\n" + _("Install them into this Slicer now?")
+
+
+def kit_packages() -> list[str]:
+    """What an offline kit has to hold: all that Slicer does not ship. Without a network no extension fetches PyTorch."""
+    return [line for line in REQUIRED if name_of(line) == "torch" or name_of(line) not in SHIPPED]
+
+
+def kit_pins() -> list[str]:
+    """As `pinned`, without what Slicer builds for itself and with the public part of versions: pip has to find them."""
+    own = ("SimpleITK", "vtk")
+    return [pin.partition("+")[0] for pin in pinned() if pin.partition("==")[0] not in own]
+
+
+def restart_wanted(lines: list[str]) -> bool:
+    """Is any of these packages loaded in Slicer already, in the version that was there before?"""
+    return any(name_of(line) in sys.modules for line in lines)
 
 
 def install(lines: list[str]) -> bool:
@@ -79,11 +97,21 @@ def _install_rest(lines: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         pins = Path(folder) / "constraints.txt"
         pins.write_text("\n".join(pinned()) + "\n", encoding="utf-8")
-        packaging: Any = getattr(slicer, "packaging", None)
-        if packaging is not None:
-            packaging.pip_ensure(lines, constraints=str(pins), skip_packages=list(SHIPPED), requester="HiEndMAE")
+        packaging = _packaging()
+        if packaging is not None:  # a dialog shows how far it is; `pip_ensure` would ask a second time
+            packaging.pip_install(lines, constraints=str(pins), requester="HiEndMAE")
         else:
             slicer.util.pip_install(["-c", str(pins), *lines])
+
+
+def _packaging() -> Any:
+    """Slicer's own module for this, under either of the names that it has had; None before 5.11."""
+    for name in ("slicer.packaging", "slicer.pydeps"):
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            continue
+    return None
 
 
 def pinned() -> list[str]:

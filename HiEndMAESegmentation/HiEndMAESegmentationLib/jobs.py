@@ -37,9 +37,9 @@ from slicer.i18n import tr as _
 from HiEndMAECore.configuration import DoorConfig, to_json
 from HiEndMAECore.reporting.events import decode
 
-from . import ENGINE_FOLDER
+from . import ENGINE_FOLDER, MODULE_FOLDER
 
-GRACE = 3.0  # seconds that a cancelled job has to end by itself
+GRACE = 2.0  # seconds that a cancelled job has to end by itself
 _LOOK_EVERY = 50  # ms
 _AT_ONCE = 0.02  # seconds of the main thread that one look may take
 _LONGEST_LINE = 1_000_000
@@ -59,7 +59,7 @@ class JobEnd:
 
 
 class Job:
-    """A run of `python -m HiEndMAECore.<door>` with `config`."""
+    """A run of `python -m HiEndMAECore.<door>` with `config`; the door "kit" is the module's own."""
 
     def __init__(
         self,
@@ -98,14 +98,17 @@ class Job:
             advice = _("Install Slicer again: its folder lacks PythonSlicer.")
             self._finish(JobEnd("failed", "python_absent", _("Slicer's Python was not found."), advice))
             return
-        command = [python, "-m", f"HiEndMAECore.{self.door}", "--config", str(settings), "--events"]
+        package, folder = (
+            ("HiEndMAESegmentationLib", MODULE_FOLDER) if self.door == "kit" else ("HiEndMAECore", ENGINE_FOLDER)
+        )
+        command = [python, "-m", f"{package}.{self.door}", "--config", str(settings), "--events"]
         hidden: dict[str, Any] = {"start_new_session": True}  # its own group: the tree can be ended as one
         if sys.platform == "win32":
             hidden = {"creationflags": subprocess.CREATE_NO_WINDOW}
         try:
             self._process = subprocess.Popen(
                 command,
-                cwd=ENGINE_FOLDER,  # `-m` looks here: Slicer's additional module paths do not reach PythonSlicer
+                cwd=folder,  # `-m` looks here: Slicer's additional module paths do not reach PythonSlicer
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

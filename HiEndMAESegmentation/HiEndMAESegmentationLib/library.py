@@ -11,9 +11,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from HiEndMAECore.checkpoints import model_folder
+from HiEndMAECore.checkpoints.catalogue import CATALOGUE
 from HiEndMAECore.checkpoints.model_folder import ModelDescription
 from HiEndMAECore.errors import InputError
 from HiEndMAECore.reporting.writing import write_text
+
+from . import ENGINE_FOLDER
+
+IN_THE_BOX = ENGINE_FOLDER / "HiEndMAECore" / "checkpoints" / "weights"
+
+
+def in_the_box() -> dict[str, tuple[str, Path]]:
+    """Weights to start from that come with the engine: {name: (what they are, where)}. The catalogue knows their titles."""
+    titles = {entry.name: entry.title for entry in CATALOGUE}
+    found = {}
+    for path in sorted(IN_THE_BOX.iterdir()) if IN_THE_BOX.is_dir() else ():
+        name = path.name.removesuffix(".zip")
+        if model_folder.is_model(path):
+            found[name] = (titles.get(name) or model_folder.read_description(path).name, path)
+    return found
 
 
 @dataclass(frozen=True)
@@ -46,6 +62,19 @@ class Library:
             except InputError:
                 continue  # of a newer format, or damaged: it stays where it is, for whoever can read it
         return sorted(found, key=lambda model: model.name.casefold())
+
+    def weights(self) -> list[Path]:
+        """Files to start from that came with an offline kit."""
+        return sorted(file for file in self.weights_folder.glob("*") if file.is_file())
+
+    @property
+    def weights_folder(self) -> Path:
+        return self.folder.with_name("weights")
+
+    def knows(self, source: Path) -> bool:
+        """Is the model at `source` in the library already, under whatever name?"""
+        wanted = model_folder.read_description(source).weights_sha256
+        return any(model.description.weights_sha256 == wanted for model in self.models())
 
     def find(self, key: str) -> Model | None:
         """The model of this key, or None."""

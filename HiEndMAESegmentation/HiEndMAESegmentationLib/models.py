@@ -1,4 +1,4 @@
-"""The fourth panel: the models on this computer, and the computer itself."""
+"""The fourth panel: the models on this computer, the computer itself, and the kit for one without a network."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ import slicer
 import slicer.util
 from slicer.i18n import tr as _
 
+from HiEndMAECore.checkpoints import model_folder
 from HiEndMAECore.doctor import DoctorConfig
 from HiEndMAECore.errors import HiEndMAEError
+from HiEndMAECore.requirements import name_of
 
+from . import installation
 from .jobs import JobEnd
+from .kit import KitConfig
 from .library import Model
-from .panel import JobStrip, Session, fit_height, load
+from .panel import JobStrip, Session, fit_height, load, restart_told
 
 
 class ModelsPanel:
@@ -38,6 +42,8 @@ class ModelsPanel:
         self.ui.shareButton.connect("clicked()", self.share)
         self.ui.importButton.connect("clicked()", self.take_in)
         self.ui.doctorButton.connect("clicked()", self.check_computer)
+        self.ui.kitButton.connect("clicked()", self.gather_kit)
+        self.ui.fromKitButton.connect("clicked()", self.install_kit)
         session.on_models_changed.append(self.fill)
         session.on_job_changed.append(self.show)
         self.fill()
@@ -81,7 +87,8 @@ class ModelsPanel:
         self.ui.cardLabel.text = card(model) if model is not None else none
         for button in (self.ui.renameButton, self.ui.deleteButton, self.ui.shareButton):
             button.enabled = model is not None
-        self.ui.doctorButton.enabled = not self.session.busy
+        for button in (self.ui.doctorButton, self.ui.kitButton, self.ui.fromKitButton):
+            button.enabled = not self.session.busy
 
     # -- what can be done with a model -----------------------------------------------------------------------------
 
@@ -120,10 +127,13 @@ class ModelsPanel:
         if model is None:
             return
         file = qt.QFileDialog.getSaveFileName(self.widget, _("Share model"), f"{model.key}.zip", _("Models (*.zip)"))
-        if not file:
-            return
+        if file:
+            self.share_as(model, Path(file))
+
+    def share_as(self, model: Model, file: Path) -> None:
+        """Write the model as one zip."""
         try:
-            written = self.session.library.share(model, Path(file))
+            written = self.session.library.share(model, file)
         except HiEndMAEError as error:
             self.strip.show_error(error)
             return
@@ -136,10 +146,13 @@ class ModelsPanel:
     def take_in(self) -> None:
         """Ask which file, and copy it into the library."""
         file = qt.QFileDialog.getOpenFileName(self.widget, _("Import model"), "", _("Models (*.zip)"))
-        if not file:
-            return
+        if file:
+            self.take_in_from(Path(file))
+
+    def take_in_from(self, file: Path) -> None:
+        """Copy the model of a zip into the library."""
         try:
-            model = self.session.library.take_in(Path(file))
+            model = self.session.library.take_in(file)
         except HiEndMAEError as error:
             self.strip.show_error(error)
             return
@@ -157,11 +170,65 @@ class ModelsPanel:
         def ended(end: JobEnd) -> None:
             if end.state == "finished":
                 found = json.loads(report.read_text(encoding="utf-8"))
-                self.strip.say("\n".join([healthy(found), *self.strip.warnings]), mood="good")
+                warned = self.strip.warnings
+                self.strip.say("\n".join([healthy(found), *warned]), mood="plain" if warned else "good")
             shutil.rmtree(folder, ignore_errors=True)
 
         if not self.strip.run("doctor", DoctorConfig(output=report), on_end=ended, again=self.check_computer):
             shutil.rmtree(folder, ignore_errors=True)
+
+    # -- a computer without a network --------------------------------------------------------------------------------
+
+    def gather_kit(self) -> None:
+        """Ask for a folder; the packages for this kind of computer and all models go into it, with checksums."""
+        folder = qt.QFileDialog.getExistingDirectory(self.widget, _("Folder for the offline kit"))
+        if not folder:
+            return
+        library = self.session.library
+        start = Path(self.session.parameters.start)
+        files = [*library.weights(), *([start] if start.is_file() and start not in library.weights() else [])]
+        config = KitConfig(
+            folder=Path(folder),
+            packages=tuple(installation.kit_packages()),
+            pins=tuple(installation.kit_pins()),
+            weights=(*(model.path for model in library.models()), *files),
+        )
+
+        def ended(end: JobEnd) -> None:
+            if end.state == "finished":
+                told = _("The kit is in {folder}. Copy it to the other computer, and press 'Install from a kit' there.")
+                self.strip.say(told.format(folder=folder), mood="good")
+
+        self.strip.run("kit", config, on_end=ended, again=self.gather_kit)
+
+    def install_kit(self) -> None:
+        """Ask for a kit's folder; what is missing here is installed, its models join the library."""
+        folder = qt.QFileDialog.getExistingDirectory(self.widget, _("Folder of the offline kit"))
+        if not folder:
+            return
+        lacking = [line for line in installation.missing() if line in installation.kit_packages()]
+        restart = installation.restart_wanted(lacking)
+        config = KitConfig(
+            folder=Path(folder),
+            install=True,
+            packages=tuple(lacking),
+            pins=tuple(pin for pin in installation.pinned() if pin.partition("==")[0] not in map(name_of, lacking)),
+            place=self.session.library.weights_folder,
+        )
+
+        def ended(end: JobEnd) -> None:
+            if end.state == "finished":
+                self._take_from_kit(Path(folder))
+                told = _("Everything in the kit is installed.") + " " + restart_told(restart)
+                self.strip.say(told, mood="good")
+
+        self.strip.run("kit", config, on_end=ended, again=self.install_kit)
+
+    def _take_from_kit(self, folder: Path) -> None:
+        for file in sorted((folder / "weights").glob("*.zip")):
+            if model_folder.is_model(file) and not self.session.library.knows(file):
+                self.session.library.take_in(file)
+        self.session.models_changed()
 
 
 def healthy(found: dict[str, Any]) -> str:
@@ -215,7 +282,13 @@ def _intensities(normalisation: Any) -> str:
 
 
 def _score(training: Any) -> str:
-    """The self-check's mean Dice, where the training kept one."""
+    """The self-check, where the training kept one: a Dice, or a mean with one Dice for each structure."""
     check = training.get("self_check")
-    dice = check.get("mean_dice", check.get("dice")) if isinstance(check, dict) else check
-    return _("Dice {dice:.2f} on slices it did not see").format(dice=dice) if isinstance(dice, int | float) else ""
+    told = check if isinstance(check, dict) else {"mean_dice": check}
+    mean = next((told[key] for key in ("mean_dice", "dice", "mean") if isinstance(told.get(key), int | float)), None)
+    if mean is None:
+        return ""
+    score = _("Dice {dice:.2f} where it did not look while learning").format(dice=mean)
+    each = next((part for part in told.values() if isinstance(part, dict)), {})
+    parts = [f"{name} {dice:.2f}" for name, dice in each.items() if isinstance(dice, int | float)]
+    return f"{score} ({', '.join(parts)})" if parts else score

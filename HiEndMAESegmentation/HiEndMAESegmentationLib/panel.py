@@ -15,7 +15,7 @@ from slicer.i18n import tr as _
 from HiEndMAECore.configuration import DoorConfig
 from HiEndMAECore.errors import HiEndMAEError
 
-from . import installation
+from . import installation, scene
 from .advice import advise, button_of
 from .jobs import Job, JobEnd
 from .library import Library
@@ -83,6 +83,7 @@ class JobStrip:
         self.ui.cancelButton.connect("clicked()", self.cancel)
         self.ui.actionButton.connect("clicked()", self._on_action)
         self.ui.logButton.connect("clicked()", self.open_log)
+        self.ui.curveButton.connect("clicked()", scene.show_chart)
         self.job: Job | None = None
         self.say("")
         self._show_running(False)
@@ -148,7 +149,8 @@ class JobStrip:
     def _show_running(self, running: bool) -> None:
         for widget in (self.ui.progressBar, self.ui.progressLabel, self.ui.cancelButton):
             widget.setVisible(running)
-        self.ui.finishButton.setVisible(running and self._can_finish)
+        for button in (self.ui.finishButton, self.ui.curveButton):
+            button.setVisible(running and self._can_finish)
         self.ui.finishButton.enabled = self.ui.cancelButton.enabled = True
 
     def _show(self, event: dict[str, Any]) -> None:
@@ -158,7 +160,7 @@ class JobStrip:
             self.ui.progressBar.setValue(event["step"])
             self.ui.progressLabel.text = " · ".join(filter(None, (stage_name(event["stage"]), left(event))))
         elif kind == "warning":
-            self._warned.append(advise(event["code"], event["message"], event["advice"]).text)
+            self._warned += filter(None, [advise(event["code"], event["message"], event["advice"]).text])
 
     # -- speaking --------------------------------------------------------------------------------------------------
 
@@ -207,8 +209,10 @@ class JobStrip:
             self.act()
 
     def _install(self) -> None:
+        lacking = installation.missing()
+        restart = installation.restart_wanted(lacking)
         try:
-            done = installation.install(installation.missing())
+            done = installation.install(lacking)
         except HiEndMAEError as error:
             self.show_error(error)
             return
@@ -216,8 +220,8 @@ class JobStrip:
             self.say(_("The packages could not be installed: {reason}").format(reason=error), mood="bad")
             return
         if done:
-            told = _("The packages are installed. If it does not work at once, restart Slicer.")
-            self.say(told, mood="good", action="retry", act=self._again)
+            told = _("The packages are installed.") + " " + restart_told(restart)
+            self.say(told, mood="good", action="" if restart else "retry", act=self._again)
 
     def _on_the_processor(self) -> None:
         self.session.parameters.device = "cpu"
@@ -230,6 +234,13 @@ class JobStrip:
             qt.QDesktopServices.openUrl(qt.QUrl.fromLocalFile(str(self._log)))
 
 
+def restart_told(wanted: bool) -> str:
+    """Whether Slicer has to be restarted after an installation."""
+    if wanted:
+        return _("Restart Slicer before you go on: it still uses the versions that were there before.")
+    return _("Slicer need not be restarted.")
+
+
 def stage_name(stage: str) -> str:
     """What the engine is at."""
     known = {
@@ -237,6 +248,8 @@ def stage_name(stage: str) -> str:
         "learning": _("Learning"),
         "segmenting": _("Segmenting"),
         "checking": _("Checking"),
+        "gathering": _("Gathering"),
+        "installing": _("Installing"),
         "self-check": _("Checking"),
     }
     return known.get(stage, stage.capitalize())

@@ -10,7 +10,8 @@ class Parameters:
     """Choices of the four steps.
 
     teachVolume, teachSegmentation: the labelled scan. leftOut: IDs of segments that are not to be learned.
-    budget: a key of `HiEndMAECore.finetune.BUDGETS`. start: "none", or the path of a model or an authors' file.
+    budget: a key of `HiEndMAECore.finetune.BUDGETS`. start: "" (the first of the list), "none", the name of
+    weights in the box, or the path of a model or an authors' file.
     modelName: what the new model will be called. model: folder name, in the library, of the model to apply.
     targets: the scans to segment. offered: scans outside the scene that are listed (see `sources`); sources: those of
     them to segment. corrected: the result that was put right by hand.
@@ -20,7 +21,7 @@ class Parameters:
     teachSegmentation: vtkMRMLSegmentationNode
     leftOut: list[str]
     budget: str = "5min"
-    start: str = "none"
+    start: str = ""
     modelName: str = ""
     model: str = ""
     targets: list[vtkMRMLScalarVolumeNode]
@@ -28,6 +29,6 @@ class Parameters:
     sources: list[str]
     show3D: bool = True
     keepLargest: bool = False
-    uncertainty: bool = False
+    uncertainty: bool = True
     corrected: vtkMRMLSegmentationNode
     device: str = "auto"

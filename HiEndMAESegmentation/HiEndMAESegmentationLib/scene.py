@@ -92,7 +92,10 @@ def write_scan(volume: Any, path: Path) -> None:
     storage = slicer.vtkMRMLVolumeArchetypeStorageNode()
     storage.SetFileName(str(path))
     storage.SetUseCompression(False)  # seconds instead of minutes, on the main thread
-    if not storage.WriteData(volume):
+    image = volume.GetImageData()
+    least = image.GetNumberOfPoints() * image.GetNumberOfScalarComponents() * image.GetScalarSize()
+    written = storage.WriteData(volume) and path.is_file()
+    if not written or path.stat().st_size < least:  # on a full disk the writer may well be content
         told = _("'{name}' could not be written to the disk.").format(name=volume.GetName())
         raise InputError("disk_full", told, _("Free some space on the disk, and try again."))
 
@@ -197,10 +200,11 @@ def _temporary_node() -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def _temporary_label_map(volume: Any, labels: np.ndarray) -> Iterator[Any]:
-    """A temporary label map with exactly the volume's geometry. labels: (k, j, i)."""
+def _temporary_label_map(volume: Any, labels: np.ndarray, *, step: int = 1) -> Iterator[Any]:
+    """A temporary label map with exactly the volume's geometry. labels: (k, j, i), of every `step`-th voxel."""
     with _temporary_node() as node:
         node.CopyOrientation(volume)
+        node.SetSpacing(*(step * edge for edge in volume.GetSpacing()))
         image = vtk.vtkImageData()
         image.SetDimensions(*reversed(labels.shape))
         image.AllocateScalars(vtk.VTK_SHORT, 1)
@@ -262,13 +266,45 @@ def show_result(
     if array.shape != slicer.util.arrayFromVolume(volume).shape[:3]:
         told = _("The result does not lie on the grid of '{name}'.").format(name=volume.GetName())
         raise InputError("grid_differs", told, _("Was the volume changed in the meantime? Segment it again."))
+    return _show(array, volume, labels=labels, name=name, surfaces=surfaces)
+
+
+def show_preview(
+    path: Path, volume: Any, *, labels: Sequence[Mapping[str, Any]], name: str, most: float = 1.5e6
+) -> Any:
+    """As `show_result` for an uncompressed NIfTI file, but of a large scan only every second, third, … voxel along each
+    axis, so that not more than `most` are shown: Slicer must not stop while it learns. Raises `InputError`, `ValueError`.
+    """
+    with path.open("rb") as stream:
+        head = stream.read(352)
+    shape = tuple(int(size) for size in np.frombuffer(head, "<i2", 3, 42)[::-1])
+    kinds = {2: "u1", 4: "<i2", 256: "i1", 512: "<u2"}
+    kind = kinds.get(int(np.frombuffer(head, "<i2", 1, 70)[0]))
+    step = int(np.ceil((np.prod(shape, dtype=float) / most) ** (1 / 3)))
+    if kind is None or step == 1 or shape != slicer.util.arrayFromVolume(volume).shape[:3]:
+        return show_result(path, volume, labels=labels, name=name)
+    first = int(np.frombuffer(head, "<f4", 1, 108)[0])
+    voxels = np.memmap(path, kind, "r", offset=first, shape=shape)
+    return _show(np.array(voxels[::step, ::step, ::step]), volume, labels=labels, name=name, step=step)
+
+
+def _show(
+    array: np.ndarray,
+    volume: Any,
+    *,
+    labels: Sequence[Mapping[str, Any]],
+    name: str,
+    surfaces: bool = False,
+    step: int = 1,
+) -> Any:
+    """The segmentation node. array: (k, j, i) label values of every `step`-th voxel of the volume."""
     scene = slicer.mrmlScene
     node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", scene.GenerateUniqueName(name))
     try:
         node.CreateDefaultDisplayNodes()
         node.SetAndObserveTransformNodeID(volume.GetTransformNodeID())  # before the import, which looks at it
         node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
-        with _temporary_label_map(volume, array) as label_map:
+        with _temporary_label_map(volume, array, step=step) as label_map:
             logic = slicer.modules.segmentations.logic()
             if array.any() and not logic.ImportLabelmapToSegmentationNode(label_map, node):
                 raise InputError(
@@ -323,16 +359,15 @@ def _place_beside(node: Any, volume: Any) -> None:
 
 @dataclass(frozen=True)
 class SliceToReview:
-    """A slice where the model is unsure: its number from 1, its mean uncertainty (0 to 1), its centre in RAS mm."""
+    """A slice where the model is unsure: its number from 1, and its centre in RAS mm."""
 
     number: int
-    uncertainty: float
     centre: tuple[float, float, float]
 
 
-def show_uncertainty(path: Path, volume: Any, *, name: str, most: int = 5) -> tuple[Any, list[SliceToReview]]:
-    """The map at `path` (0 sure, 1 unsure) as a volume node in the scan's place and study, and the slices to look at."""
-    array = _read_array(path)
+def show_uncertainty(path: Path, volume: Any, *, name: str) -> Any:
+    """The map at `path` (0 sure, 1 unsure) as a volume node in per cent, in the scan's place and study."""
+    array = np.rint(100 * _read_array(path)).astype(np.uint8)  # a quarter of the memory, and a number that one can read
     scene = slicer.mrmlScene
     node = scene.CreateNodeByClass("vtkMRMLScalarVolumeNode")
     node.UnRegister(None)
@@ -340,47 +375,37 @@ def show_uncertainty(path: Path, volume: Any, *, name: str, most: int = 5) -> tu
     node.SetAttribute(UNCERTAINTY, volume.GetID())
     node.CopyOrientation(volume)
     node = scene.AddNode(node)
-    slicer.util.updateVolumeFromArray(node, array.astype(np.float32))
+    slicer.util.updateVolumeFromArray(node, array)
     node.SetAndObserveTransformNodeID(volume.GetTransformNodeID())
     node.CreateDefaultDisplayNodes()
     display = node.GetDisplayNode()
     display.SetAndObserveColorNodeID("vtkMRMLColorTableNodeIron")
     display.SetAutoWindowLevel(False)
-    display.SetWindowLevelMinMax(0.0, 1.0)
-    display.SetThreshold(0.2, 1.0)  # where the model is sure, the scan below shows
+    display.SetWindowLevelMinMax(0, 100)
+    display.SetThreshold(20, 100)  # where the model is sure, the scan below shows
     display.SetApplyThreshold(True)
     _place_beside(node, volume)
-    return node, [_slice(node, int(k), float(array[k].mean())) for k in slices_to_review(array, most=most)]
+    return node
 
 
-def slices_to_review(array: np.ndarray, *, most: int) -> list[int]:
-    """Indices along the first axis, the least certain first; neighbours of a chosen slice are left out."""
-    means = array.mean(axis=(1, 2))
-    apart = max(1, len(means) // 20)
-    chosen: list[int] = []
-    for k in np.argsort(-means):
-        if len(chosen) < most and means[k] > 0 and all(abs(k - other) > apart for other in chosen):
-            chosen.append(int(k))
-    return chosen
-
-
-def _slice(node: Any, k: int, uncertainty: float) -> SliceToReview:
-    i, j, _k = (size / 2 for size in node.GetImageData().GetDimensions())
+def slice_to_review(volume: Any, k: int) -> SliceToReview:
+    """The volume's slice of index `k`, counted from 0, and where its centre lies with all transforms above it."""
+    i, j, _k = ((size - 1) / 2 for size in volume.GetImageData().GetDimensions())
     matrix, place = vtk.vtkMatrix4x4(), [0.0] * 4
-    node.GetIJKToRASMatrix(matrix)
+    volume.GetIJKToRASMatrix(matrix)
     matrix.MultiplyPoint((i, j, k, 1.0), place)
     world = [0.0] * 3
     change = vtk.vtkGeneralTransform()
-    slicer.vtkMRMLTransformNode.GetTransformBetweenNodes(node.GetParentTransformNode(), None, change)
+    slicer.vtkMRMLTransformNode.GetTransformBetweenNodes(volume.GetParentTransformNode(), None, change)
     change.TransformPoint(place[:3], world)
-    return SliceToReview(k + 1, uncertainty, (world[0], world[1], world[2]))
+    return SliceToReview(k + 1, (world[0], world[1], world[2]))
 
 
 def look_at(volume: Any, overlay: Any, place: Sequence[float]) -> None:
-    """Show the scan with the map over it in all slice views, at `place` (RAS mm)."""
+    """Show the scan, and the map over it where there is one, in all slice views, at `place` (RAS mm)."""
     for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode"):
         composite.SetBackgroundVolumeID(volume.GetID())
-        composite.SetForegroundVolumeID(overlay.GetID())
+        composite.SetForegroundVolumeID(overlay.GetID() if overlay is not None else None)
         composite.SetForegroundOpacity(0.5)
     slicer.vtkMRMLSliceNode.JumpAllSlices(slicer.mrmlScene, *place)
 
@@ -446,10 +471,10 @@ def write_csv(node: Any, path: Path) -> None:
             writer.writerow([node.GetCellText(row, column) for column in range(table.GetNumberOfColumns())])
 
 
-def show_curve(losses: Sequence[tuple[float, float]], agreement: Sequence[tuple[float, float]] = ()) -> Any:
-    """Loss by step, and the previews' Dice with the labels, as a plot; the chart node.
+def show_curves(curves: Mapping[str, Sequence[tuple[float, float]]]) -> Any:
+    """Numbers by step, each curve a series of one plot; the chart node. The first is a line, the others have marks too.
 
-    The nodes are made once and filled again for the next model.
+    The nodes are made once and filled again for the next model; a curve that it does not have is emptied.
     """
     scene = slicer.mrmlScene
     chart = scene.GetFirstNode(CURVE, "vtkMRMLPlotChartNode")
@@ -457,12 +482,27 @@ def show_curve(losses: Sequence[tuple[float, float]], agreement: Sequence[tuple[
         chart = scene.AddNewNodeByClass("vtkMRMLPlotChartNode", CURVE)
         chart.SetTitle(_("Learning"))
         chart.SetXAxisTitle(_("step"))
-        chart.SetYAxisTitle(_("loss, agreement"))
-    _fill_series(chart, _("loss"), losses, marked=False)
-    title = _("agreement with your labels (Dice)")
-    if agreement or scene.GetFirstNode(f"{CURVE}: {title}", "vtkMRMLTableNode") is not None:
-        _fill_series(chart, title, agreement, marked=True)  # emptied again where it shows an earlier model's
+    titles = {_title_of(name): points for name, points in curves.items()}
+    there = [chart.GetNthPlotSeriesNode(index).GetName() for index in range(chart.GetNumberOfPlotSeriesNodes())]
+    for title in dict.fromkeys([*titles, *there]):
+        _fill_series(chart, title, titles.get(title, ()), marked=title != _title_of("loss"))
     return chart
+
+
+def show_chart() -> None:
+    """Bring the plot of the curves to the screen, in a layout that has room for it."""
+    chart = slicer.mrmlScene.GetFirstNode(CURVE, "vtkMRMLPlotChartNode")
+    if chart is not None:
+        slicer.modules.plots.logic().ShowChartInLayout(chart)
+
+
+def _title_of(curve: str) -> str:
+    known = {
+        "loss": _("loss"),
+        "agreement": _("agreement with your labels (Dice)"),
+        "self_check": _("self-check (Dice where it did not look)"),
+    }
+    return known.get(curve, curve.replace("_", " "))
 
 
 def _fill_series(chart: Any, title: str, points: Sequence[tuple[float, float]], *, marked: bool) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,16 @@ import slicer
 from slicer.i18n import tr as _
 from slicer.util import VTKObservationMixin
 
-from HiEndMAECore.checkpoints import model_folder
+from HiEndMAECore.checkpoints.catalogue import CATALOGUE
 from HiEndMAECore.errors import HiEndMAEError
 from HiEndMAECore.finetune import BUDGETS, FinetuneConfig
 
-from . import ENGINE_FOLDER, scene
+from . import scene
 from .jobs import JobEnd
+from .library import in_the_box
 from .panel import JobStrip, Session, dimmed, fit_height, load, strong
+from .watching import Watching
 
-IN_THE_BOX = ENGINE_FOLDER / "HiEndMAECore" / "checkpoints" / "weights"
-_CURVE_EVERY = 1.0  # seconds
 _ANOTHER = "file"  # data of the entry that asks for a file
 
 
@@ -44,9 +44,6 @@ class TeachPanel(VTKObservationMixin):
         self._spacing: float | None = None  # mm, instead of what the scan and the machine suggest
         self._watched: Any = None
         self._filling = False
-        self._points: list[tuple[float, float]] = []
-        self._agreement: list[tuple[float, float]] = []
-        self._preview: Any = None
         strong(self.ui.teachButton)
         dimmed(self.ui.estimateLabel)
         self._fill(
@@ -59,7 +56,12 @@ class TeachPanel(VTKObservationMixin):
             },
         )
         self._fill(
-            self.ui.deviceCombo, {"auto": _("Automatic"), "cpu": _("Processor"), "cuda": _("Graphics card (CUDA)")}
+            self.ui.deviceCombo,
+            {
+                "auto": _("Automatic"),
+                "cpu": _("Processor"),
+                "mps" if sys.platform == "darwin" else "cuda": _("Graphics card"),
+            },
         )
         self.ui.budgetCombo.connect("currentIndexChanged(int)", self._on_choice)
         self.ui.deviceCombo.connect("currentIndexChanged(int)", self._on_choice)
@@ -80,18 +82,27 @@ class TeachPanel(VTKObservationMixin):
         self._filling = False
 
     def _fill_starts(self) -> None:
-        entries = {"none": _("Nothing (learn from scratch)")}
-        boxes = sorted(IN_THE_BOX.iterdir()) if IN_THE_BOX.is_dir() else []
-        for path in [path for path in boxes if model_folder.is_model(path)]:
-            entries[str(path)] = _("{name} (comes with HiEndMAE)").format(name=model_folder.read_description(path).name)
+        entries = {name: _("{title} (in the box)").format(title=title) for name, (title, _path) in in_the_box().items()}
+        entries["none"] = _("Nothing (learn from scratch)")
         for model in self.session.library.models():
             entries[str(model.path)] = model.name
-        chosen = self.session.parameters.start if self.session.parameters else "none"
-        if chosen not in entries and Path(chosen).exists():
+        for file in self.session.library.weights():
+            entries[str(file)] = file.name
+        chosen = self.session.parameters.start if self.session.parameters else ""
+        if chosen and chosen not in entries and Path(chosen).exists():
             entries[chosen] = Path(chosen).name
         entries[_ANOTHER] = _("A file or another model…")
         self._fill(self.ui.startCombo, entries)
-        self.ui.startCombo.setCurrentIndex(max(0, self.ui.startCombo.findData(chosen)))
+        self.ui.startCombo.setCurrentIndex(max(0, self.ui.startCombo.findData(chosen)))  # the first is the best guess
+        hints = [_("Weights to start from: what already knows similar scans learns faster.")]
+        hints += [f"{entry.title}: {entry.how_to_place}" for entry in CATALOGUE if entry.name not in entries]
+        self.ui.startCombo.toolTip = "\n".join(hints)
+
+    def start(self) -> str:
+        """What `finetune` is to start from: "none" or a path. A scene may name weights that this computer lacks."""
+        chosen = self.ui.startCombo.currentData
+        _title, path = in_the_box().get(chosen, ("", chosen))
+        return str(path)
 
     def show(self, *_args: Any) -> None:
         """Bring the panel to what the parameters say."""
@@ -104,8 +115,8 @@ class TeachPanel(VTKObservationMixin):
         for combo, value in ((self.ui.budgetCombo, chosen.budget), (self.ui.deviceCombo, chosen.device)):
             index = combo.findData(value)
             if index != combo.currentIndex:
-                combo.setCurrentIndex(index)
-        if self.ui.startCombo.currentData != chosen.start:
+                combo.setCurrentIndex(max(0, index))  # a graphics card of another system: automatic
+        if chosen.start and self.ui.startCombo.currentData != chosen.start:
             self._fill_starts()
         self._show_segments()
         volume = chosen.teachVolume
@@ -238,7 +249,7 @@ class TeachPanel(VTKObservationMixin):
             image=(str(files.image),),
             label=(files.label,),
             names=files.names,
-            init=chosen.start,
+            init=self.start(),
             output=output,
             name=name,
             budget=chosen.budget,
@@ -246,20 +257,16 @@ class TeachPanel(VTKObservationMixin):
             preview=True,
             spacing=(self._spacing,) * 3 if self._spacing else None,
         )
-        labels = json.loads(files.names.read_text(encoding="utf-8"))["labels"]
+        watching = Watching(volume, json.loads(files.names.read_text(encoding="utf-8"))["labels"])
 
         def ended(end: JobEnd) -> None:
             shutil.rmtree(folder, ignore_errors=True)
             shutil.rmtree(output.with_name(output.name + ".training"), ignore_errors=True)
-            self._drop_preview()
+            watching.end()
             if end.state == "finished":
                 self._learned(output.name, segmentation)
 
-        def heard(event: dict[str, Any]) -> None:
-            self.hear(event, volume=volume, labels=labels)
-
-        self._points, self._agreement = [], []
-        if not self.strip.run("finetune", config, on_end=ended, on_event=heard, again=self.teach):
+        if not self.strip.run("finetune", config, on_end=ended, on_event=watching.hear, again=self.teach):
             shutil.rmtree(folder, ignore_errors=True)
 
     def _learned(self, key: str, segmentation: Any) -> None:
@@ -279,34 +286,6 @@ class TeachPanel(VTKObservationMixin):
         seconds = model.description.training.get("seconds", 0)
         text = told.format(name=model.name, count=len(model.description.labels), time=_duration(seconds))
         self.strip.say("\n".join([text, *self.strip.warnings]), mood="good")
-
-    # -- while it learns -------------------------------------------------------------------------------------------
-
-    def hear(self, event: dict[str, Any], *, volume: Any, labels: list[dict[str, Any]]) -> None:
-        """Curve and preview; both may fail without stopping the job."""
-        if event["event"] == "progress" and isinstance(event.get("loss"), int | float):
-            self._points.append((event["step"], event["loss"]))
-            if time.monotonic() - getattr(self, "_drawn", 0.0) > _CURVE_EVERY or event["step"] == event["total"]:
-                self._drawn = time.monotonic()
-                scene.show_curve(self._points, self._agreement)
-        if event["event"] == "metric" and event["name"] == "agreement":
-            self._agreement.append((event["step"], event["value"]))
-            scene.show_curve(self._points, self._agreement)
-        if event["event"] == "preview" and str(event["path"]).endswith((".nii", ".nii.gz")):
-            self._show_preview(Path(event["path"]), volume, labels)
-
-    def _show_preview(self, path: Path, volume: Any, labels: list[dict[str, Any]]) -> None:
-        self._drop_preview()
-        if slicer.mrmlScene.IsNodePresent(volume):
-            try:
-                self._preview = scene.show_result(path, volume, labels=labels, name=_("Preview"))
-            except HiEndMAEError as error:
-                self.strip.ui.progressLabel.text = error.message
-
-    def _drop_preview(self) -> None:
-        if self._preview is not None and slicer.mrmlScene.IsNodePresent(self._preview):
-            slicer.mrmlScene.RemoveNode(self._preview)
-        self._preview = None
 
 
 def memory_needed(megabytes: float) -> float:

@@ -1,10 +1,14 @@
-"""Draws the module's panels in each of their states: `python Testing/Host/take_pictures.py [FOLDER]`.
+"""Clicks through the module and keeps a picture of each state: `python Testing/Host/take_pictures.py [--budget 5min]`.
 
-Digital patients, the true engine (a minute of learning), the stand-in for Slicer. HIENDMAE_ENGINE_PYTHON as in README.md.
+Into Resources/Screenshots. The true engine, in the stand-in; abdominal CT where HIENDMAE_DATA names the scans, else digital
+patients. HIENDMAE_ENGINE_PYTHON as in README.md. Where HIENDMAE_VIEWS_PYTHON names an interpreter with what draw_views.py
+needs, slice and 3D views are drawn as well.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import subprocess
 import sys
@@ -13,81 +17,203 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+PICTURES = REPOSITORY / "Resources" / "Screenshots"
 sys.path[:0] = [str(Path(__file__).parent), str(REPOSITORY / "Testing" / "Module"), str(REPOSITORY)]
 
 import module_help  # noqa: E402
-from stand_in.application import load_module, start  # noqa: E402
+import numpy as np  # noqa: E402
+from stand_in.application import load_module, start, use_engine  # noqa: E402
 
 _DRAW = """
 import sys
 import numpy as np
 from HiEndMAECore.volumes.phantom import make_patient
 for seed in (1, 2, 3):
-    scan, labels = make_patient(seed, shape=(70, 60, 60), spacing=(5.0, 5.0, 5.0))
+    scan, labels = make_patient(seed, shape=(88, 75, 75), spacing=(4.0, 4.0, 4.0))
     np.savez(f"{sys.argv[1]}/{seed}.npz", scan=scan.array[0], labels=labels.array[0], affine=scan.affine)
 """
-NAMES = {1: "liver", 2: "spleen", 3: "right kidney", 4: "left kidney", 7: "vertebral column"}
+WIDTH = 470
+NAMES = {1: "Liver", 2: "Spleen", 3: "Right kidney", 4: "Left kidney", 5: "Aorta", 6: "Stomach"}
+REAL = {5: 1, 1: 2, 2: 3, 3: 4, 52: 5, 6: 6}  # the values of the data's label map
+DRAWN = {1: 1, 2: 2, 3: 3, 4: 4}
+COLOURS = {
+    1: (221, 130, 101),
+    2: (176, 112, 204),
+    3: (112, 196, 108),
+    4: (64, 190, 200),
+    5: (230, 70, 60),
+    6: (241, 214, 120),
+}
 
 
-def patient(folder: Path, seed: int, name: str) -> tuple[Any, Any]:
-    """A volume node and its true labels (k, j, i)."""
-    import numpy as np
+def drawn_patients(engine: str) -> tuple[list[Any], Any]:
+    """Three volume nodes, and the label values (k, j, i) of the first."""
     import slicer
 
-    kept = np.load(folder / f"{seed}.npz")
-    volume = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", name)
-    slicer.util.updateVolumeFromArray(volume, kept["scan"].transpose(2, 1, 0).astype(np.int16))
-    volume.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(kept["affine"]))
-    return volume, kept["labels"].transpose(2, 1, 0)
+    volumes, labels = [], None
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([engine, "-c", _DRAW, folder], check=True, cwd=REPOSITORY)
+        for seed, name in ((1, "Abdomen A"), (2, "Abdomen B"), (3, "Abdomen C")):
+            kept = np.load(Path(folder) / f"{seed}.npz")
+            volume = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", name)
+            slicer.util.updateVolumeFromArray(volume, kept["scan"].transpose(2, 1, 0).astype(np.int16))
+            volume.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(kept["affine"]))
+            volumes.append(volume)
+            labels = kept["labels"].transpose(2, 1, 0) if labels is None else labels
+    return volumes, renumbered(labels, DRAWN)
 
 
-def main(target: Path) -> None:
+def real_patients(data: Path) -> tuple[list[Any], Any]:
+    """As `drawn_patients`: two abdominal CT and one of the chest."""
+    import slicer
+
+    logic = slicer.modules.volumes.logic()
+    files = {
+        "Abdomen A": data / "abdomen" / "ct_abdomen_A" / "ct.nii.gz",
+        "Abdomen B": data / "robustness" / "anisotropic_padding_abdomen_ct.nii.gz",
+        "Chest": data / "abdomen" / "ct_chest_B" / "ct.nii.gz",
+    }
+    volumes = [logic.AddArchetypeVolume(str(file), name) for name, file in files.items()]
+    drawn = logic.AddArchetypeVolume(str(files["Abdomen A"].with_name("seg_total.nii.gz")), "labels")
+    labels = np.array(slicer.util.arrayFromVolume(drawn))
+    slicer.mrmlScene.RemoveNode(drawn)
+    return volumes, renumbered(labels, REAL)
+
+
+def renumbered(labels: Any, values: dict[int, int]) -> Any:
+    """The labels of `NAMES`, everything else background."""
+    found = np.zeros(labels.shape, np.int16)
+    for old, new in values.items():
+        found[labels == old] = new
+    return found
+
+
+class Photographer:
+    """The module's widget, and where its pictures go."""
+
+    def __init__(self, widget: Any, parent: Any) -> None:
+        self.widget, self.parent = widget, parent
+
+    def __call__(self, name: str, *sections: str) -> None:
+        import slicer
+
+        for section in ("teach", "apply", "improve", "models"):
+            getattr(self.widget.ui, f"{section}Section").collapsed = section not in sections
+        for _ in range(4):  # layouts settle over several rounds of events
+            slicer.app.processEvents()
+            self.parent.resize(WIDTH, self.parent.layout().totalHeightForWidth(WIDTH))
+        self.parent.grab().save(str(PICTURES / f"{name}.png"))
+
+
+def views(name: str, volume: Any, segmentation: Any, *, overlay: Any = None, at: Any = None) -> None:
+    """Slice and 3D views, drawn by draw_views.py."""
+    import slicer
+    from HiEndMAESegmentationLib import scene
+
+    python = os.environ.get("HIENDMAE_VIEWS_PYTHON")
+    if not python:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        labels = np.zeros(slicer.util.arrayFromVolume(volume).shape, np.int16)
+        records = []
+        for value, segment in enumerate(scene.segments_of(segmentation), 1):
+            labels[slicer.util.arrayFromSegmentBinaryLabelmap(segmentation, segment.id, volume) > 0] = value
+            records.append({"value": value, "name": segment.name, "colour": segment.colour})
+        (place / "names.json").write_text(json.dumps({"labels": records}), encoding="utf-8")
+        scene.write_scan(volume, place / "scan.nii")
+        with scene._temporary_label_map(volume, labels) as node:
+            scene.write_scan(node, place / "labels.nii")
+        line = [python, str(Path(__file__).with_name("draw_views.py")), str(PICTURES / f"{name}.png")]
+        line += [str(place / file) for file in ("scan.nii", "labels.nii", "names.json")]
+        if overlay is not None:
+            scene.write_scan(overlay, place / "map.nii")
+            line.append(str(place / "map.nii"))
+        if at is not None:
+            line += ["--at", *map(str, at)]
+        told = subprocess.run(line, capture_output=True, check=False)
+        if told.returncode:
+            sys.stderr.write(told.stderr.decode("utf-8", "replace")[-500:])
+
+
+def main(budget: str, model: Path | None) -> None:
     """Click through the module and keep a picture of each state."""
     engine = os.environ.get("HIENDMAE_ENGINE_PYTHON", sys.executable)
     start(engine_python=engine)
     import slicer
 
-    target.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([engine, "-c", _DRAW, folder], check=True, cwd=REPOSITORY)
-        taught, labels = patient(Path(folder), 1, "Abdomen A")
-        for seed, name in ((2, "Abdomen B"), (3, "Abdomen C")):
-            patient(Path(folder), seed, name)
-    module_help.COLOURS.update({4: (64, 190, 200), 7: (241, 214, 120)})
-    segmentation = module_help.draw_segments(taught, labels, NAMES)
+    data = os.environ.get("HIENDMAE_DATA")
+    PICTURES.mkdir(parents=True, exist_ok=True)
     widget, parent = load_module(REPOSITORY / "HiEndMAESegmentation" / "HiEndMAESegmentation.py")
-    widget.session.parameters.teachSegmentation = segmentation
-    widget.session.parameters.budget = "1min"
-    parent.resize(470, 800)
+    parent.resize(WIDTH, 800)
     parent.show()
+    picture = Photographer(widget, parent)
+    picture("empty", "teach", "apply")
 
-    def picture(name: str, *sections: str) -> None:
-        for section in ("teach", "apply", "improve", "models"):
-            getattr(widget.ui, f"{section}Section").collapsed = section not in sections
-        for _ in range(3):  # layouts settle over several rounds of events
-            slicer.app.processEvents()
-            parent.resize(470, parent.layout().totalHeightForWidth(470))
-        parent.grab().save(str(target / f"{name}.png"))
+    volumes, labels = real_patients(Path(data)) if data else drawn_patients(engine)
+    taught, other = volumes[:2]
+    module_help.COLOURS.update(COLOURS)
+    names = {value: name for value, name in NAMES.items() if (labels == value).any()}
+    segmentation = module_help.draw_segments(taught, labels, names)
+    segmentation.SetName("My labels")
+    widget.session.parameters.teachSegmentation = segmentation
+    widget.session.parameters.budget = budget
 
     def idle() -> bool:
         return not widget.session.busy
 
+    def far(strip: Any, share: float) -> bool:
+        bar = strip.ui.progressBar
+        learning = strip.ui.progressLabel.text.startswith("Learning")
+        return idle() or (learning and bar.value >= share * bar.maximum)
+
     picture("teach", "teach")
+    views("labelled", taught, segmentation)
     widget.teach.ui.teachButton.click()
-    module_help.wait(lambda: widget.teach.strip.ui.progressBar.value > 5 or idle(), 300)
+    module_help.wait(lambda: far(widget.teach.strip, 0.3), 4000)
     picture("learning", "teach")
-    module_help.wait(idle, 600)
+    module_help.wait(idle, 4000)
     picture("taught", "teach")
+    if model is not None:
+        widget.session.parameters.model = widget.session.library.take_in(model).key
+        widget.session.models_changed()
+
+    widget.session.parameters.keepLargest = True
     widget.apply.ui.applyButton.click()
-    module_help.wait(lambda: widget.apply.cases[0].state == "done" or idle(), 300)
+    module_help.wait(lambda: widget.apply.cases[0].state == "done" or idle(), 600)
     picture("segmenting", "apply")
-    module_help.wait(idle, 300)
+    module_help.wait(idle, 600)
     picture("segmented", "apply")
+    result = widget.apply.results[0]
+    views("result", other, result)
+    review = next((entry for entry in widget.apply.reviews if entry[0] is other), None)
+    if review:
+        views("uncertainty", other, result, overlay=review[1], at=review[2].centre)
+
+    widget.session.parameters.corrected = result
+    picture("improve", "improve")
+    widget.improve.steps = 40
+    widget.improve.ui.improveButton.click()
+    module_help.wait(idle, 600)
+    picture("improved", "improve")
+    picture("models", "models")
     widget.models.ui.doctorButton.click()
     module_help.wait(idle, 300)
-    picture("models", "improve", "models")
+    picture("computer", "models")
+
+    failed = {"v": 1, "event": "failed", "code": "out_of_memory", "message": "Full.", "advice": ""}
+    program = Path(slicer.app.temporaryPath) / "engine.py"
+    program.write_text(f"print({json.dumps(failed)!r})", encoding="utf-8")
+    use_engine(sys.executable, str(program))
+    widget.apply.ui.applyButton.click()
+    module_help.wait(idle, 60)
+    picture("problem", "apply")
     widget.cleanup()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else REPOSITORY / "Resources" / "Screenshots")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--budget", default="1min")
+    parser.add_argument("--model", type=Path, help="segment with this one, which learned longer from the same labels")
+    asked = parser.parse_args()
+    main(asked.budget, asked.model)

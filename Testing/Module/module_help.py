@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +35,29 @@ def draw_segments(volume: Any, labels: Any, names: dict[int, str] = NAMES) -> An
     return node
 
 
-def wait(until: Callable[[], Any], seconds: float = 120.0) -> None:
+class Heart:
+    """A timer on the main thread. longest: seconds that the main thread computed between two beats; what other programs
+    keep it waiting for does not count. mean_gap: seconds by the clock between two beats."""
+
+    EVERY = 5  # ms
+
+    def __enter__(self) -> Heart:
+        import qt
+
+        self._beats: list[float] = []
+        self._began = time.monotonic()
+        self._timer = qt.QTimer()
+        self._timer.connect("timeout()", lambda: self._beats.append(time.thread_time()))
+        self._timer.start(self.EVERY)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.stop()
+        self.longest = max(later - earlier for earlier, later in itertools.pairwise(self._beats))
+        self.mean_gap = (time.monotonic() - self._began) / len(self._beats)
+
+
+def wait(until: Callable[[], Any], seconds: float = 300.0) -> None:
     """Let Qt work until `until()` holds; fails after `seconds`."""
     import slicer
 

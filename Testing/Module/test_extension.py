@@ -23,7 +23,7 @@ def configured(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("cmake or a compiler is not installed")
     build = tmp_path_factory.mktemp("build")
     line = [cmake, "-S", str(REPOSITORY), "-B", str(build), f"-DSlicer_DIR={STUB}", "-DBUILD_TESTING=ON"]
-    told = subprocess.run(line, capture_output=True, text=True, check=False)
+    told = subprocess.run(line, capture_output=True, encoding="utf-8", errors="replace", check=False)
     assert told.returncode == 0, told.stdout + told.stderr
     return build
 
@@ -63,7 +63,7 @@ def test_laid_out_so_the_engine_answers_on_a_bare_python(installed: dict[str, Pa
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, tmp_path / place)
     line = [sys.executable, "-S", "-m", "HiEndMAECore.doctor", "--events"]
-    told = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
+    told = subprocess.run(line, cwd=tmp_path, capture_output=True, encoding="utf-8", errors="replace", check=False)
     assert told.returncode == 5, told.stderr
     assert json.loads(told.stdout.splitlines()[-1])["code"] == "dependency_missing"
 
@@ -77,7 +77,7 @@ def test_the_entry_for_the_extensions_index_has_the_keys_it_may_have() -> None:
 
 
 def test_index_and_cmake_agree(configured: Path) -> None:
-    told = dict(line.split("=", 1) for line in (configured / "extension.txt").read_text().splitlines())
+    told = dict(line.split("=", 1) for line in (configured / "extension.txt").read_text(encoding="utf-8").splitlines())
     entry = json.loads((REPOSITORY / "HiEndMAE.json").read_text(encoding="utf-8"))
     assert told["DEPENDS"].split() == entry["build_dependencies"]
     assert told["HOMEPAGE"] == entry["scm_url"].removesuffix(".git")
@@ -87,7 +87,12 @@ def test_index_and_cmake_agree(configured: Path) -> None:
 
 
 def test_the_modules_test_is_registered(configured: Path) -> None:
-    assert (configured / "unittests.txt").read_text().strip().endswith("HiEndMAESegmentation/HiEndMAESegmentation.py")
+    assert (
+        (configured / "unittests.txt")
+        .read_text(encoding="utf-8")
+        .strip()
+        .endswith("HiEndMAESegmentation/HiEndMAESegmentation.py")
+    )
 
 
 @pytest.mark.parametrize(

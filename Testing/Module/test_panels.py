@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import types
@@ -92,6 +93,49 @@ def test_what_is_no_model_is_refused(module: Any, tmp_path: Path, monkeypatch: p
     assert "There is no model" in message(module.models)
 
 
+def test_weights_in_the_box_are_the_first_start(
+    imported: Any, shared_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the catalogue and the package's folder hold; a scene remembers the name, the engine gets the path."""
+    from HiEndMAESegmentationLib import library
+
+    box = tmp_path / "weights"
+    box.mkdir()
+    packed = shutil.copy(shared_model, box / "small-ct.zip")
+    (box / "README.md").write_text("no weights", encoding="utf-8")
+    monkeypatch.setattr(library, "IN_THE_BOX", box)
+    imported.session.models_changed()
+    combo = imported.teach.ui.startCombo
+    assert combo.currentText == "Bauch (in the box)"
+    assert imported.teach.start() == str(packed)
+    assert [combo.itemText(row) for row in range(combo.count)][1:3] == ["Nothing (learn from scratch)", "Bauch"]
+    imported.session.parameters.start = "none"
+    assert imported.teach.start() == "none"
+    imported.session.parameters.start = "small-ct"
+    assert imported.teach.start() == str(packed)
+    imported.session.parameters.start = "weights of another computer"
+    assert imported.teach.start() == str(packed)
+    assert "hi_end_mae_10k.pth" in combo.toolTip
+
+
+@pytest.mark.parametrize(
+    ("check", "told"),
+    [
+        (None, ""),
+        (0.5, "Dice 0.50 where it did not look while learning"),
+        (
+            {"mean_dice": 0.5, "dice": {"liver": 0.75, "spleen": 0.25}},
+            "Dice 0.50 where it did not look while learning (liver 0.75, spleen 0.25)",
+        ),
+        ({"kind": "unknown"}, ""),
+    ],
+)
+def test_the_self_check_is_on_the_card(check: Any, told: str) -> None:
+    from HiEndMAESegmentationLib.models import _score
+
+    assert _score({"self_check": check}) == told
+
+
 # -- installation ------------------------------------------------------------------------------------------------------
 
 
@@ -135,7 +179,12 @@ def test_missing_packages_are_told_and_installed_by_one_button(
     assert asked[0] == ("torch", {"askConfirmation": False, "torchVersionRequirement": ">=2.2,!=2.9.*"})
     assert asked[1][:3] == ("pip", "-c", ["monai>=1.3"])
     assert "numpy==" in asked[1][3]
-    assert "are installed" in message(module.teach)
+    own = types.ModuleType("slicer.packaging")  # as newer versions of Slicer have it
+    own.pip_install = lambda lines, **given: asked.append((lines, given["requester"], Path(given["constraints"]).name))
+    monkeypatch.setitem(sys.modules, "slicer.packaging", own)
+    installation._install_rest(["monai>=1.3"])
+    assert asked[2] == (["monai>=1.3"], "HiEndMAE", "constraints.txt")
+    assert message(module.teach).startswith("The packages are installed. ")
 
 
 def test_nothing_is_asked_or_installed_on_opening() -> None:
@@ -154,7 +203,9 @@ widget.cleanup()
 heavy = {{"torch", "monai", "nibabel", "safetensors", "SimpleITK", "scipy"}} & set(sys.modules)
 assert not heavy, heavy
 """
-    told = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False)
+    told = subprocess.run(
+        [sys.executable, "-c", source], capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
     assert told.returncode == 0, told.stderr
 
 
@@ -266,6 +317,156 @@ say(event="failed", code="x", message="Enough.", advice="")
     second = chart.GetNthPlotSeriesNode(1).GetTableNode()
     assert [second.GetCellText(0, column) for column in (0, 1)] == ["1", "0.25"]
     assert message(module.teach) == "Enough."
+
+
+LEARNED = """
+import json, sys, time, zipfile
+config = json.load(open(sys.argv[sys.argv.index("--config") + 1], encoding="utf-8"))
+time.sleep(0.5)
+zipfile.ZipFile({model!r}).extractall(config["output"])
+print(json.dumps(dict(v=1, event="preview", path=config["label"][0])), flush=True)
+print(json.dumps(dict(v=1, event="finished", outputs={{}})), flush=True)
+"""
+
+
+@pytest.mark.parametrize("gone", ["scene", "scan", "segmentation"])
+def test_learning_goes_on_without_its_nodes(
+    gone: str, module: Any, patient: Callable[..., Any], shared_model: Path, tmp_path: Path
+) -> None:
+    """The scene is closed, or the scan or its labels are deleted: the engine has its files, the model is kept."""
+    import slicer
+
+    fake(tmp_path, LEARNED.format(model=str(shared_model)))
+    taught, labels = patient(1, "CT")
+    segmentation = draw_segments(taught, labels)
+    module.session.parameters.teachSegmentation = segmentation
+    module.teach.ui.teachButton.click()
+    assert module.session.busy
+    if gone == "scene":
+        slicer.mrmlScene.Clear(0)
+    else:
+        slicer.mrmlScene.RemoveNode(taught if gone == "scan" else segmentation)
+    wait(lambda: not module.session.busy)
+    assert module.teach.strip.job.end.state == "finished"
+    assert "has learned 3 structures" in message(module.teach)
+    assert [model.name for model in module.session.library.models()] == ["Bauch"]
+    assert module.apply.ui.modelCombo.currentText == "Bauch"
+    assert slicer.mrmlScene.GetFirstNodeByName("Preview") is None
+    if gone == "scene":
+        assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLDisplayableNode") == 0
+
+
+def test_a_scan_deleted_while_it_is_segmented(imported: Any, patient: Callable[..., Any], tmp_path: Path) -> None:
+    import slicer
+
+    fake(tmp_path, """import time; time.sleep(0.5); print('{"v": 1, "event": "finished", "outputs": {}}')""")
+    volume, _ = patient(2, "CT 2")
+    imported.session.parameters.targets = [volume]
+    imported.apply.ui.applyButton.click()
+    slicer.mrmlScene.RemoveNode(volume)
+    wait(lambda: not imported.session.busy)
+    assert [case.state for case in imported.apply.cases] == ["failed"]
+    assert message(imported.apply) == "The scan was removed from the scene."
+    assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 0
+
+
+@pytest.mark.parametrize("source", ["print(chr(0) * 9000, '{', chr(0x1F9E0))", "import sys; sys.exit(7)"])
+def test_an_engine_that_talks_rubbish_ends_in_a_sentence(
+    source: str, imported: Any, patient: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a last event nothing was done. The log has all that was said, one click away."""
+    import qt
+    import slicer
+
+    fake(tmp_path, source)
+    imported.session.parameters.targets = [patient(2, "CT 2")[0]]
+    imported.apply.ui.applyButton.click()
+    wait(lambda: not imported.session.busy)
+    assert message(imported.apply).startswith("The job was ended from outside before it was done.")
+    assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 0
+    opened: list[str] = []
+    monkeypatch.setattr(qt.QDesktopServices, "openUrl", lambda url: opened.append(url.toLocalFile()))
+    imported.apply.strip.ui.logButton.click()
+    assert Path(opened[0]).is_file()
+
+
+def test_the_preview_of_a_large_scan_does_not_stop_slicer(empty_scene: Any, tmp_path: Path) -> None:
+    """79 million voxels: every third along each axis is shown, in place."""
+    import time
+
+    import numpy as np
+    import slicer
+    from HiEndMAESegmentationLib import scene
+
+    volume = empty_scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "CT")
+    slicer.util.updateVolumeFromArray(volume, np.zeros((300, 512, 512), np.int8))
+    volume.SetSpacing(0.8, 0.8, 1.0)
+    array = np.zeros((300, 512, 512), np.int16)
+    array[90:210, 100:401, 150:301] = 1
+    with scene._temporary_label_map(volume, array) as node:
+        scene.write_scan(node, tmp_path / "preview.nii")
+    labels = [{"value": 1, "name": "a", "colour": [1, 2, 3]}]
+    began = time.thread_time()
+    preview = scene.show_preview(tmp_path / "preview.nii", volume, labels=labels, name="Preview")
+    assert time.thread_time() - began < 0.1
+    bounds = [0.0] * 6
+    preview.GetRASBounds(bounds)
+    wanted = [150 * 0.8, 300 * 0.8, 100 * 0.8, 400 * 0.8, 90.0, 209.0]
+    np.testing.assert_allclose(bounds, wanted, atol=3)
+
+
+def test_the_curve_is_one_click_away(module: Any, tmp_path: Path, patient: Callable[..., Any]) -> None:
+    """Whatever number the engine tells at a step becomes a curve; those of an earlier model are emptied."""
+    import slicer
+    from HiEndMAESegmentationLib import scene
+
+    scene.show_curves({"loss": [(1, 2.0)], "agreement": [(1, 0.5)]})
+    scene.show_curves({"loss": [(1, 3.0)], "self_check": [(1, 0.25)], "learning_rate": [(1, 0.1)]})
+    chart = slicer.mrmlScene.GetFirstNode(scene.CURVE, "vtkMRMLPlotChartNode")
+    series = [chart.GetNthPlotSeriesNode(index) for index in range(chart.GetNumberOfPlotSeriesNodes())]
+    rows = {one.GetName(): one.GetTableNode().GetNumberOfRows() for one in series}
+    assert rows == {
+        "loss": 1,
+        "agreement with your labels (Dice)": 0,
+        "self-check (Dice where it did not look)": 1,
+        "learning rate": 1,
+    }
+    layout = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLayoutNode")
+    view = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLPlotViewNode")
+    view.SetAttribute("MappedInLayout", "1")
+    fake(tmp_path, "import time; time.sleep(100)")
+    taught, labels = patient(1, "CT")
+    module.session.parameters.teachSegmentation = draw_segments(taught, labels)
+    module.teach.ui.teachButton.click()
+    assert module.teach.strip.ui.curveButton.isVisibleTo(module.parent)
+    module.teach.strip.ui.curveButton.click()
+    assert view.GetPlotChartNodeID() == chart.GetID(), layout
+    module.teach.strip.cancel()
+    wait(lambda: not module.session.busy)
+
+
+def test_the_doctors_warnings_come_with_a_fix_in_words(module: Any, tmp_path: Path) -> None:
+    """Not with the command lines that it gives to people at a terminal; what Slicer does not need is left out."""
+    told = """
+import json, sys
+config = json.load(open(sys.argv[sys.argv.index("--config") + 1], encoding="utf-8"))
+found = dict(devices=[dict(name="CPU")], cores=2, memory_gb=4.0, disk_free_gb=9.0)
+json.dump(found, open(config["output"], "w"))
+def say(**event): print(json.dumps(dict(v=1, **event)), flush=True)
+say(event="warning", code="extra_missing", message="matplotlib is absent.", advice="pip install")
+say(event="warning", code="torch_without_cuda", message="torch is for the CPU.", advice="x --force")
+say(event="warning", code="driver_too_old", message="The driver is old.", advice="Update the NVIDIA driver.")
+say(event="finished", outputs={})
+"""
+    fake(tmp_path, told)
+    module.models.ui.doctorButton.click()
+    wait(lambda: not module.session.busy)
+    fix = "Open the module 'PyTorch Util', uninstall PyTorch, and install it again for the card."
+    assert message(module.models).split("\n") == [
+        "This computer can run HiEndMAE, on: CPU. It has 2 cores, 4.0 GB of memory, 9.0 GB of disk free.",
+        f"torch is for the CPU. {fix}",
+        "The driver is old. Update the NVIDIA driver.",
+    ]
 
 
 def test_structures_are_ticked_and_left_out(module: Any, patient: Callable[..., Any]) -> None:

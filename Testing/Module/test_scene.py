@@ -190,17 +190,41 @@ def test_terminology_goes_round() -> None:
 
 
 def test_every_choice_comes_back_with_a_saved_scene(module: Any, oblique: Any, tmp_path: Path) -> None:
-    """As .mrb, with names that are not ASCII."""
+    """As .mrb, with names that are not ASCII. A choice that is not in this test fails it."""
     import slicer
 
     drawn = segmentation_of(oblique, {"Leber ß": BOX, "Milz": OTHER})
     module.session.parameters.teachSegmentation = drawn
-    ui = module.teach.ui
+    ui, apply = module.teach.ui, module.apply.ui
     ui.segmentsList.item(1).setCheckState(_unchecked())
     ui.budgetCombo.setCurrentIndex(ui.budgetCombo.findData("20min"))
+    ui.startCombo.setCurrentIndex(ui.startCombo.findData("none"))
+    ui.startCombo.activated.emit(ui.startCombo.currentIndex)
+    ui.deviceCombo.setCurrentIndex(ui.deviceCombo.findData("cpu"))
     ui.nameEdit.text = "Modell Ä"
-    module.apply.ui.casesTable.item(0, 0).setCheckState(_checked())
-    module.apply.ui.show3DCheck.checked = False
+    apply.casesTable.item(0, 0).setCheckState(_checked())
+    apply.show3DCheck.checked = False
+    apply.largestCheck.checked = True
+    apply.uncertaintyCheck.checked = False
+    module.improve.ui.correctedSelector.setCurrentNode(drawn)
+    set_by_hand = {"model": "a-model", "offered": ["/Fälle/1.nii", "dicom:1.2"], "sources": ["dicom:1.2"]}
+    for name, value in set_by_hand.items():
+        setattr(module.session.parameters, name, value)
+    wanted = {
+        "teachVolume": oblique.GetName(),
+        "teachSegmentation": drawn.GetName(),
+        "leftOut": ids_of(drawn)[1:],
+        "budget": "20min",
+        "start": "none",
+        "modelName": "Modell Ä",
+        "targets": [oblique.GetName()],
+        "show3D": False,
+        "keepLargest": True,
+        "uncertainty": False,
+        "corrected": drawn.GetName(),
+        "device": "cpu",
+        **set_by_hand,
+    }
     file = tmp_path / "Szene Ä.mrb"
     assert slicer.mrmlScene.WriteToMRB(str(file), None)
     slicer.mrmlScene.Clear(0)
@@ -208,12 +232,19 @@ def test_every_choice_comes_back_with_a_saved_scene(module: Any, oblique: Any, t
     assert slicer.mrmlScene.ReadFromMRB(str(file), True, None)
     module.initializeParameterNode()
     kept = module.session.parameters
-    assert (kept.budget, kept.modelName, kept.show3D) == ("20min", "Modell Ä", False)
-    assert kept.teachVolume.GetName() == oblique.GetName()
-    assert [node.GetName() for node in kept.targets] == [oblique.GetName()]
-    assert len(kept.leftOut) == 1
+
+    def plain(value: Any) -> Any:
+        return [plain(one) for one in value] if isinstance(value, list) else getattr(value, "GetName", lambda: value)()
+
+    assert {name: plain(getattr(kept, name)) for name in kept.allParameters} == wanted
     assert ui.segmentsList.item(1).checkState() == _unchecked()
-    assert (ui.budgetCombo.currentData, ui.nameEdit.text) == ("20min", "Modell Ä")
+    assert (ui.budgetCombo.currentData, ui.nameEdit.text, ui.deviceCombo.currentData) == ("20min", "Modell Ä", "cpu")
+    assert (apply.show3DCheck.checked, apply.largestCheck.checked, apply.uncertaintyCheck.checked) == (
+        False,
+        True,
+        False,
+    )
+    assert apply.casesTable.item(0, 0).checkState() == _checked()
 
 
 def _checked() -> Any:

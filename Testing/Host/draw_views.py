@@ -1,0 +1,123 @@
+"""Draws slice and 3D views of a segmentation with Slicer's own displayable managers, without a screen:
+
+python Testing/Host/draw_views.py OUT.png SCAN LABELS NAMES.json [MAP_OF_UNCERTAINTY] [--at X Y Z] [--window LOW HIGH]
+
+Needs an environment of its own: `pip install trame-slicer slicer-layer-dm pillow` (another slicer-core than the tests').
+NAMES.json: as a model's, {"labels": [{"value", "name", "colour"}]}. The 3D view shows the segments alone, never a face.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import slicer
+import vtk
+from PIL import Image
+from trame_slicer.core import SlicerApp
+from trame_slicer.views import DirectViewFactory, ViewLayoutDefinition
+
+SIZE = (440, 400)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    for name in ("out", "scan", "labels", "names"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("map", type=Path, nargs="?")
+    parser.add_argument("--at", type=float, nargs=3, help="mm, RAS; else the middle of the segments")
+    parser.add_argument("--window", type=float, nargs=2, default=(-160, 240))
+    return parser.parse_args()
+
+
+def photograph(view: Any, file: Path) -> Image.Image:
+    """What the view shows."""
+    window = view.render_window()
+    window.SetSize(*SIZE)
+    for _ in range(2):
+        window.Render()
+    picture = vtk.vtkWindowToImageFilter()
+    picture.SetInput(window)
+    picture.ReadFrontBufferOff()
+    picture.Update()
+    writer = vtk.vtkPNGWriter()
+    writer.SetFileName(str(file))
+    writer.SetInputConnection(picture.GetOutputPort())
+    writer.Write()
+    return Image.open(file).convert("RGB")
+
+
+def segmentation_of(app: Any, volume: Any, asked: argparse.Namespace) -> Any:
+    """The segmentation node with names, colours and surfaces."""
+    drawn = app.io_manager.load_volumes(str(asked.labels))[0]
+    array = slicer.util.arrayFromVolume(drawn).astype(np.int16)
+    app.scene.RemoveNode(drawn)
+    label_map = app.scene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "labels")
+    app.volumes_logic.CreateLabelVolumeFromVolume(app.scene, label_map, volume)
+    slicer.util.updateVolumeFromArray(label_map, array)
+    node = app.scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "segmentation")
+    node.CreateDefaultDisplayNodes()
+    node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
+    app.segmentations_logic.ImportLabelmapToSegmentationNode(label_map, node)
+    app.scene.RemoveNode(label_map)
+    labels = {label["value"]: label for label in json.loads(asked.names.read_text(encoding="utf-8"))["labels"]}
+    values = [value for value in np.unique(array) if value]
+    for index, value in enumerate(values):
+        segment = node.GetSegmentation().GetNthSegment(index)
+        segment.SetName(labels[value]["name"])
+        segment.SetColor(*(part / 255 for part in labels[value]["colour"]))
+    node.CreateClosedSurfaceRepresentation()
+    node.GetDisplayNode().SetVisibility2DFill(False)  # off-screen, a fill hides the scan
+    node.GetDisplayNode().SetSliceIntersectionThickness(2)
+    return node
+
+
+def main() -> None:
+    """Axial, coronal and 3D, side by side."""
+    asked = arguments()
+    app = SlicerApp()
+    app.view_manager.register_factory(DirectViewFactory(do_render_offscreen=True))
+    kinds = (ViewLayoutDefinition.axial_view(), ViewLayoutDefinition.coronal_view(), ViewLayoutDefinition.threed_view())
+    views = [app.view_manager.create_view(kind) for kind in kinds]
+    axial, coronal, solid = [getattr(view, "slicer_view", view) for view in views]
+    volume = app.io_manager.load_volumes(str(asked.scan))[0]
+    node = segmentation_of(app, volume, asked)
+    app.display_manager.show_volume_in_slice_background(volume)
+    display = volume.GetDisplayNode()
+    display.SetAutoWindowLevel(False)
+    display.SetWindowLevelMinMax(*asked.window)
+    if asked.map is not None:
+        overlay = app.io_manager.load_volumes(str(asked.map))[0]
+        shown = overlay.GetDisplayNode()
+        shown.SetAndObserveColorNodeID("vtkMRMLColorTableNodeIron")
+        shown.SetAutoWindowLevel(False)
+        shown.SetWindowLevelMinMax(0, 1)
+        shown.SetThreshold(0.2, 1)
+        shown.SetApplyThreshold(True)
+        app.display_manager.show_volume_in_slice_foreground(overlay)
+        for index in range(app.scene.GetNumberOfNodesByClass("vtkMRMLSliceCompositeNode")):
+            app.scene.GetNthNodeByClass(index, "vtkMRMLSliceCompositeNode").SetForegroundOpacity(0.6)
+    bounds = [0.0] * 6
+    node.GetRASBounds(bounds)
+    place = asked.at or [(bounds[2 * axis] + bounds[2 * axis + 1]) / 2 for axis in range(3)]
+    for view, axis in ((axial, 2), (coronal, 1)):
+        view.render_window().SetSize(*SIZE)
+        view.fit_view_to_content()
+        view.set_slice_value(place[axis])
+    solid.set_box_visible(False)
+    solid.reset_view()
+    solid.zoom(0.2)
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = [photograph(view, Path(folder) / "view.png") for view in (axial, coronal, solid)]
+    whole = Image.new("RGB", (len(pictures) * (SIZE[0] + 4) - 4, SIZE[1]), "white")
+    for index, picture in enumerate(pictures):
+        whole.paste(picture, (index * (SIZE[0] + 4), 0))
+    whole.quantize(192).save(asked.out, optimize=True)
+
+
+if __name__ == "__main__":
+    main()
