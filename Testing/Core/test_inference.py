@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import json
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,12 +17,14 @@ from hypothesis import strategies as st
 
 from HiEndMAECore.checkpoints.model_folder import ModelDescription
 from HiEndMAECore.errors import InputError, OutOfMemoryError
+from HiEndMAECore.inference import predictor as predictor_module
 from HiEndMAECore.inference.cleaning import drop_islands, fill_holes, keep_largest
 from HiEndMAECore.inference.lean import Lean
 from HiEndMAECore.inference.memory import Footprint, MemoryPlan, _group_memory, free_memory, plan_memory, watch
 from HiEndMAECore.inference.predictor import Predictor
 from HiEndMAECore.inference.sliding import Sweep, forward
 from HiEndMAECore.inference.tiling import plan_tiles, tile_weights
+from HiEndMAECore.inference.trust import read_logits
 from HiEndMAECore.networks import UNETR
 from HiEndMAECore.reporting.reporter import Reporter
 from HiEndMAECore.volumes.phantom import make_patient
@@ -140,6 +145,59 @@ def test_air_is_shown_to_the_network_once_and_changes_nothing() -> None:
     tiles = plan_tiles(prepared.shape, predictor.tile)
     assert counting.tiles < 0.8 * len(tiles)
     assert_same_labels(np.searchsorted([0, 3, 300], result.labels), reference)
+
+
+def test_the_time_left_is_corrected_as_tiles_finish() -> None:
+    """A probe that was far too slow: the plan says minutes, the tiles soon say better. Air takes no time, and none is told."""
+    predictor, said = make_predictor(), io.StringIO()
+    image = torch.rand(1, 16, 16, 80, generator=torch.Generator().manual_seed(0))
+    image[..., 40:] = 0
+
+    class Slow(torch.nn.Module):
+        def forward(self, tiles: torch.Tensor) -> torch.Tensor:
+            time.sleep(0.3)
+            return predictor.network(tiles)
+
+    sweep = Sweep(
+        image, Slow(), tile=predictor.tile, classes=3, device=CPU, exact=True, probe=Footprint(1, 60.0),
+        report=Reporter(as_events=True, stream=said),
+    )  # fmt: skip
+    for _ in sweep.blocks():
+        pass
+    events = [json.loads(line) for line in said.getvalue().splitlines()]
+    shown = len(sweep.starts) - len(sweep.air) + 1
+    assert len(sweep.air) > 2
+    plan = next(event for event in events if event["event"] == "metric")
+    assert (plan["name"], plan["value"], plan["tiles"]) == ("expected_seconds", 60.0 * shown, shown)
+    told = [event for event in events if event["event"] == "progress"]
+    assert {event["total"] for event in told} == {shown}
+    assert told[-1]["step"] == shown
+    for event in told[1:-1]:
+        remaining = shown - event["step"]
+        assert 0.2 * remaining <= event["seconds_left"] <= 5 * remaining
+
+
+def test_what_a_full_device_cannot_sum_up_is_summed_up_in_system_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.randn(3, 4, 5, 6)
+
+    class OnDevice:
+        device = torch.device("cuda")
+
+        def cpu(self) -> torch.Tensor:
+            return logits
+
+    def full(given: object) -> object:
+        if isinstance(given, OnDevice):
+            raise error
+        return read_logits(given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(predictor_module, "read_logits", full)
+    error: Exception = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
+    for got, wanted in zip(predictor_module._read(OnDevice()), read_logits(logits)):  # type: ignore[arg-type]
+        torch.testing.assert_close(got, wanted)
+    error = RuntimeError("no such kernel")
+    with pytest.raises(RuntimeError, match="kernel"):
+        predictor_module._read(OnDevice())  # type: ignore[arg-type]
 
 
 class Device(torch.nn.Module):
