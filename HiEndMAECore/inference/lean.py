@@ -38,11 +38,12 @@ class Lean(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if not torch.is_grad_enabled():
-            if func is F.conv3d and not kwargs and len(args) == 7:
+            if func is F.conv3d and not kwargs and len(args) == 7 and isinstance(args[4], tuple):
                 return self._convolve(*args)
             if func is F.conv_transpose3d and not kwargs and _is_one_product(*args):
                 return _spread(args[0], args[1])
-            if func is F.instance_norm and _is_large(args[0].nbytes) and kwargs.get("weight") is None:
+            own = kwargs.get("running_mean") is kwargs.get("weight") is None  # statistics of its own, nothing learned
+            if func is F.instance_norm and own and _is_large(args[0].nbytes):
                 return _normalise(*args, **kwargs)
         return func(*args, **kwargs)
 
@@ -55,7 +56,7 @@ class Lean(TorchFunctionMode):
             return F.conv3d(part, weight, bias, stride, padding, dilation, groups)
 
         size, count = x.nbytes, x.shape[2]
-        if not _is_large(size) or stride != (1, 1, 1) or dilation != (1, 1, 1) or isinstance(padding, str):
+        if not _is_large(size) or stride != (1, 1, 1) or dilation != (1, 1, 1):
             return convolve(x)
         rows, reach, result = max(1, count * _SLAB // size), padding[0], None
         for first in range(0, count, rows):

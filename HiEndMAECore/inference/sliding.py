@@ -16,7 +16,7 @@ import contextlib
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -43,7 +43,7 @@ class _Block:
 
     place: Place
     voxels: int
-    columns: list[Column] = field(default_factory=list)
+    columns: list[Column]
     sums: tuple[Tensor, Tensor] | None = None
 
 
@@ -123,16 +123,19 @@ class Sweep:
     def _cut(self) -> None:
         """The grid into blocks."""
         (slow, across, _), shape = self.axes, self.image.shape[1:]
-        places = [sorted({column[axis] for column in self._columns}) for axis in (0, 1)]
-        borders = [sorted({at for p in places[axis] for at in (p, p + self._edges[axis])}) for axis in (0, 1)]
-        for first, second in itertools.product(*map(itertools.pairwise, borders)):
-            cut = {slow: slice(*first), across: slice(*second)}
+        spans = []  # of each cut axis: (first plane, end, columns over it)
+        for axis, edge in enumerate(self._edges):
+            places = sorted({column[axis] for column in self._columns})
+            borders = sorted({border for place in places for border in (place, place + edge)})
+            pairs = itertools.pairwise(borders)
+            spans.append([(low, high, [place for place in places if 0 <= low - place < edge]) for low, high in pairs])
+        for (low, high, rows), (left, right, columns) in itertools.product(*spans):
+            cut = {slow: slice(low, high), across: slice(left, right)}
             h, w, d = (cut.get(axis, slice(0, shape[axis])) for axis in range(3))
-            block = _Block((h, w, d), math.prod(part.stop - part.start for part in (h, w, d)))
-            for column in self._columns:
-                if all(0 <= low - at < edge for (low, _), at, edge in zip((first, second), column, self._edges)):
-                    block.columns.append(column)
-                    self._blocks[column].append(block)
+            voxels = math.prod(part.stop - part.start for part in (h, w, d))
+            block = _Block((h, w, d), voxels, list(itertools.product(rows, columns)))
+            for column in block.columns:
+                self._blocks[column].append(block)
 
     @property
     def voxels(self) -> int:
