@@ -42,8 +42,7 @@ class Lean(TorchFunctionMode):
                 return self._convolve(*args)
             if func is F.conv_transpose3d and not kwargs and _is_one_product(*args):
                 return _spread(args[0], args[1])
-            own = kwargs.get("running_mean") is kwargs.get("weight") is None  # statistics of its own, nothing learned
-            if func is F.instance_norm and own and _is_large(args[0].nbytes):
+            if func is F.instance_norm and _is_large(args[0].nbytes) and not _is_learned(**kwargs):
                 return _normalise(*args, **kwargs)
         return func(*args, **kwargs)
 
@@ -69,6 +68,10 @@ class Lean(TorchFunctionMode):
             del part
         assert result is not None
         return result
+
+
+def _is_learned(*, running_mean: Tensor | None = None, weight: Tensor | None = None, **_: Any) -> bool:
+    return running_mean is not None or weight is not None
 
 
 def _is_large(size: int) -> bool:
