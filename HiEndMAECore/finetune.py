@@ -70,8 +70,7 @@ def run(config: FinetuneConfig, report: Reporter | None = None) -> dict[str, Any
     from .checkpoints.transfer import read_initial, start_from
     from .devices import choose_device
     from .inference.trust import facts_of
-    from .networks import UNETR
-    from .networks.registry import unetr_arguments
+    from .networks import build_segmentation, segmentation_architecture
     from .reporting.run_record import versions
     from .training import finetuning, teaching
     from .volumes.preparation import PreparationPlan
@@ -101,12 +100,12 @@ def run(config: FinetuneConfig, report: Reporter | None = None) -> dict[str, Any
     else:
         structures = teaching.collect_structures(read, known)
     scans = teaching.prepare_teaching(read, plan, structures, report=report)
-    arguments = unetr_arguments(variant, classes=len(structures) + 1, in_channels=read[0].scan.channels)
+    architecture = segmentation_architecture(variant, classes=len(structures) + 1, in_channels=read[0].scan.channels)
 
     import torch
 
     torch.manual_seed(config.seed)
-    network = UNETR(**arguments)
+    network = build_segmentation(architecture)
     origin = start_from(network, initial)
     folder = config.output.with_name(config.output.name + ".training")
     looking = None
@@ -120,7 +119,7 @@ def run(config: FinetuneConfig, report: Reporter | None = None) -> dict[str, Any
         scans,
         network,
         plan=finetuning.FinetuningPlan(
-            crop=arguments["image_size"],
+            crop=architecture["arguments"]["image_size"],
             steps=config.steps,
             seconds=BUDGETS[config.budget] * (1 - looking.share if looking else 1),
             batch_size=preset.batch_size,
@@ -135,7 +134,7 @@ def run(config: FinetuneConfig, report: Reporter | None = None) -> dict[str, Any
     description = model_folder.ModelDescription(
         kind="segmentation",
         name=config.name or config.output.stem,
-        architecture={"network": "UNETR", "variant": variant.name, "arguments": arguments},
+        architecture=architecture,
         channels=[f"channel {index}" for index in range(read[0].scan.channels)],
         preparation={**plan.to_json(), "orientation": "RAS"},
         labels=[

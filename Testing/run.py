@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,9 +19,11 @@ CHECKS = (
 def main() -> int:
     """Run all, stop at none; 1 when any failed."""
     failed = []
+    # torch's compiler reads its own files in the machine's encoding, and fails where that is ASCII.
+    environment = {**os.environ, "PYTHONUTF8": "1"}
     for check in CHECKS:
         sys.stderr.write(f"-- {' '.join(check)}\n")
-        if subprocess.run([sys.executable, "-m", *check], cwd=REPOSITORY, check=False).returncode:
+        if subprocess.run([sys.executable, "-m", *check], cwd=REPOSITORY, env=environment, check=False).returncode:
             failed.append(check[0])
     sys.stderr.write(f"Failed: {', '.join(failed)}\n" if failed else "All checks passed.\n")
     return int(bool(failed))

@@ -37,9 +37,9 @@ _LARGEST_DESCRIPTION = 10_000_000  # bytes; a description is text of a few kilob
 class ModelDescription:
     """The content of `model.json`.
 
-    kind: "segmentation" (a UNETR) or "pretraining" (a Hi-End-MAE or MAE).
+    kind: "segmentation" (a UNETR or hybrid) or "pretraining" (a Hi-End-MAE or MAE).
     name: what people call it.
-    architecture: {"network": "UNETR" or "HiEndMAE", "variant": name or "", "arguments": its constructor's}.
+    architecture: {"network": "UNETR", "HybridUNETR" or "HiEndMAE", "variant": name or "", "arguments": its constructor's}.
     channels: names of the input channels, in order.
     preparation: {"spacing": [R, A, S] mm, "normalisation": {…}, "orientation": "RAS"}, see `volumes.preparation`.
     labels: [{"value", "name", "colour": [r, g, b], "terminology": {…}}], without background; empty for pretraining.

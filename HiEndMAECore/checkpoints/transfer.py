@@ -1,4 +1,4 @@
-"""From any starting weights to a UNETR: what `--init` accepts, and the rule by which the encoder moves.
+"""From any starting weights to a segmentation network: what `--init` accepts, and the rule by which the encoder moves.
 
 The rule (DESIGN, "From pretraining to fine-tuning"): the same encoder, the same function; positions are computed for the
 grid at hand; the patch embedding is inflated to more channels; every other key is strict.
@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 from HiEndMAECore.errors import InputError
 
 from . import model_folder
-from .catalogue import find_entry
+from .catalogue import check_known_file, find_entry, in_the_box
 from .official import load_strictly, read_authors_file, variant_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from HiEndMAECore.networks import UNETR
+    from HiEndMAECore.networks import UNETR, HybridUNETR
 
 _PATCH_WEIGHT = "patch_embed.proj.weight"
 
@@ -55,14 +55,19 @@ def read_initial(init: str) -> InitialWeights | None:
     if path.is_dir() and not model_folder.is_model(path) and model_folder.is_model(path / "model"):
         path = path / "model"  # a pretraining run
     if path.suffix in (".pt", ".pth") and path.is_file():
+        sha256 = _sha256(path)
+        check_known_file(path.name, sha256)
         state = read_authors_file(path)
-        return InitialWeights(str(path.name), _sha256(path), variant_of(state, source=str(path)).name, state)
+        return InitialWeights(str(path.name), sha256, variant_of(state, source=str(path)).name, state)
+    entry = None if path.exists() else find_entry(init)
+    if entry and (ours := in_the_box(entry)):
+        path = ours
     if path.exists():
         description = model_folder.read_description(path)
         state = model_folder.read_weights(path, description)
         variant = str(description.architecture.get("variant", ""))
         return InitialWeights(description.name, description.weights_sha256, variant, state, description)
-    entry = find_entry(init)
+    assert entry is not None
     raise InputError("init_not_at_hand", f"The weights '{entry.name}' are not on this computer.", entry.how_to_place)
 
 
@@ -74,7 +79,7 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def transfer_encoder(network: UNETR, weights: Mapping[str, Tensor]) -> None:
+def transfer_encoder(network: UNETR | HybridUNETR, weights: Mapping[str, Tensor]) -> None:
     """Load encoder `weights` (without `encoder.`) into the network's encoder by the rule above; raises `InputError`."""
     state = dict(weights)
     if network.encoder.cls_token is None:
@@ -99,7 +104,7 @@ def inflate(weight: Tensor, channels: int) -> Tensor:
     return weight.expand(-1, channels, -1, -1, -1) / channels
 
 
-def start_from(network: UNETR, initial: InitialWeights | None) -> dict[str, Any]:
+def start_from(network: UNETR | HybridUNETR, initial: InitialWeights | None) -> dict[str, Any]:
     """Put the starting weights into `network`; returns what `model.json` tells about them.
 
     Pretraining weights fill the encoder. A segmentation model fills everything, but for the last convolution where it

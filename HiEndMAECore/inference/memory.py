@@ -6,12 +6,11 @@ Bytes everywhere; people are told GB (10^9).
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ HOME_BYTES = (
     16  # a voxel, while labels return: best and present share, float32 each and twice in the making, and labels
 )
 _SPARE = 0.9  # of what is free, the part that is used
-_LARGEST_BATCH = 4  # tiles; a tile of 96^3 fills any processor, smaller ones soon do
+LARGEST_BATCH = 4  # tiles; a tile of 96^3 fills any processor, smaller ones soon do
 _GUESS = 4 * 10**9  # where a system tells nothing
 
 
@@ -67,16 +66,9 @@ class Footprint:
     seconds: float = 0.0
 
 
-def band_bytes(shape: Sequence[int], axis: int, planes: int, classes: int, dtype: torch.dtype) -> int:
-    """Sums of `classes` logits and their weight over `planes` planes across `axis` of a grid of `shape`."""
-    return math.prod(shape) // shape[axis] * planes * (classes * dtype.itemsize + 4)
-
-
 def plan_memory(
-    shape: Sequence[int],
+    voxels: int,
     *,
-    axis: int,
-    planes: int,
     classes: int,
     tiles: int,
     device: torch.device,
@@ -88,7 +80,7 @@ def plan_memory(
 
     Raises `OutOfMemoryError` where none does: better than a machine that stands still.
 
-    shape: of the (padded) grid, of which `planes` planes across `axis` are held at once. probe: what one tile took.
+    voxels: for which sums are held at once. probe: what one tile took.
     On the CPU tiles go one at a time: more at once keep it no busier.
     """
     tile = probe.bytes or 0
@@ -98,7 +90,7 @@ def plan_memory(
         (CPU, torch.float16, free_system),
     ]
     for accumulate, dtype, free in choices:
-        needed = band_bytes(shape, axis, planes, classes, dtype)
+        needed = voxels * (classes * dtype.itemsize + 4)  # and the weights
         if needed + (tile if accumulate == device else 0) <= _SPARE * free:
             break
     else:
@@ -110,7 +102,7 @@ def plan_memory(
                 "Close other programs, or use a larger --spacing.",
             )
     room = _SPARE * free_device - (needed if accumulate == device else 0)
-    batch = 1 if device.type == "cpu" or not tile else int(min(_LARGEST_BATCH, max(1, room // tile)))
+    batch = 1 if device.type == "cpu" or not tile else int(min(LARGEST_BATCH, max(1, room // tile)))
     return MemoryPlan(batch, accumulate, dtype, needed, tiles, probe.seconds * tiles if probe.seconds else None)
 
 

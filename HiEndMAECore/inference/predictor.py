@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from HiEndMAECore.checkpoints.model_folder import ModelDescription, read_description, read_weights
 from HiEndMAECore.checkpoints.official import load_strictly
 from HiEndMAECore.errors import InputError, OutOfMemoryError
-from HiEndMAECore.networks import UNETR
+from HiEndMAECore.networks import UNETR, HybridUNETR, build_segmentation
 from HiEndMAECore.reporting.front_door import recognise
 from HiEndMAECore.reporting.reporter import Reporter
 from HiEndMAECore.volumes.preparation import (
@@ -70,7 +70,7 @@ class Predictor:
     """A network with what one must know to use it: see `ModelDescription`. exact: float32 throughout, no autocast."""
 
     def __init__(
-        self, network: UNETR, description: ModelDescription, device: torch.device, *, exact: bool = False
+        self, network: UNETR | HybridUNETR, description: ModelDescription, device: torch.device, *, exact: bool = False
     ) -> None:
         self.network = network.to(device).eval()
         self.description = description
@@ -96,7 +96,7 @@ class Predictor:
                 f"Teach it first: python -m HiEndMAECore.finetune --init {path} …",
             )
         try:
-            network = UNETR(**description.architecture["arguments"])
+            network = build_segmentation(description.architecture)
         except (TypeError, ValueError) as error:
             raise InputError("model_unusable", f"The model {path} cannot be built: {error}.") from error
         weights = {key: value.float() for key, value in read_weights(path, description).items()}
@@ -155,7 +155,7 @@ class Predictor:
         return self._footprint
 
     def infer(self, prepared: Prepared, *, report: Reporter | None = None, mirror: bool = False) -> NetworkSegmentation:
-        """Labels, entropy and confidence on the network's grid; logits are let go band by band.
+        """Labels, entropy and confidence on the network's grid; logits are let go block by block.
 
         Raises `OutOfMemoryError`, before the first tile where that can be foreseen.
         """
@@ -165,8 +165,8 @@ class Predictor:
         labels = np.empty(prepared.shape, values.dtype)
         entropy = np.empty(prepared.shape, np.float16)
         sums, counts = np.zeros(len(values)), np.zeros(len(values))
-        for place, logits in self._bands(prepared.array, report, mirror=mirror):
-            classes, sure, doubt = (part.cpu().numpy() for part in read_logits(logits))
+        for place, logits in self._blocks(prepared.array, report, mirror=mirror):
+            classes, sure, doubt = (part.cpu().numpy() for part in _read(logits))
             labels[place], entropy[place] = values[classes], doubt
             counts += np.bincount(classes.ravel(), minlength=len(values))
             sums += np.bincount(classes.ravel(), weights=sure.ravel(), minlength=len(values))
@@ -189,14 +189,14 @@ class Predictor:
         All of them at once: `infer` does without.
         """
         total = torch.empty((len(self.structures) + 1, *array.shape[1:]))
-        for place, logits in self._bands(array, report, mirror=mirror):
+        for place, logits in self._blocks(array, report, mirror=mirror):
             total[(slice(None), *place)] = logits.to(total)
         return total
 
-    def _bands(
+    def _blocks(
         self, array: np.ndarray, report: Reporter | None, *, mirror: bool
     ) -> Iterator[tuple[tuple[slice, ...], Tensor]]:
-        """(where in the scan, logits (classes, h, w, d) there), band by band; a scan smaller than a tile is padded."""
+        """(where in the scan, logits (classes, h, w, d) there), block by block; a scan smaller than a tile is padded."""
         image = torch.from_numpy(np.ascontiguousarray(array))
         shape = image.shape[1:]
         lacks = [max(0, edge - there) for edge, there in zip(self.tile, shape)]
@@ -213,18 +213,26 @@ class Predictor:
             exact=self.exact,
             probe=self.probe(),
         )
-        for first, logits in sweep.bands():
+        for block, logits in sweep.blocks():
             # From the padded grid to the scan's: planes of padding fall away.
             place, inside = [], []
-            for axis, (lack, there) in enumerate(zip(lacks, shape)):
-                begin = (first if axis == sweep.axis else 0) - lack // 2
-                low, high = max(0, begin), min(there, begin + logits.shape[axis + 1])
+            for part, lack, there in zip(block, lacks, shape):
+                begin = part.start - lack // 2
+                low, high = max(0, begin), min(there, part.stop - lack // 2)
                 place.append(slice(low, high))
                 inside.append(slice(low - begin, high - begin))
-            if place[sweep.axis].start < place[sweep.axis].stop:
-                logits = logits[(slice(None), *inside)]
-                yield tuple(place), logits
+            yield tuple(place), logits[(slice(None), *inside)]
             del logits
+
+
+def _read(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As `read_logits`; in system memory where the device has no room for it."""
+    try:
+        return read_logits(logits)
+    except Exception as error:
+        if logits.device.type == "cpu" or not isinstance(recognise(error), OutOfMemoryError):
+            raise
+    return read_logits(logits.cpu())
 
 
 def structures_of(description: ModelDescription) -> tuple[Structure, ...]:

@@ -1,10 +1,11 @@
-"""The sliding window: tiles go through the network, their logits are added up band by band, finished bands come out.
+"""The sliding window: tiles go through the network, their logits are added up block by block, finished blocks come out.
 
-Tiles are taken in order along one axis. Where rows of tiles begin and end, the grid is cut into bands; a band is finished
-when the next row begins behind it. Only the bands under the present row are held, so memory grows with the area of a
-plane, not with the length of the scan.
+Tiles are taken in columns: those that differ along the last axis alone (or, where they are too few to fill a batch, along
+the last two). Where columns begin and end, the other axes are cut, and the grid with them, into blocks. A block is held
+from the first column that touches it to the last, so memory grows with the area of a plane, not with the length of the
+scan.
 
-    for first, logits in Sweep(image, network, …).bands():     # logits (classes, H, W, D), a few planes along sweep.axis
+    for place, logits in Sweep(image, network, …).blocks():    # logits (classes, H, W, D) of the voxels image[:, *place]
         ...
         del logits                                             # else it is held while the next tiles are added up
 """
@@ -21,34 +22,42 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from HiEndMAECore.devices import autocast
+from HiEndMAECore.devices import autocast, cpu_has_bf16
 from HiEndMAECore.errors import OutOfMemoryError
 from HiEndMAECore.reporting.front_door import recognise
 from HiEndMAECore.reporting.reporter import Reporter
 
-from .memory import CPU, Footprint, MemoryPlan, free_memory, plan_memory
+from .lean import Lean
+from .memory import CPU, LARGEST_BATCH, Footprint, MemoryPlan, free_memory, plan_memory
 from .tiling import plan_tiles, tile_weights
 
 Start = tuple[int, int, int]
+Place = tuple[slice, slice, slice]
+Column = tuple[int, int]
 
 
 @dataclass
-class _Band:
-    """Sums over the planes `first <= i < end` along the axis: logits (classes, H, W, D) and weights (H, W, D)."""
+class _Block:
+    """Sums over the voxels at `place`, all planes of the last axis: logits (classes, H, W, D) and weights (H, W, D), None
+    where no column of tiles touched it yet. columns: those that do, in order."""
 
-    first: int
-    end: int
-    logits: Tensor
-    weights: Tensor
+    place: Place
+    voxels: int
+    columns: list[Column]
+    sums: tuple[Tensor, Tensor] | None = None
 
 
 def forward(network: nn.Module, tiles: Tensor, *, exact: bool) -> Tensor:
     """(B, C, H, W, D) -> float32 logits (B, classes, H, W, D); in bf16 where the processor has it, unless `exact`: then in
     full 32 bits, without TF32."""
-    if exact:
-        with _no_tf32():
-            return network(tiles)
-    with autocast(tiles.device):
+    with contextlib.ExitStack() as stack:
+        if exact:
+            stack.enter_context(_no_tf32())
+        else:
+            stack.enter_context(autocast(tiles.device))
+            torch.set_autocast_cache_enabled(False)  # weights are used once a tile: no copy of all of them is kept
+        if tiles.device.type == "cpu":
+            stack.enter_context(Lean(full=exact or not cpu_has_bf16()))
         return network(tiles).float()
 
 
@@ -95,62 +104,104 @@ class Sweep:
         shape = image.shape[1:]
         self.starts: list[Start] = plan_tiles(shape, self.tile)
         self.air = {start for start in self.starts if not image[(slice(None), *self._place(start))].any()}
-        # Along the axis whose bands are smallest.
-        self.axis = min(range(3), key=lambda axis: math.prod(shape) // shape[axis] * self.tile[axis])
-        self.rows = sorted({start[self.axis] for start in self.starts})
-        self.borders = sorted({border for row in self.rows for border in (row, row + self.tile[self.axis])})
-        self._open: list[_Band] = []
+        # The slowest axis is the one whose planes are smallest, the last the shorter of the others.
+        self.axes = sorted(range(3), key=lambda axis: math.prod(shape) // shape[axis] * self.tile[axis])
+        self.axes[1:] = sorted(self.axes[1:], key=lambda axis: -shape[axis])
+        self.tiles = len(self.starts) - max(0, len(self.air) - 1)  # that the network is shown
+        self._columns: dict[Column, list[Start]] = {}
+        slow, across, last = self.axes
+        cut = len({start[last] for start in self.starts}) >= LARGEST_BATCH
+        self._edges = self.tile[slow], self.tile[across] if cut else shape[across]
+        for start in sorted(self.starts, key=lambda start: [start[axis] for axis in self.axes]):
+            self._columns.setdefault((start[slow], start[across] if cut else 0), []).append(start)
+        self._blocks: dict[Column, list[_Block]] = {column: [] for column in self._columns}  # that a column touches
+        self._cut()
         self._window = tile_weights(self.tile, CPU)
         self._air: Tensor | None = None
         self._done = 0
 
+    def _cut(self) -> None:
+        """The grid into blocks."""
+        (slow, across, _), shape = self.axes, self.image.shape[1:]
+        spans = []  # of each cut axis: (first plane, end, columns over it)
+        for axis, edge in enumerate(self._edges):
+            places = sorted({column[axis] for column in self._columns})
+            borders = sorted({border for place in places for border in (place, place + edge)})
+            pairs = itertools.pairwise(borders)
+            spans.append([(low, high, [place for place in places if 0 <= low - place < edge]) for low, high in pairs])
+        for (low, high, rows), (left, right, columns) in itertools.product(*spans):
+            cut = {slow: slice(low, high), across: slice(left, right)}
+            h, w, d = (cut.get(axis, slice(0, shape[axis])) for axis in range(3))
+            voxels = math.prod(part.stop - part.start for part in (h, w, d))
+            block = _Block((h, w, d), voxels, list(itertools.product(rows, columns)))
+            for column in block.columns:
+                self._blocks[column].append(block)
+
+    @property
+    def voxels(self) -> int:
+        """Of all blocks that are held at once, at most."""
+        held = most = 0
+        for column, blocks in self._blocks.items():
+            held += sum(block.voxels for block in blocks if block.columns[0] == column)
+            most = max(most, held)
+            held -= sum(block.voxels for block in blocks if block.columns[-1] == column)
+        return most
+
     @torch.inference_mode()
-    def bands(self) -> Iterator[tuple[int, Tensor]]:
-        """(first plane, averaged logits (classes, H, W, D) float32 or float16) in order along `axis`."""
+    def blocks(self) -> Iterator[tuple[Place, Tensor]]:
+        """(where in the grid, averaged logits there: (classes, h, w, d) float32 or float16), each voxel once."""
         self.network.to(self.device)
-        self.report.progress("segmenting", 0, len(self.starts))
-        for row, following in itertools.pairwise([*self.rows, self.borders[-1]]):
-            self._add([start for start in self.starts if start[self.axis] == row])
-            while self._open and self._open[0].end <= following:
-                yield self._pop()
+        self.report.progress("segmenting", 0, self.tiles)
+        for column, starts in self._columns.items():
+            self._add(starts, column)
+            for block in self._blocks[column]:
+                if block.columns[-1] == column:
+                    yield block.place, self._pop(block)
 
-    def _pop(self) -> tuple[int, Tensor]:
-        """The first band, averaged; nothing here holds it any longer."""
-        band = self._open.pop(0)
-        return band.first, band.logits.div_(band.weights)
+    def _pop(self, block: _Block) -> Tensor:
+        """The block's logits, averaged; nothing here holds them any longer."""
+        assert block.sums is not None
+        (logits, weights), block.sums = block.sums, None
+        return logits.div_(weights)
 
-    def _add(self, starts: list[Start]) -> None:
-        """Add up the tiles of one row. Air tiles (zero everywhere) all get the network's one answer to air."""
+    def _add(self, starts: list[Start], column: Column) -> None:
+        """Add up the tiles of one column. Air tiles (zero everywhere) all get the network's one answer to air."""
         air = [start for start in starts if start in self.air]
         body = [start for start in starts if start not in self.air]
         while body:
             batch = body[: self.plan.batch if self.plan else 1]
-            scores = self._try(batch)
+            scores = self._try(batch, column)
             if scores is not None:
                 body = body[len(batch) :]
                 for start, own in zip(batch, scores):
-                    self._count(start, own)
+                    self._count(start, own, column)
                 del own
+                self._advance(len(batch))
             del scores  # else they lie beside the next tiles'
         while air:
-            scores = self._try(air[:1])
+            new = self._air is None
+            scores = self._try(air[:1], column)
             if scores is not None:
-                self._count(air.pop(0), scores[0])
+                self._count(air.pop(0), scores[0], column)
+                self._advance(int(new))
 
-    def _try(self, starts: list[Start]) -> Tensor | None:
+    def _advance(self, tiles: int) -> None:
+        self._done += tiles
+        self.report.progress("segmenting", self._done, self.tiles)
+
+    def _try(self, starts: list[Start], column: Column) -> Tensor | None:
         """As `_attempt`, and the step down where it failed: by then the failed attempt's tensors are gone."""
-        scores = self._attempt(starts)
+        scores = self._attempt(starts, column)
         if scores is None:
             self._step_down()
         return scores
 
-    def _attempt(self, starts: list[Start]) -> Tensor | None:
+    def _attempt(self, starts: list[Start], column: Column) -> Tensor | None:
         """Weighted logits (B, classes, *tile) of these tiles where the sums are, and room for them in the sums; None
         when memory ran out and there is a smaller way to try. Nothing is added up before all is there."""
-        first = min(start[self.axis] for start in starts)
         try:
             if self._air is not None and starts[0] in self.air:
-                self._make_room(first)
+                self._make_room(column)
                 return self._air
             tiles = torch.stack([self.image[(slice(None), *self._place(start))] for start in starts])
             if self.plan is None:
@@ -158,7 +209,7 @@ class Sweep:
                 self.report.say(str(self.plan))
                 self.report.metric("expected_seconds", self.plan.expected, **self.plan.told())
             scores = self._scores(tiles)
-            self._make_room(first)
+            self._make_room(column)
             scores = scores.to(self.plan.accumulate, self.plan.dtype)
             scores.mul_(self._window.to(scores.device, scores.dtype))
             if starts[0] in self.air:
@@ -186,49 +237,40 @@ class Sweep:
         return total / len(turns) if len(turns) > 1 else total
 
     def _make_plan(self) -> MemoryPlan:
-        shape = self.image.shape[1:]
         return plan_memory(
-            shape,
-            axis=self.axis,
-            planes=self.tile[self.axis],
+            self.voxels,
             classes=self.classes,
-            tiles=len(self.starts) - max(0, len(self.air) - 1),
+            tiles=self.tiles,
             device=self.device,
             probe=Footprint(self.probe.bytes, self.probe.seconds * (8 if self.mirror else 1)),
             free_device=free_memory(self.device),
             free_system=free_memory(CPU),
         )
 
-    def _make_room(self, first: int) -> None:
-        """Bands of zeros for all planes of a tile that begins at `first`."""
+    def _make_room(self, column: Column) -> None:
+        """Zeros for all blocks that a column touches."""
         assert self.plan is not None
-        for low, high in itertools.pairwise(self.borders):
-            if low >= first + self.tile[self.axis] or (self._open and low < self._open[-1].end) or low < first:
-                continue
-            shape = list(self.image.shape[1:])
-            shape[self.axis] = high - low
-            logits = torch.zeros((self.classes, *shape), dtype=self.plan.dtype, device=self.plan.accumulate)
-            weights = torch.zeros(shape, device=self.plan.accumulate)
-            self._open.append(_Band(low, high, logits, weights))
+        for block in self._blocks[column]:
+            if block.sums is None:
+                shape = [part.stop - part.start for part in block.place]
+                logits = torch.zeros((self.classes, *shape), dtype=self.plan.dtype, device=self.plan.accumulate)
+                block.sums = logits, torch.zeros(shape, device=self.plan.accumulate)
 
-    def _count(self, start: Start, scores: Tensor) -> None:
-        """Add one tile's weighted logits to the bands it lies in."""
-        begin, end = start[self.axis], start[self.axis] + self.tile[self.axis]
+    def _count(self, start: Start, scores: Tensor, column: Column) -> None:
+        """Add one tile's weighted logits to the blocks it lies in."""
         window = self._window.to(scores.device)
-        place = self._place(start)
-        for band in self._open:
-            low, high = max(band.first, begin), min(band.end, end)
-            if low < high:
-                there = tuple(
-                    slice(low - band.first, high - band.first) if a == self.axis else place[a] for a in range(3)
-                )
-                here = tuple(slice(low - begin, high - begin) if a == self.axis else slice(None) for a in range(3))
-                band.logits[(slice(None), *there)] += scores[(slice(None), *here)]
-                band.weights[there] += window[here]
-        self._done += 1
-        self.report.progress("segmenting", self._done, len(self.starts))
+        for block in self._blocks[column]:
+            assert block.sums is not None
+            logits, weights = block.sums
+            there, here = [], []
+            for first, edge, part in zip(start, self.tile, block.place):
+                low, high = max(first, part.start), min(first + edge, part.stop)
+                there.append(slice(low - part.start, high - part.start))
+                here.append(slice(low - first, high - first))
+            logits[(slice(None), *there)] += scores[(slice(None), *here)]
+            weights[tuple(there)] += window[tuple(here)]
 
-    def _place(self, start: Start) -> tuple[slice, slice, slice]:
+    def _place(self, start: Start) -> Place:
         h, w, d = (slice(first, first + edge) for first, edge in zip(start, self.tile))
         return h, w, d
 
@@ -254,11 +296,12 @@ class Sweep:
             self.device = CPU
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        told = f"Memory ran out after {self._done} of {len(self.starts)} tiles; {step}. Finished tiles are kept."
+        told = f"Memory ran out after {self._done} of {self.tiles} tiles; {step}. Finished tiles are kept."
         self.report.warning("out_of_memory_step", told, "A larger --spacing needs less memory.")
 
     def _sums_to_system(self, plan: MemoryPlan) -> None:
-        for band in self._open:
-            band.logits, band.weights = band.logits.to(CPU), band.weights.to(CPU)
+        for block in {id(block): block for blocks in self._blocks.values() for block in blocks}.values():
+            if block.sums is not None:
+                block.sums = block.sums[0].to(CPU), block.sums[1].to(CPU)
         self._air = None if self._air is None else self._air.to(CPU)
         self.plan = replace(plan, accumulate=CPU)

@@ -1,4 +1,4 @@
-"""The networks: ViT encoder, Hi-End-MAE and MAE for pretraining, UNETR for segmentation, and the variants' sizes.
+"""The networks: ViT encoder, Hi-End-MAE and MAE for pretraining, UNETR and a hybrid for segmentation, the variants' sizes.
 
 Names are exported lazily: `list_variants` and the variants' sizes need no torch, the networks do.
 """
@@ -10,30 +10,42 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .hi_end_mae import MAE, HiEndMAE, Reconstruction
-    from .registry import Variant, build_pretraining_model, build_unetr, find_variant, list_variants
+    from .hybrid import HybridUNETR
+    from .registry import (
+        Variant,
+        build_pretraining_model,
+        build_segmentation,
+        find_variant,
+        list_variants,
+        segmentation_architecture,
+    )
     from .unetr import UNETR
 
 _ROOMS = {
     "HiEndMAE": "hi_end_mae",
+    "HybridUNETR": "hybrid",
     "MAE": "hi_end_mae",
     "Reconstruction": "hi_end_mae",
     "UNETR": "unetr",
     "Variant": "registry",
     "build_pretraining_model": "registry",
-    "build_unetr": "registry",
+    "build_segmentation": "registry",
     "find_variant": "registry",
     "list_variants": "registry",
+    "segmentation_architecture": "registry",
 }
 __all__ = [
     "MAE",
     "UNETR",
     "HiEndMAE",
+    "HybridUNETR",
     "Reconstruction",
     "Variant",
     "build_pretraining_model",
-    "build_unetr",
+    "build_segmentation",
     "find_variant",
     "list_variants",
+    "segmentation_architecture",
 ]
 
 

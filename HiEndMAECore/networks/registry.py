@@ -6,12 +6,13 @@ ones are ours, for computers without a GPU: same depth and same layers queried, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .hi_end_mae import HiEndMAE
+    from .hybrid import HybridUNETR
     from .unetr import UNETR
 
 OBJECTIVES = ("hi-end-mae", "mae")
@@ -20,7 +21,8 @@ DECODER_BLOCKS = 8  # Table 7: B dense-decoding stages replace 2 B of MAE's 8 se
 
 @dataclass(frozen=True)
 class Variant:
-    """Sizes of one network. `image_size` is the crop (and tile) edge in voxels it was made for."""
+    """Sizes of one network. `image_size` is the crop (and tile) edge in voxels it was made for; `segmentation` names the
+    network that is taught with its encoder ("UNETR", the paper's, or "HybridUNETR")."""
 
     name: str
     title: str
@@ -32,12 +34,15 @@ class Variant:
     decoder_dim: int
     decoder_heads: int
     feature_size: int
+    segmentation: str = "UNETR"
 
 
 _VARIANTS = (
     Variant("hi_end_mae_vit_base_16p", "ViT-B/16(768)", (96, 96, 96), 16, 768, 12, 12, 384, 12, 32),
     Variant("hi_end_mae_vit_large_16p", "ViT-B/16(1536)", (96, 96, 96), 16, 1536, 12, 16, 528, 16, 32),
     Variant("hi_end_mae_vit_large_12p", "ViT-B/12(1536)", (96, 96, 96), 12, 1536, 12, 16, 528, 16, 32),
+    # The paper's own reading of the first: Table S3 gives it 16 heads on both sides, the released code 12.
+    Variant("hi_end_mae_vit_base_paper_16p", "ViT-B/16(768), 16 heads", (96, 96, 96), 16, 768, 12, 16, 384, 16, 32),
     Variant("hi_end_mae_vit_small_8p", "ViT-S/8(384), ours, for a small GPU", (64, 64, 64), 8, 384, 12, 6, 192, 6, 24),
     Variant(
         "hi_end_mae_vit_tiny_8p",
@@ -49,7 +54,8 @@ _VARIANTS = (
         3,
         96,
         3,
-        16,
+        24,
+        "HybridUNETR",
     ),
 )
 
@@ -85,7 +91,7 @@ def pretraining_arguments(
     if objective not in OBJECTIVES:
         raise ValueError(f"objective is {objective!r}; it must be one of {OBJECTIVES}")
     sizes = asdict(find_variant(variant) if isinstance(variant, str) else variant)
-    for unused in ("name", "title", "feature_size"):
+    for unused in ("name", "title", "feature_size", "segmentation"):
         sizes.pop(unused)
     if image_size is not None:
         sizes["image_size"] = tuple(image_size)
@@ -106,25 +112,34 @@ def build_pretraining_model(variant: str | Variant, **options: Any) -> HiEndMAE:
     return HiEndMAE(**pretraining_arguments(variant, **options))
 
 
-def unetr_arguments(
+def segmentation_architecture(
     variant: str | Variant, *, classes: int, in_channels: int = 1, image_size: Sequence[int] | None = None
 ) -> dict[str, Any]:
-    """Arguments of the UNETR with the same encoder, as plain values for `model.json`."""
+    """The segmentation network with the variant's encoder, as plain values for `model.json`: {"network", "variant",
+    "arguments"}; `build_segmentation` builds it. classes: structures plus background."""
     sizes = find_variant(variant) if isinstance(variant, str) else variant
     return {
-        "image_size": tuple(image_size or sizes.image_size),
-        "patch_size": sizes.patch_size,
-        "in_channels": in_channels,
-        "classes": classes,
-        "encoder_dim": sizes.encoder_dim,
-        "encoder_depth": sizes.encoder_depth,
-        "encoder_heads": sizes.encoder_heads,
-        "feature_size": sizes.feature_size,
+        "network": sizes.segmentation,
+        "variant": sizes.name,
+        "arguments": {
+            "image_size": tuple(image_size or sizes.image_size),
+            "patch_size": sizes.patch_size,
+            "in_channels": in_channels,
+            "classes": classes,
+            "encoder_dim": sizes.encoder_dim,
+            "encoder_depth": sizes.encoder_depth,
+            "encoder_heads": sizes.encoder_heads,
+            "feature_size": sizes.feature_size,
+        },
     }
 
 
-def build_unetr(variant: str | Variant, *, classes: int, **options: Any) -> UNETR:
-    """The UNETR of a variant; `options` as in `unetr_arguments`."""
+def build_segmentation(architecture: Mapping[str, Any]) -> UNETR | HybridUNETR:
+    """The network of `segmentation_architecture`; raises `ValueError` or `TypeError` for one that cannot be built."""
+    from .hybrid import HybridUNETR
     from .unetr import UNETR
 
-    return UNETR(**unetr_arguments(variant, classes=classes, **options))
+    networks: dict[str, type[UNETR | HybridUNETR]] = {"UNETR": UNETR, "HybridUNETR": HybridUNETR}
+    if architecture["network"] not in networks:
+        raise ValueError(f"there is no network {architecture['network']!r}; known are {', '.join(networks)}")
+    return networks[architecture["network"]](**architecture["arguments"])

@@ -59,6 +59,7 @@ class UNETR(nn.Module):
             class_token=class_token,
             norm_eps=norm_eps,
         )
+        self.classes = classes
         doublings = (patch_size - 1).bit_length() - 1  # powers of two strictly below the patch edge: 16 -> 2, 4, 8
         levels = [max(0, doublings - below) for below in range(3)]  # of the shallow, middle and deep skip
         widths = [feature_size * factor for factor in (2, 4, 8)]
@@ -74,14 +75,14 @@ class UNETR(nn.Module):
         """volume (B, C, H, W, D), every edge divisible by the patch."""
         states = self.encoder(volume)
         grid = [size // self.encoder.patch_size for size in volume.shape[2:]]
-        shallow, middle, deep, last = (_to_map(states[tap], grid) for tap in (*self.encoder.taps, self.encoder.depth))
+        shallow, middle, deep, last = (to_map(states[tap], grid) for tap in (*self.encoder.taps, self.encoder.depth))
         x = self.merge_deep(last, self.skips[2](deep))
         x = self.merge_middle(x, self.skips[1](middle))
         x = self.merge_shallow(x, self.skips[0](shallow))
         return self.out(self.merge_image(x, self.from_image(volume)))
 
 
-def _to_map(tokens: Tensor, grid: Sequence[int]) -> Tensor:
+def to_map(tokens: Tensor, grid: Sequence[int]) -> Tensor:
     """(B, [1 +] L, dim) -> (B, dim, h, w, d), the cls token left out."""
     count = grid[0] * grid[1] * grid[2]
     return tokens[:, -count:].transpose(1, 2).reshape(len(tokens), -1, *grid)

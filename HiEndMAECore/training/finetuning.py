@@ -23,7 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from HiEndMAECore.devices import autocast
 from HiEndMAECore.errors import HiEndMAEError
-from HiEndMAECore.networks import UNETR
+from HiEndMAECore.networks import UNETR, HybridUNETR
 from HiEndMAECore.reporting.reporter import Reporter
 from HiEndMAECore.volumes.preparation import Grid
 
@@ -80,7 +80,7 @@ class TeachingScan:
 class FinetuningResult:
     """The averaged network, steps done of those planned, seconds spent, and (step, loss) along the way."""
 
-    network: UNETR
+    network: UNETR | HybridUNETR
     steps: int = 0
     planned: int = 0
     seconds: float = 0.0
@@ -162,7 +162,7 @@ def draw_batch(
 
 def finetune(
     scans: Sequence[TeachingScan],
-    network: UNETR,
+    network: UNETR | HybridUNETR,
     *,
     plan: FinetuningPlan,
     device: torch.device,
@@ -178,7 +178,7 @@ def finetune(
     network.to(device).train()
     scans = [TeachingScan(scan.name, scan.image.to(device), scan.classes.to(device)) for scan in scans]
     centres = CropCentres(scans, seed=plan.seed)
-    criterion = Criterion(scans, classes=network.out.conv.conv.out_channels).to(device)
+    criterion = Criterion(scans, classes=network.classes).to(device)
     snapshot = folder / SNAPSHOT
     values = read_values(snapshot) if resume else None
     planned = (
@@ -225,7 +225,7 @@ def finetune(
     return result
 
 
-def _optimiser(network: UNETR, plan: FinetuningPlan) -> torch.optim.Optimizer:
+def _optimiser(network: UNETR | HybridUNETR, plan: FinetuningPlan) -> torch.optim.Optimizer:
     encoder = list(network.encoder.parameters())
     inside = {id(parameter) for parameter in encoder}
     rest = [parameter for parameter in network.parameters() if id(parameter) not in inside]
@@ -236,7 +236,7 @@ def _optimiser(network: UNETR, plan: FinetuningPlan) -> torch.optim.Optimizer:
 def _step(
     scans: Sequence[TeachingScan],
     centres: CropCentres,
-    network: UNETR,
+    network: UNETR | HybridUNETR,
     criterion: Criterion,
     optimiser: torch.optim.Optimizer,
     *,
@@ -256,7 +256,7 @@ def _step(
     return float(loss.detach())
 
 
-def _average(averaged: AveragedModel, network: UNETR, step: int) -> None:
+def _average(averaged: AveragedModel, network: UNETR | HybridUNETR, step: int) -> None:
     """Early steps are noise: until step 50 the average is the network itself."""
     if step < 50:
         averaged.n_averaged.zero_()
@@ -266,7 +266,7 @@ def _average(averaged: AveragedModel, network: UNETR, step: int) -> None:
 def _probe(
     scans: Sequence[TeachingScan],
     centres: CropCentres,
-    network: UNETR,
+    network: UNETR | HybridUNETR,
     criterion: Criterion,
     plan: FinetuningPlan,
     device: torch.device,

@@ -38,6 +38,7 @@ from HiEndMAECore import segment
 from HiEndMAECore.checkpoints.model_folder import ModelDescription, write_model
 from HiEndMAECore.devices import choose_device
 from HiEndMAECore.inference.predictor import Predictor
+from HiEndMAECore.inference.sliding import forward
 from HiEndMAECore.networks import UNETR
 from HiEndMAECore.networks.registry import unetr_arguments
 from HiEndMAECore.volumes.phantom import make_patient
@@ -161,7 +162,12 @@ def child(args: argparse.Namespace) -> None:
     """The peak of this process in GB, system memory (POSIX), or the device's where there is one."""
     import resource
 
-    if args.kind == "whole":
+    unit, before = 1 if sys.platform == "darwin" else 1024, 0
+    if args.kind.startswith("tile "):
+        device, run = choose_device(args.device), tile_through(args, args.kind[5:])
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        run()
+    elif args.kind == "whole":
         device, load = choose_device(args.device), Predictor.load
 
         def thinned(path: Path, **options: Any) -> Predictor:
@@ -178,23 +184,38 @@ def child(args: argparse.Namespace) -> None:
             monai_window(predictor, scan)
         elif args.kind in ("ours", "quick"):
             predictor.infer(scan)
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before
     say(f"{(torch.cuda.max_memory_allocated() if device.type == 'cuda' else peak) / 1e9:.4f}")
 
 
 def unetr(args: argparse.Namespace) -> None:
+    kinds = {"MONAI's UNETR": "theirs", "ours, plain": "plain", "ours exact": "exact", "ours": "as it comes"}
+    runs = {name: tile_through(args, kind) for name, kind in kinds.items()}
+    tell(alternate({f"{name}, s": run for name, run in runs.items()}, args.rounds))
+    del runs
+    taken = {f"{name}, GB": [_child(args, f"tile {kind}")] for name, kind in kinds.items()}
+    tell(taken)
+
+
+def tile_through(args: argparse.Namespace, kind: str) -> Callable[[], object]:
+    """One tile through MONAI's UNETR or through ours: plain, or as `segment` runs it, exact or as it comes."""
     arguments, device = unetr_arguments(args.variant, classes=args.classes), choose_device(args.device)
     if arguments["patch_size"] != 16:
         raise SystemExit("MONAI's UNETR has patch 16: give --variant hi_end_mae_vit_base_16p")
-    theirs = MonaiUNETR(
-        1, args.classes, arguments["image_size"], arguments["feature_size"], arguments["encoder_dim"],
-        4 * arguments["encoder_dim"], arguments["encoder_heads"], qkv_bias=True,
-    ).to(device).eval()  # fmt: skip
-    ours = UNETR(**arguments).to(device).eval()
+    network: torch.nn.Module = UNETR(**arguments)
+    if kind == "theirs":
+        network = MonaiUNETR(
+            1, args.classes, arguments["image_size"], arguments["feature_size"], arguments["encoder_dim"],
+            4 * arguments["encoder_dim"], arguments["encoder_heads"], qkv_bias=True,
+        )  # fmt: skip
+    network = network.to(device).eval()
     tile = torch.rand(1, 1, *arguments["image_size"], device=device)
-    with torch.inference_mode():
-        tell(alternate({"MONAI's UNETR, s": lambda: theirs(tile), "ours, s": lambda: ours(tile)}, args.rounds))
+
+    @torch.inference_mode()
+    def run() -> object:
+        return network(tile) if kind in ("theirs", "plain") else forward(network, tile, exact=kind == "exact")
+
+    return run
 
 
 def write_files(args: argparse.Namespace, folder: Path) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from HiEndMAECore.checkpoints import model_folder, transfer
+from HiEndMAECore.checkpoints import catalogue, model_folder, transfer
 from HiEndMAECore.checkpoints.conversion import main
 from HiEndMAECore.checkpoints.official import read_authors_file, write_authors_file
+from HiEndMAECore.errors import InputError
 from HiEndMAECore.networks import HiEndMAE, build_pretraining_model
 
 
@@ -85,3 +87,18 @@ def test_nothing_is_overwritten_and_kinds_are_told_apart(tmp_path: Path, model: 
     (tmp_path / "there").mkdir()
     assert main([str(tmp_path / "theirs.pth"), str(tmp_path / "there")]) == 3
     assert main([str(tmp_path / "theirs.pth"), str(tmp_path / "other.pth")]) == 3
+
+
+def test_a_known_file_is_checked_by_its_hash(tmp_path: Path, model: HiEndMAE, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The published file's hash is not known yet: the entry here says what one would do."""
+    path = tmp_path / catalogue.CATALOGUE[0].file_name
+    write_authors_file(path, model)
+    found = transfer.read_initial(str(path))
+    assert found is not None
+    for known, fine in ((found.sha256, True), ("0" * 64, False)):
+        monkeypatch.setattr(catalogue, "CATALOGUE", (replace(catalogue.CATALOGUE[0], sha256=known),))
+        if fine:
+            assert transfer.read_initial(str(path)) is not None
+            continue
+        with pytest.raises(InputError, match="not the file that its authors published"):
+            transfer.read_initial(str(path))

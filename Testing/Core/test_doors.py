@@ -82,7 +82,7 @@ def test_the_whole_way(patients: Path, tmp_path: Path) -> None:
     heard, _ = run("pretrain", "--data", tmp_path / "store", "--output", tmp_path / "run", "--steps", 3, *settings)
     assert [e["step"] for e in heard if e["event"] == "progress" and e["stage"] == "pretraining"][-1] == 3
     assert (tmp_path / "run" / "progress.png").stat().st_size > 10_000
-    assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 3
+    assert [record.step for record in steps_of(read_log(tmp_path / "run"))] == [1, 2, 3]
     pretrained = read_description(tmp_path / "run" / "model")
     heard, _ = run(
         "finetune", "--image", patients / "scans/p1_0000.nii.gz", "--label", patients / "labels/p1.nii.gz",

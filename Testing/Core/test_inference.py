@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import json
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,11 +17,14 @@ from hypothesis import strategies as st
 
 from HiEndMAECore.checkpoints.model_folder import ModelDescription
 from HiEndMAECore.errors import InputError, OutOfMemoryError
+from HiEndMAECore.inference import predictor as predictor_module
 from HiEndMAECore.inference.cleaning import drop_islands, fill_holes, keep_largest
+from HiEndMAECore.inference.lean import Lean
 from HiEndMAECore.inference.memory import Footprint, MemoryPlan, _group_memory, free_memory, plan_memory, watch
 from HiEndMAECore.inference.predictor import Predictor
 from HiEndMAECore.inference.sliding import Sweep, forward
 from HiEndMAECore.inference.tiling import plan_tiles, tile_weights
+from HiEndMAECore.inference.trust import read_logits
 from HiEndMAECore.networks import UNETR
 from HiEndMAECore.reporting.reporter import Reporter
 from HiEndMAECore.volumes.phantom import make_patient
@@ -141,6 +147,59 @@ def test_air_is_shown_to_the_network_once_and_changes_nothing() -> None:
     assert_same_labels(np.searchsorted([0, 3, 300], result.labels), reference)
 
 
+def test_the_time_left_is_corrected_as_tiles_finish() -> None:
+    """A probe that was far too slow: the plan says minutes, the tiles soon say better. Air takes no time, and none is told."""
+    predictor, said = make_predictor(), io.StringIO()
+    image = torch.rand(1, 16, 16, 80, generator=torch.Generator().manual_seed(0))
+    image[..., 40:] = 0
+
+    class Slow(torch.nn.Module):
+        def forward(self, tiles: torch.Tensor) -> torch.Tensor:
+            time.sleep(0.3)
+            return predictor.network(tiles)
+
+    sweep = Sweep(
+        image, Slow(), tile=predictor.tile, classes=3, device=CPU, exact=True, probe=Footprint(1, 60.0),
+        report=Reporter(as_events=True, stream=said),
+    )  # fmt: skip
+    for _ in sweep.blocks():
+        pass
+    events = [json.loads(line) for line in said.getvalue().splitlines()]
+    shown = len(sweep.starts) - len(sweep.air) + 1
+    assert len(sweep.air) > 2
+    plan = next(event for event in events if event["event"] == "metric")
+    assert (plan["name"], plan["value"], plan["tiles"]) == ("expected_seconds", 60.0 * shown, shown)
+    told = [event for event in events if event["event"] == "progress"]
+    assert {event["total"] for event in told} == {shown}
+    assert told[-1]["step"] == shown
+    for event in told[1:-1]:
+        remaining = shown - event["step"]
+        assert 0.2 * remaining <= event["seconds_left"] <= 5 * remaining
+
+
+def test_what_a_full_device_cannot_sum_up_is_summed_up_in_system_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.randn(3, 4, 5, 6)
+
+    class OnDevice:
+        device = torch.device("cuda")
+
+        def cpu(self) -> torch.Tensor:
+            return logits
+
+    def full(given: object) -> object:
+        if isinstance(given, OnDevice):
+            raise error
+        return read_logits(given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(predictor_module, "read_logits", full)
+    error: Exception = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
+    for got, wanted in zip(predictor_module._read(OnDevice()), read_logits(logits)):  # type: ignore[arg-type]
+        torch.testing.assert_close(got, wanted)
+    error = RuntimeError("no such kernel")
+    with pytest.raises(RuntimeError, match="kernel"):
+        predictor_module._read(OnDevice())  # type: ignore[arg-type]
+
+
 class Device(torch.nn.Module):
     """A network on a device with little memory: it refuses batches above `most` tiles, and all until the run has
     stepped down `refusals` times. Counts the tiles it computed."""
@@ -176,7 +235,9 @@ def test_running_out_of_memory_is_a_step_down(most: int, refusals: int, told: li
         image, network, tile=predictor.tile, classes=3, device=device, report=report, exact=True,
         plan=MemoryPlan(4, device, torch.float32, 0, 0),
     )  # fmt: skip
-    logits = torch.cat([band for _, band in sweep.bands()], dim=1 + sweep.axis)
+    logits = torch.full((3, *image.shape[1:]), torch.nan)
+    for place, part in sweep.blocks():
+        logits[(slice(None), *place)] = part
     np.testing.assert_allclose(logits.numpy(), reference, atol=1e-4)
     assert_same_labels(logits.argmax(0).numpy(), reference)
     assert network.tiles == len(sweep.starts)  # none is done twice
@@ -223,7 +284,7 @@ def test_the_plan_fits_what_is_free(
     device: str, free_device: int, free_system: int, batch: int, where: str, dtype: torch.dtype
 ) -> None:
     plan = plan_memory(
-        (200, 200, 500), axis=2, planes=144, classes=61, tiles=100, device=torch.device(device),
+        200 * 200 * 144, classes=61, tiles=100, device=torch.device(device),
         probe=Footprint(int(1.5 * GB), 0.5), free_device=free_device, free_system=free_system,
     )  # fmt: skip
     assert (plan.batch, plan.accumulate.type, plan.dtype) == (batch, where, dtype)
@@ -231,10 +292,62 @@ def test_the_plan_fits_what_is_free(
     assert f"{plan.needed / 1e9:.2f} GB" in str(plan)
 
 
+def test_memory_is_that_of_half_a_tiles_planes_whatever_the_length() -> None:
+    """A finished column of tiles gives way to the next, so that little more than the overlap of two rows is held."""
+    held = []
+    for length in (80, 160):
+        image = torch.ones(1, 80, 64, length)
+        sweep = Sweep(
+            image, torch.nn.Conv3d(1, 3, 1), tile=(16, 16, 16), classes=3, device=CPU, report=Reporter(quiet=True)
+        )  # fmt: skip
+        held.append(sweep.voxels)
+        seen, here, most = np.zeros(image.shape[1:], int), 0, 0
+        for place, logits in sweep.blocks():
+            seen[place] += 1
+            here = sum(
+                b.sums is not None for blocks in sweep._blocks.values() for b in {id(b): b for b in blocks}.values()
+            )
+            most = max(most, here)
+            assert logits.shape[1:] == seen[place].shape
+        assert (seen == 1).all()
+        assert here == 0
+        assert most > 0
+    assert held[0] == held[1]
+    assert held[0] <= 80 * 64 * 8 + 80 * 16 * 16
+
+
+@pytest.mark.parametrize("size", [(1, 24, 20, 28), (2, 16, 16, 16)])
+def test_lean_steps_change_nothing(size: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every step of them, with slabs of a few planes and of one: as the plain network."""
+    torch.manual_seed(0)
+    network = UNETR(**{**ARGUMENTS, "image_size": size[1:], "patch_size": 4}).eval()  # type: ignore[arg-type]
+    tiles = torch.rand(size[0], 1, *size[1:])
+    with torch.inference_mode():
+        reference = network(tiles)
+        for slab in (2**24, 2**14, 2**9):
+            monkeypatch.setattr("HiEndMAECore.inference.lean._SLAB", slab)
+            with Lean(full=True):
+                torch.testing.assert_close(network(tiles), reference, atol=2e-5, rtol=1e-5)
+        half = forward(network, tiles, exact=False)
+        monkeypatch.setattr("HiEndMAECore.inference.lean._SLAB", 2**9)
+        torch.testing.assert_close(forward(network, tiles, exact=False), half, atol=5e-2, rtol=5e-2)
+
+
+def test_lean_steps_leave_gradients_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("HiEndMAECore.inference.lean._SLAB", 1)
+    network, tile = UNETR(**ARGUMENTS), torch.rand(1, 1, 16, 16, 16)  # type: ignore[arg-type]
+    network(tile).sum().backward()
+    wanted = network.out.conv.conv.weight.grad.clone()
+    network.zero_grad()
+    with Lean(full=True):
+        network(tile).sum().backward()
+    torch.testing.assert_close(network.out.conv.conv.weight.grad, wanted)
+
+
 def test_what_cannot_fit_is_refused_before_it_freezes_the_machine() -> None:
     with pytest.raises(OutOfMemoryError, match=r"needs 1\.23 GB"):
         plan_memory(
-            (200, 200, 500), axis=2, planes=144, classes=61, tiles=9, device=CPU, probe=Footprint(GB // 2),
+            200 * 200 * 144, classes=61, tiles=9, device=CPU, probe=Footprint(GB // 2),
             free_device=GB, free_system=GB,
         )  # fmt: skip
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from dicom_series import write_series
 
@@ -26,9 +27,9 @@ from HiEndMAECore.inference.predictor import Predictor
 from HiEndMAECore.inference.trust import facts_of, slices_to_review, unlike
 from HiEndMAECore.networks import UNETR
 from HiEndMAECore.reporting.reporter import Reporter
-from HiEndMAECore.segment import SegmentConfig, run
+from HiEndMAECore.segment import FORMATS, SegmentConfig, run
 from HiEndMAECore.volumes.datasets import find_cases
-from HiEndMAECore.volumes.files import read_labels, read_volume
+from HiEndMAECore.volumes.files import read_labels, read_volume, write_scalar
 from HiEndMAECore.volumes.preparation import Grid, PreparationPlan
 from HiEndMAECore.volumes.volume import Geometry, Volume
 
@@ -101,12 +102,12 @@ def spoil(folder: Path, index: int) -> None:
         name.write_bytes(gzip.compress(b"\0" * 400))
 
 
-def test_a_batch_of_many_faults(model: Path, tmp_path: Path) -> None:
+def test_a_batch_of_many_faults(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for index in range(75):
         write_scan(tmp_path / "in" / f"good_{index:02d}.nii.gz", seed=index)
     for index in range(25):
         spoil(tmp_path / "in", index)
-    report = Reporter(quiet=True)
+    report = Reporter()
     with pytest.raises(InputError, match="75 of 100 scans were segmented") as caught:
         run(config(model, tmp_path / "in", tmp_path / "out"), report)
     assert caught.value.exit_code == 3
@@ -116,6 +117,9 @@ def test_a_batch_of_many_faults(model: Path, tmp_path: Path) -> None:
     assert len(skipped) == 25
     assert all(warning["advice"] for warning in skipped)
     assert len({warning["code"] for warning in skipped}) >= 6
+    table = capsys.readouterr().err.splitlines()  # a row a scan, in order
+    rows = [line.split()[:2] for line in table if line.startswith("  ")]
+    assert rows == [[f"bad_{n:02d}", "skipped:"] for n in range(25)] + [[f"good_{n:02d}", "done"] for n in range(75)]
 
 
 def test_a_rerun_does_only_what_is_missing(model: Path, tmp_path: Path) -> None:
@@ -278,6 +282,59 @@ def test_a_fault_of_ours_is_not_taken_for_a_bad_scan() -> None:
     )
     with pytest.raises(ZeroDivisionError):
         list(told)
+
+
+# -- formats -----------------------------------------------------------------------------------------------------
+
+
+def test_every_format_and_place_gives_the_same_labels(model: Path, tmp_path: Path) -> None:
+    """One scan as NIfTI, NRRD, MHA and DICOM, given as a folder tree and as a list: the same labels in space."""
+    scan = dicom_scan(tmp_path / "tree" / "deep" / "as dicom")
+    volume = read_volume(scan)
+    for name in ("a.nii.gz", "b.nii", "c.nrrd", "deep/d.mha"):
+        write_scalar(tmp_path / "tree" / name, volume.array[0], volume.geometry)
+    names = {"a", "b", "c", "d", "as dicom"}
+    run(config(model, tmp_path / "tree", tmp_path / "from tree"))
+    (tmp_path / "list.txt").write_text("\n".join(str(tmp_path / "tree" / name) for name in ("c.nrrd", "deep/as dicom")))
+    run(config(model, tmp_path / "list.txt", tmp_path / "from list"))
+    assert {path.name for path in (tmp_path / "from tree").glob("*.nii.gz")} == {f"{name}.nii.gz" for name in names}
+    assert {path.name for path in (tmp_path / "from list").glob("*.nii.gz")} == {"c.nii.gz", "as dicom.nii.gz"}
+    results = [read_labels(path) for path in tmp_path.glob("from */*.nii.gz")]
+    assert len(results) == 7
+    assert {3, 9} & set(np.unique(results[0].array))
+    for result in results:
+        np.testing.assert_allclose(result.affine, volume.affine, atol=1e-4)
+        np.testing.assert_array_equal(result.array, results[0].array)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind != "dcm"])
+def test_every_format_out_holds_the_same_labels(model: Path, tmp_path: Path, kind: str) -> None:
+    scan = write_scan(tmp_path / "scan.nii.gz", shape=(20, 18, 12))
+    run(config(model, scan, tmp_path / "plain"))
+    run(config(model, scan, tmp_path / "asked", format=kind, uncertainty=True))
+    expected = read_labels(tmp_path / "plain" / "scan.nii.gz")
+    made = read_labels(tmp_path / "asked" / f"scan.{kind}")
+    np.testing.assert_array_equal(made.array, expected.array)
+    np.testing.assert_allclose(made.affine, expected.affine, atol=1e-5)
+    doubt = read_volume(tmp_path / "asked" / f"scan_entropy.{kind.removeprefix('seg.')}")
+    assert doubt.shape == expected.shape
+    assert 0 <= doubt.array.min() < doubt.array.max() <= 1.0001
+    if kind == "seg.nrrd":
+        header = sitk.ReadImage(str(tmp_path / "asked" / "scan.seg.nrrd"))
+        assert [header.GetMetaData(f"Segment{n}_Name") for n in range(2)] == ["liver", "spleen"]
+        assert all(len(header.GetMetaData(f"Segment{n}_Color").split()) == 3 for n in range(2))
+
+
+def test_of_several_series_one_is_chosen(model: Path, tmp_path: Path) -> None:
+    for uid, count in (("1.2.3", 12), ("1.2.4", 9)):
+        heights = np.array([[0, 0, 4.0 * z] for z in range(count)])
+        write_series(tmp_path / "scan", heights, uid=uid, prefix=uid, description=f"Series of {count}")
+    with pytest.raises(InputError) as caught:
+        run(config(model, tmp_path / "scan", tmp_path / "out.nii.gz"))
+    assert caught.value.code == "several_series"
+    assert all(part in caught.value.advice for part in ("1.2.3", "1.2.4", "Series of 9"))
+    run(config(model, tmp_path / "scan", tmp_path / "out.nii.gz", series="1.2.4"))
+    assert read_labels(tmp_path / "out.nii.gz", allow_empty=True).shape == (40, 32, 9)
 
 
 # -- DICOM in and out --------------------------------------------------------------------------------------------
@@ -454,6 +511,18 @@ def test_a_report_tells_how_far_to_trust(model: Path, tmp_path: Path) -> None:
     assert [warning["code"] for warning in report.warnings] == codes
     assert "long: " in report.warnings[0]["message"]
     assert record["seconds_of_parts"].keys() == {"read", "compute", "write"}
+
+
+def test_a_missing_orientation_is_told(model: Path, tmp_path: Path) -> None:
+    image = nib.load(write_scan(tmp_path / "scan.nii.gz"))
+    image.set_sform(None, code=0)
+    image.set_qform(None, code=0)
+    nib.save(image, tmp_path / "lost.nii.gz")
+    report = Reporter(quiet=True)
+    run(config(model, tmp_path / "lost.nii.gz", tmp_path / "out"), report)
+    record = json.loads((tmp_path / "out" / "lost.json").read_text(encoding="utf-8"))
+    assert "orientation_missing" in [warning["code"] for warning in record["warnings"]]
+    assert "orientation_missing" in [warning["code"] for warning in report.warnings]
 
 
 def test_scans_like_those_it_learned_from_are_not_doubted() -> None:

@@ -17,6 +17,7 @@ from HiEndMAECore.volumes import crop_store
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo and torchrun are not offered on Windows")
+SPOKEN = {"text": True, "encoding": "utf-8", "errors": "replace"}  # whatever the machine's own encoding is
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "PYTHONUTF8": "1"}
 SETTINGS = (
     "--variant", "hi_end_mae_vit_tiny_8p", "--crop", "16", "16", "16", "--batch-size", "4", "--steps", "20",
@@ -58,7 +59,7 @@ def alone(store: Path) -> list[float]:
 def test_two_processes_train_to_the_loss_of_one(store: Path, alone: list[float], accumulate: int) -> None:
     run = store.parent / f"two{accumulate}"
     asked = command("--data", store, "--output", run, "--accumulate", accumulate, processes=2)
-    said = subprocess.run(asked, check=True, env=ENVIRONMENT, timeout=300, capture_output=True, text=True)
+    said = subprocess.run(asked, check=True, env=ENVIRONMENT, timeout=300, capture_output=True, **SPOKEN)
     assert losses(run) == pytest.approx(alone, abs=1e-4)
     assert said.stderr.count("To beat:") == 1  # one of them speaks
 
@@ -66,7 +67,7 @@ def test_two_processes_train_to_the_loss_of_one(store: Path, alone: list[float],
 def test_a_lost_process_is_made_up_for(store: Path, alone: list[float]) -> None:
     run = store.parent / "lost"
     asked = command("--data", store, "--output", run, "--snapshot-minutes", 0.0001, processes=2, restarts=1)
-    process = subprocess.Popen(asked, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(asked, env=ENVIRONMENT, stderr=subprocess.PIPE, **SPOKEN)
     while process.poll() is None and not list(run.glob("snapshots/step-*[1-9].safetensors")):
         time.sleep(0.02)
     victims = [pid for pid in _children(process.pid) if "HiEndMAECore.pretrain" in _line(pid)]

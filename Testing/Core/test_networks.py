@@ -9,7 +9,16 @@ import pytest
 import torch
 
 from HiEndMAECore.checkpoints.transfer import inflate, transfer_encoder
-from HiEndMAECore.networks import MAE, UNETR, HiEndMAE, build_pretraining_model, build_unetr, list_variants
+from HiEndMAECore.networks import (
+    MAE,
+    UNETR,
+    HiEndMAE,
+    HybridUNETR,
+    build_pretraining_model,
+    build_segmentation,
+    list_variants,
+    segmentation_architecture,
+)
 from HiEndMAECore.networks.encoder import ViTEncoder, attend, patchify, position_table, unpatchify, visible_count
 
 PARITY = Path(__file__).parent / "parity"
@@ -137,9 +146,31 @@ def test_unetr_takes_other_sizes_than_it_was_made_for() -> None:
     assert network(torch.rand(1, 1, 24, 16, 32)).shape == (1, 2, 24, 16, 32)
 
 
+@pytest.mark.parametrize("patch", [4, 8, 16])
+def test_the_hybrid_reads_image_and_tokens(patch: int) -> None:
+    network = HybridUNETR(image_size=(2 * patch,) * 3, patch_size=patch, in_channels=2, classes=3, **SMALL)
+    volume = torch.rand(2, 2, 3 * patch, 2 * patch, 4 * patch)
+    logits = network(volume)
+    assert logits.shape == (2, 3, 3 * patch, 2 * patch, 4 * patch)
+    logits.square().mean().backward()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in network.parameters())
+    depth = network.encoder.depth
+    with torch.no_grad():  # every state that it reads changes what comes out
+        for block in (network.encoder.taps[0] - 1, depth - 1):
+            network.encoder.blocks[block].mlp.fc2.bias += torch.randn_like(network.encoder.blocks[block].mlp.fc2.bias)
+            changed = network(volume)
+            assert not torch.allclose(changed, logits)
+            logits = changed
+
+
+def test_the_hybrid_refuses_a_patch_that_is_no_power_of_two() -> None:
+    with pytest.raises(ValueError, match="a patch of 12 voxels"):
+        HybridUNETR(image_size=(24, 24, 24), patch_size=12, classes=2, **SMALL)
+
+
 def test_unetr_has_the_authors_decoder() -> None:
     with torch.device("meta"):
-        network = build_unetr("hi_end_mae_vit_large_12p", classes=14)
+        network = build_segmentation(segmentation_architecture("hi_end_mae_vit_large_12p", classes=14))
     encoder = sum(parameter.numel() for parameter in network.encoder.parameters())
     assert encoder == 342_638_592
     assert sum(parameter.numel() for parameter in network.parameters()) - encoder == 361_234_286 - 343_423_488
@@ -180,7 +211,7 @@ def test_every_variant_can_be_built() -> None:
     for name in list_variants():
         with torch.device("meta"):
             model = build_pretraining_model(name)
-            network = build_unetr(name, classes=3)
+            network = build_segmentation(segmentation_architecture(name, classes=3))
         assert model.encoder.depth == network.encoder.depth == 12
 
 

@@ -18,7 +18,13 @@ from HiEndMAECore.checkpoints.official import read_authors_file
 from HiEndMAECore.checkpoints.transfer import transfer_encoder
 from HiEndMAECore.configuration import DoorConfig
 from HiEndMAECore.errors import UsageError
-from HiEndMAECore.networks import HiEndMAE, build_pretraining_model, build_unetr, list_variants
+from HiEndMAECore.networks import (
+    HiEndMAE,
+    build_pretraining_model,
+    build_segmentation,
+    list_variants,
+    segmentation_architecture,
+)
 from HiEndMAECore.networks.encoder import visible_count
 from HiEndMAECore.networks.registry import pretraining_arguments
 from HiEndMAECore.training.distribution import Processes
@@ -146,6 +152,9 @@ def test_19_no_step_has_a_rate_of_zero() -> None:
 @pytest.mark.parametrize("variant", list_variants())
 def test_20_every_variant_can_be_fine_tuned(variant: str) -> None:
     with torch.device("meta"):
-        model, network = build_pretraining_model(variant), build_unetr(variant, classes=3)
+        model, network = (
+            build_pretraining_model(variant),
+            build_segmentation(segmentation_architecture(variant, classes=3)),
+        )
     state = {key.removeprefix("encoder."): v for key, v in model.state_dict().items() if key.startswith("encoder.")}
     transfer_encoder(network, {key: torch.empty_like(value, device="meta") for key, value in state.items()})

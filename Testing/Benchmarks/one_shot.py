@@ -1,0 +1,254 @@
+"""What one labelled scan teaches, and what one would pick instead: every arm learns from the same scan for the same time.
+
+    python Testing/Benchmarks/one_shot.py run --data OpenKBP --output results.jsonl --arms scratch hi-end-mae dynunet \
+        --cases OKBP_004 OKBP_168 OKBP_061 --seeds 0 1 --cpu-seconds 600 --split tune
+    python Testing/Benchmarks/one_shot.py report results.jsonl
+
+Arms: `hi-end-mae` starts from --init (default: the encoder in the box), `mae` from --mae (a run of the other objective with
+the same steps), `scratch` from nothing, `scratch-long` from nothing with --longer times the steps (pretraining's compute
+as well), `unetr` is the paper's network with the same encoder from scratch, `dynunet` MONAI's residual U-Net from scratch.
+All learn in the same loop: the same crops, changes, loss, averaging and schedule; `dynunet` and `unetr` get their own best
+rate by --rate NAME=VALUE, chosen on `tune` as ours was.
+
+The budget is processor time, for clocks of shared machines lie: a probe of the arm's own steps turns it into a number of
+steps, which is written down with the processor time that the run took. Each run appends one line to the output; what is
+there already is not run again. Scores are on the scans' own grids, after keeping the largest piece of each structure, for
+all arms alike. `report` compares arms over the same (teacher, seed, case) pairs: paired differences are averaged over
+teachers and seeds first, and tested over cases (Wilcoxon).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.networks.nets import DynUNet
+from scipy import stats
+from torch import Tensor, nn
+
+from HiEndMAECore.checkpoints.catalogue import OURS
+from HiEndMAECore.checkpoints.model_folder import ModelDescription
+from HiEndMAECore.checkpoints.transfer import read_initial, start_from
+from HiEndMAECore.inference.cleaning import keep_largest
+from HiEndMAECore.inference.predictor import Predictor
+from HiEndMAECore.metrics.scores import bootstrap_interval, score_case
+from HiEndMAECore.networks import build_segmentation, segmentation_architecture
+from HiEndMAECore.reporting.reporter import Reporter
+from HiEndMAECore.training import finetuning, teaching
+from HiEndMAECore.volumes.datasets import Case, read_dataset
+from HiEndMAECore.volumes.preparation import PreparationPlan, suggest_normalisation
+
+VARIANT = "hi_end_mae_vit_tiny_8p"
+ARMS = ("hi-end-mae", "mae", "scratch", "scratch-long", "unetr", "dynunet")
+CPU = torch.device("cpu")
+
+
+class Rival(nn.Module):
+    """MONAI's residual DynUNet behind the interface that the loop expects: (B, C, H, W, D) -> logits."""
+
+    def __init__(self, classes: int, channels: int) -> None:
+        super().__init__()
+        self.classes = classes
+        self.encoder = nn.Module()  # nothing in it was pretrained
+        self.encoder.patch_size = 8
+        self.net = DynUNet(
+            3, channels, classes, kernel_size=[3] * 4, strides=[1, 2, 2, 2], upsample_kernel_size=[2] * 3,
+            filters=[16, 32, 64, 128], res_block=True,
+        )  # fmt: skip
+
+    def forward(self, volume: Tensor) -> Tensor:
+        return self.net(volume)
+
+
+def build(arm: str, options: argparse.Namespace, *, classes: int, channels: int) -> tuple[nn.Module, dict[str, Any]]:
+    """(network with its starting weights, architecture)."""
+    architecture = segmentation_architecture(VARIANT, classes=classes, in_channels=channels)
+    if arm == "dynunet":
+        return Rival(classes, channels), architecture
+    if arm == "unetr":
+        architecture["network"], architecture["arguments"]["feature_size"] = "UNETR", 16
+    network = build_segmentation(architecture)
+    init = {"hi-end-mae": options.init, "mae": options.mae}.get(arm, "none")
+    start_from(network, read_initial(str(init)))
+    return network, architecture
+
+
+def steps_for(seconds: float, scans: Sequence[finetuning.TeachingScan], network: nn.Module, plan: Any) -> int:
+    """Steps that fit into `seconds` of processor time, from steps of a throw-away copy."""
+    took = []
+    for count in (2, 8):
+        begin = time.process_time()
+        trial = finetuning.FinetuningPlan(**{**vars(plan), "steps": count})
+        finetuning.finetune(
+            scans, copy.deepcopy(network), plan=trial, device=CPU, folder=Path("unused"), report=Reporter(quiet=True)
+        )
+        took.append(time.process_time() - begin)
+    return max(20, round(seconds / ((took[1] - took[0]) / 6)))
+
+
+def run_one(arm: str, teacher: Case, seed: int, tests: Sequence[Case], options: argparse.Namespace) -> dict[str, Any]:
+    """Learn and test once; what is to be written down."""
+    torch.manual_seed(seed)
+    report = Reporter(quiet=True)
+    read = [teaching.read_case(teacher, report=report)]
+    edge = options.spacing
+    grid = PreparationPlan((edge, edge, edge), suggest_normalisation(read[0].scan))
+    structures = teaching.collect_structures(read, read_dataset(options.data).structures)
+    scans = teaching.prepare_teaching(read, grid, structures, report=report)
+    network, architecture = build(arm, options, classes=len(structures) + 1, channels=read[0].scan.channels)
+    rates = dict(rate.split("=") for rate in options.rate)
+    settings: dict[str, Any] = {"crop": architecture["arguments"]["image_size"], "seed": seed, "steps": 1}
+    if arm in rates:
+        settings["learning_rate"] = float(rates[arm])
+    plan = finetuning.FinetuningPlan(**settings)
+    steps = options.steps or steps_for(options.cpu_seconds, scans, network, plan)
+    steps *= options.longer if arm == "scratch-long" else 1
+    begin, clock = time.process_time(), time.monotonic()
+    taught = finetuning.finetune(
+        scans, network, plan=finetuning.FinetuningPlan(**{**settings, "steps": steps}), device=CPU,
+        folder=Path("unused"), report=report,
+    )  # fmt: skip
+    spent, clock = time.process_time() - begin, time.monotonic() - clock
+    labels = [{"value": s.value, "name": s.name, "colour": list(s.colour)} for s in structures]
+    description = ModelDescription(
+        kind="segmentation", name=arm, architecture=architecture, preparation={**grid.to_json(), "orientation": "RAS"},
+        channels=[f"channel {index}" for index in range(read[0].scan.channels)], labels=labels, training={},
+    )  # fmt: skip
+    predictor, dice = Predictor(taught.network, description, CPU), {}
+    values, begin = [s.value for s in structures], time.process_time()
+    for case in tests:
+        target = teaching.read_case(case, report=report)
+        found, _ = keep_largest(predictor.segment(target.scan).labels, values)
+        scores = score_case(found, target.labels.array[0], affine=target.scan.affine)
+        dice[case.name] = {
+            s.name: scores[s.value].dice if s.value in scores else None for s in structures
+        }  # None: not contoured
+    return {
+        "arm": arm, "teacher": teacher.name, "seed": seed, "steps": steps, "cpu_seconds": round(spent, 1),
+        "clock_seconds": round(clock, 1), "test_cpu_seconds": round(time.process_time() - begin, 1),
+        "threads": torch.get_num_threads(), "budget": options.cpu_seconds, "split": options.split, "dice": dice,
+        "parameters": sum(parameter.numel() for parameter in taught.network.parameters()),
+    }  # fmt: skip
+
+
+def run(options: argparse.Namespace) -> None:
+    torch.set_num_threads(options.threads)
+    dataset = {case.name: case for case in read_dataset(options.data).cases}
+    splits = json.loads((options.data / "splits.json").read_text())
+    tests = [dataset[name] for name in splits[options.split]]
+    if unfit := set(options.cases) & {case.name for case in tests}:
+        raise SystemExit(f"{', '.join(sorted(unfit))} would be taught and tested.")
+    done = {_key(line) for line in _lines(options.output)} if options.output.exists() else set()
+    for seed in options.seeds:
+        for name in options.cases:
+            for arm in options.arms:
+                key = (arm, name, seed, options.cpu_seconds, options.split)
+                if key in done:
+                    continue
+                line = run_one(arm, dataset[name], seed, tests, options)
+                with options.output.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+                mean = _mean_of_structures(line["dice"].values())
+                sys.stdout.write(
+                    f"{arm} {name} seed {seed}: {line['steps']} steps, {line['cpu_seconds']} s, {mean:.3f}\n"
+                )
+                sys.stdout.flush()
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _key(line: dict[str, Any]) -> tuple[Any, ...]:
+    return line["arm"], line["teacher"], line["seed"], line["budget"], line["split"]
+
+
+def _mean_of_structures(cases: Any) -> float:
+    columns = defaultdict(list)
+    for case in cases:
+        for structure, value in case.items():
+            if value is not None:
+                columns[structure].append(value)
+    return statistics.fmean(statistics.fmean(column) for column in columns.values())
+
+
+def report(options: argparse.Namespace) -> None:
+    """Markdown: every run, per structure with intervals over cases, and paired comparisons with the first arm."""
+    lines = [line for file in options.files for line in _lines(file)]
+    say = sys.stdout.write
+    say("| arm | teacher | seed | steps | processor s | mean Dice | structures at 0 |\n|---|---|---|---|---|---|---|\n")
+    for line in lines:
+        zeros = [s for s in next(iter(line["dice"].values())) if not any(case[s] for case in line["dice"].values())]
+        say(f"| {line['arm']} | {line['teacher']} | {line['seed']} | {line['steps']} | {line['cpu_seconds']:.0f} ")
+        say(f"| {_mean_of_structures(line['dice'].values()):.3f} | {', '.join(zeros) or 'none'} |\n")
+    arms = [arm for arm in ARMS if any(line["arm"] == arm for line in lines)]
+    of_arm = {arm: [line for line in lines if line["arm"] == arm] for arm in arms}
+    structures = list(next(iter(lines[0]["dice"].values())))
+    say("\n| structure | " + " | ".join(arms) + " |\n|---|" + "---|" * len(arms) + "\n")
+    for structure in (*structures, None):
+        say(f"| {structure or '**mean of structures**'} ")
+        for arm in arms:
+            values = list(_of_cases(of_arm[arm], structure).values())
+            low, high = bootstrap_interval([[value] for value in values], seed=0) or (np.nan, np.nan)
+            say(f"| {statistics.fmean(values):.3f} ({low:.3f} to {high:.3f}) ")
+        say("|\n")
+    say(f"\nPaired differences in mean Dice, {arms[0]} less the other:\n\n")
+    say("| other | difference | cases won | p |\n|---|---|---|---|\n")
+    for arm in arms[1:]:
+        shared = {(line["teacher"], line["seed"]) for line in of_arm[arm]}
+        ours = _of_cases([line for line in of_arm[arms[0]] if (line["teacher"], line["seed"]) in shared], None)
+        theirs = _of_cases(of_arm[arm], None)
+        differences = np.array([ours[case] - theirs[case] for case in ours if case in theirs])
+        p = stats.wilcoxon(differences).pvalue if len(differences) > 5 else np.nan
+        say(f"| {arm} | {differences.mean():+.3f} | {(differences > 0).sum()} of {len(differences)} | {p:.2g} |\n")
+
+
+def _of_cases(lines: Sequence[dict[str, Any]], structure: str | None) -> dict[str, float]:
+    """{case: Dice, averaged over teachers and seeds} of one structure, or of the mean of a case's structures."""
+    values = defaultdict(list)
+    for line in lines:
+        for case, row in line["dice"].items():
+            there = [value for name, value in row.items() if value is not None and structure in (None, name)]
+            if there:
+                values[case].append(statistics.fmean(there))
+    return {case: statistics.fmean(found) for case, found in values.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    doors = parser.add_subparsers(required=True)
+    runs = doors.add_parser("run")
+    runs.set_defaults(door=run)
+    runs.add_argument("--data", type=Path, required=True, help="OpenKBP in nnU-Net's layout with splits.json")
+    runs.add_argument("--output", type=Path, required=True)
+    runs.add_argument("--arms", nargs="+", choices=ARMS, default=("hi-end-mae", "scratch", "dynunet"))
+    runs.add_argument("--cases", nargs="+", default=("OKBP_004", "OKBP_168", "OKBP_061"))
+    runs.add_argument("--seeds", nargs="+", type=int, default=(0, 1))
+    runs.add_argument("--cpu-seconds", type=float, default=600.0, help="5 minutes of two cores")
+    runs.add_argument("--steps", type=int, help="instead of --cpu-seconds")
+    runs.add_argument("--split", choices=("tune", "test"), default="tune")
+    runs.add_argument("--spacing", type=float, default=3.0)
+    runs.add_argument("--threads", type=int, default=2)
+    runs.add_argument("--init", default=OURS)
+    runs.add_argument("--mae", default="none")
+    runs.add_argument("--longer", type=int, default=3)
+    runs.add_argument("--rate", nargs="*", default=(), help="NAME=VALUE: the convolutions' rate of an arm")
+    told = doors.add_parser("report")
+    told.set_defaults(door=report)
+    told.add_argument("files", nargs="+", type=Path)
+    options = parser.parse_args()
+    options.door(options)
+
+
+if __name__ == "__main__":
+    main()
