@@ -10,26 +10,16 @@ import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
-from HiEndMAECore.checkpoints import model_folder
-from HiEndMAECore.checkpoints.catalogue import CATALOGUE
+from HiEndMAECore.checkpoints import catalogue, model_folder
 from HiEndMAECore.checkpoints.model_folder import ModelDescription
 from HiEndMAECore.errors import InputError
 from HiEndMAECore.reporting.writing import write_text
 
-from . import ENGINE_FOLDER
-
-IN_THE_BOX = ENGINE_FOLDER / "HiEndMAECore" / "checkpoints" / "weights"
-
 
 def in_the_box() -> dict[str, tuple[str, Path]]:
-    """Weights to start from that come with the engine: {name: (what they are, where)}. The catalogue knows their titles."""
-    titles = {entry.name: entry.title for entry in CATALOGUE}
-    found = {}
-    for path in sorted(IN_THE_BOX.iterdir()) if IN_THE_BOX.is_dir() else ():
-        name = path.name.removesuffix(".zip")
-        if model_folder.is_model(path):
-            found[name] = (titles.get(name) or model_folder.read_description(path).name, path)
-    return found
+    """Weights to start from that come with the engine: {name: (what they are, where)}, as the catalogue has them."""
+    places = {entry: catalogue.in_the_box(entry) for entry in catalogue.CATALOGUE}
+    return {entry.name: (entry.title, place) for entry, place in places.items() if place is not None}
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ class TeachPanel(VTKObservationMixin):
         self._filling = False
 
     def _fill_starts(self) -> None:
-        entries = {name: _("{title} (in the box)").format(title=title) for name, (title, _path) in in_the_box().items()}
+        entries = {name: title for name, (title, _path) in in_the_box().items()}
         entries["none"] = _("Nothing (learn from scratch)")
         for model in self.session.library.models():
             entries[str(model.path)] = model.name

@@ -96,22 +96,22 @@ def test_what_is_no_model_is_refused(module: Any, tmp_path: Path, monkeypatch: p
 def test_weights_in_the_box_are_the_first_start(
     imported: Any, shared_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the catalogue and the package's folder hold; a scene remembers the name, the engine gets the path."""
-    from HiEndMAESegmentationLib import library
+    """Whatever the catalogue has in the package; a scene remembers the name, the engine gets the path."""
+    from HiEndMAECore.checkpoints import catalogue
 
-    box = tmp_path / "weights"
-    box.mkdir()
-    packed = shutil.copy(shared_model, box / "small-ct.zip")
-    (box / "README.md").write_text("no weights", encoding="utf-8")
-    monkeypatch.setattr(library, "IN_THE_BOX", box)
+    packed = tmp_path / catalogue.OURS
+    monkeypatch.setattr(catalogue, "_IN_THE_BOX", tmp_path)
     imported.session.models_changed()
     combo = imported.teach.ui.startCombo
-    assert combo.currentText == "Bauch (in the box)"
+    assert (combo.currentText, imported.teach.start()) == ("Nothing (learn from scratch)", "none")
+    shutil.unpack_archive(shared_model, packed)
+    imported.session.models_changed()
+    assert combo.currentText == catalogue.find_entry(catalogue.OURS).title
     assert imported.teach.start() == str(packed)
     assert [combo.itemText(row) for row in range(combo.count)][1:3] == ["Nothing (learn from scratch)", "Bauch"]
     imported.session.parameters.start = "none"
     assert imported.teach.start() == "none"
-    imported.session.parameters.start = "small-ct"
+    imported.session.parameters.start = catalogue.OURS
     assert imported.teach.start() == str(packed)
     imported.session.parameters.start = "weights of another computer"
     assert imported.teach.start() == str(packed)
