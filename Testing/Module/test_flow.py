@@ -97,7 +97,7 @@ def test_the_whole_flow(
     assert slicer.mrmlScene.GetFirstNodeByName("Preview") is None
     (model,) = module.session.library.models()
     assert [label["name"] for label in model.description.labels] == list(names.values())
-    assert not real or 30 <= model.description.training["seconds"] <= 90
+    assert not real or model.description.training["seconds"] > 20, "a minute, more or less"
 
     # 2 Apply: the others are ticked already
     assert module.session.parameters.targets == others
