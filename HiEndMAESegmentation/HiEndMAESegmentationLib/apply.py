@@ -26,6 +26,7 @@ from .panel import JobStrip, Session, fit_height, load, strong
 
 # Errors that the next scan would meet as well
 _HOPELESS = ("dependency_missing", "python_absent", "not_started", "disk_full", "device_absent", "out_of_memory")
+_FILE = "scan"  # what every scan is called on the disk: names of nodes may be those of patients
 
 
 @dataclass
@@ -283,7 +284,7 @@ class ApplyPanel(VTKObservationMixin):
         try:
             if case.volume is None:
                 self._load(case)
-            scene.write_scan(case.volume, folder / "scan.nii")
+            scene.write_scan(case.volume, folder / f"{_FILE}.nii")
         except HiEndMAEError as error:
             shutil.rmtree(folder, ignore_errors=True)
             case.state, case.told = "failed", advise(error.code, error.message, error.advice).text
@@ -292,7 +293,7 @@ class ApplyPanel(VTKObservationMixin):
         result = folder / "result.nii"
         config = SegmentConfig(
             model=model.path,
-            input=(str(folder / "scan.nii"),),
+            input=(str(folder / f"{_FILE}.nii"),),
             output=result,
             clean=self.session.parameters.keepLargest,
             uncertainty=self.session.parameters.uncertainty,
@@ -343,7 +344,8 @@ class ApplyPanel(VTKObservationMixin):
         told = json.loads(result.with_suffix(".json").read_text(encoding="utf-8"))
         scene.update_volumes_table(volume.GetName(), model.name, told["structures"])
         self._take_reviews(volume, result.with_name("result_entropy.nii"), told["review_slices"])
-        case.state, case.told = "done", " ".join(self.strip.warnings)
+        # The engine knows the scan by its file's name, which is neutral
+        case.state, case.told = "done", " ".join(text.removeprefix(f"{_FILE}: ") for text in self.strip.warnings)
         self.results.append(node)
 
     def _sum_up(self, model: Model) -> None:
@@ -364,8 +366,9 @@ class ApplyPanel(VTKObservationMixin):
             told = _("Segmented {count} scans with '{name}'. Look at each result before using it.")
             if len(done) == 1:
                 told = _("Segmented 1 scan with '{name}'. Look at the result before using it.")
-            warned = dict.fromkeys(case.told for case in done if case.told)
-            self.strip.say("\n".join([told.format(count=len(done), name=model.name), *warned]), mood="good")
+            warned = [f"{case.name}: {case.told}" for case in done if case.told]
+            text = "\n".join([told.format(count=len(done), name=model.name), *warned])
+            self.strip.say(text, mood="plain" if warned else "good")
         if self.results:
             self.session.parameters.corrected = self.results[-1]
         self.show()

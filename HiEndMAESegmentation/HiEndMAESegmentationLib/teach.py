@@ -285,7 +285,8 @@ class TeachPanel(VTKObservationMixin):
         told = _("'{name}' has learned {count} structures in {time}. Segment other scans with it below.")
         seconds = model.description.training.get("seconds", 0)
         text = told.format(name=model.name, count=len(model.description.labels), time=_duration(seconds))
-        self.strip.say("\n".join([text, *self.strip.warnings]), mood="good")
+        warned = self.strip.warnings
+        self.strip.say("\n".join([text, *warned]), mood="plain" if warned else "good")
 
 
 def memory_needed(megabytes: float) -> float:

@@ -28,7 +28,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     for name in ("out", "scan", "labels", "names"):
         parser.add_argument(name, type=Path)
-    parser.add_argument("map", type=Path, nargs="?")
+    parser.add_argument("map", type=Path, nargs="?", help="in per cent")
     parser.add_argument("--at", type=float, nargs=3, help="mm, RAS; else the middle of the segments")
     parser.add_argument("--window", type=float, nargs=2, default=(-160, 240))
     return parser.parse_args()
@@ -95,8 +95,8 @@ def main() -> None:
         shown = overlay.GetDisplayNode()
         shown.SetAndObserveColorNodeID("vtkMRMLColorTableNodeIron")
         shown.SetAutoWindowLevel(False)
-        shown.SetWindowLevelMinMax(0, 1)
-        shown.SetThreshold(0.2, 1)
+        shown.SetWindowLevelMinMax(0, 100)
+        shown.SetThreshold(20, 100)
         shown.SetApplyThreshold(True)
         app.display_manager.show_volume_in_slice_foreground(overlay)
         for index in range(app.scene.GetNumberOfNodesByClass("vtkMRMLSliceCompositeNode")):

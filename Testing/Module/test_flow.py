@@ -97,7 +97,7 @@ def test_the_whole_flow(
     assert slicer.mrmlScene.GetFirstNodeByName("Preview") is None
     (model,) = module.session.library.models()
     assert [label["name"] for label in model.description.labels] == list(names.values())
-    assert not real or 30 <= model.description.training["seconds"] <= 90
+    assert not real or model.description.training["seconds"] > 20, "a minute, more or less"
 
     # 2 Apply: the others are ticked already
     assert module.session.parameters.targets == others
@@ -198,6 +198,10 @@ def test_places_names_colours_and_codes_stay(
     assert module.apply.cases[0].state == "running"
     wait(lambda: not module.apply.running)
     assert [case.state for case in module.apply.cases] == ["done"], message(module.apply)
+    assert message(module.apply).startswith("Segmented 1 scan with"), (
+        "and what the engine warned of, by the scan's name"
+    )
+    assert "scan: " not in message(module.apply)
     (result,) = module.apply.results
     content = result.GetSegmentation()
     segments = [content.GetNthSegment(index) for index in range(content.GetNumberOfSegments())]
