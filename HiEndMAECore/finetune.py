@@ -9,16 +9,12 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .configuration import DoorConfig, option, require_positive
 from .errors import InputError, UsageError
 from .reporting.front_door import open_door
 from .reporting.reporter import Reporter
-
-if TYPE_CHECKING:
-    from .volumes.datasets import Case
-    from .volumes.volume import Structure
 
 BUDGETS = {"1min": 60.0, "5min": 300.0, "20min": 1200.0, "good": 3600.0}
 
@@ -33,15 +29,28 @@ class FinetuneConfig(DoorConfig):
         None, help="Folder in nnU-Net's or Decathlon's layout, instead of --image and --label."
     )
     cases: tuple[str, ...] = option((), help="Cases of the data set to learn from.")
+    share: int | None = option(
+        None,
+        help="Percent of the data set's cases: of one seed the smaller lies within the larger.",
+        choices=(1, 10, 100),
+    )
     names: Path | None = option(None, help="JSON file with the structures' names (a dataset.json or model.json).")
-    init: str = option(
-        "none", help="Start from: a model, a pretraining run, the authors' file, a catalogue name, or none."
+    init: str | None = option(
+        None,
+        help="Start from: a model, a pretraining run, the authors' file, a catalogue name, or none (default: the encoder "
+        "that comes with the package).",
     )
     output: Path | None = option(help="Model to write: a folder, or a file ending in .zip.", required=True)
     name: str | None = option(None, help="What to call the model (default: the output's name).")
-    budget: str = option("5min", help="Time to learn; 'good' is up to an hour.", choices=tuple(BUDGETS))
+    budget: str = option(
+        "5min", help="Time to learn and to check what was learned; 'good' is up to an hour.", choices=tuple(BUDGETS)
+    )
     steps: int | None = option(None, help="Optimiser steps, instead of a budget.")
-    preset: str = option("auto", help="Sizes that suit the machine.", choices=("auto", "cpu", "gpu"))
+    preset: str = option(
+        "auto",
+        help="Sizes that suit the machine; paper-one-shot: the paper's own schedule of 5,000 epochs, no budget.",
+        choices=("auto", "cpu", "gpu", "paper-one-shot"),
+    )
     spacing: tuple[float, float, float] | None = option(
         None, help="Working grid in mm along right, anterior, superior."
     )
@@ -56,7 +65,9 @@ class FinetuneConfig(DoorConfig):
             raise UsageError(
                 "usage", "Give one --label for each --image, or --dataset with --cases.", "See: finetune --help"
             )
-        if self.improve is not None and self.init != "none":
+        if self.share is not None and self.dataset is None:
+            raise UsageError("usage", "--share is of a data set.", "Give --dataset as well, or leave it out.")
+        if self.improve is not None and self.init is not None:
             raise UsageError("usage", "--improve and --init exclude each other.", "Give one of the two.")
 
 
@@ -67,31 +78,30 @@ def run(config: FinetuneConfig, report: Reporter | None = None) -> dict[str, Any
     from .checkpoints import model_folder
 
     model_folder.refuse_taken(config.output)
+    from .checkpoints.catalogue import OURS
     from .checkpoints.transfer import read_initial, start_from
     from .devices import choose_device
-    from .inference.trust import facts_of
-    from .networks import build_segmentation, segmentation_architecture
-    from .reporting.run_record import versions
-    from .training import finetuning, teaching
-    from .volumes.preparation import PreparationPlan
+    from .networks import build_segmentation
+    from .training import finetuning, paper, self_check, teaching
+    from .training.describing import describe_model
 
     device = choose_device(config.device)
-    initial = read_initial(str(config.improve or config.init))
+    preset = teaching.choose_preset(config.preset, device)
+    initial = read_initial(str(config.improve or config.init or ("none" if preset.paper else OURS)))
     if config.improve and not (initial and initial.is_segmentation):
         raise InputError(
             "model_not_for_segmentation", f"{config.improve} has not learned to segment.", "Use it as --init."
         )
-    preset = teaching.choose_preset(config.preset, device)
-    variant = teaching.variant_for(preset, initial.variant if initial else "")
-    known, cases = _cases(config)
+    if config.dataset:
+        known, cases = teaching.cases_of(config.dataset, config.cases, share=config.share, seed=config.seed)
+    else:
+        known, cases = (), teaching.cases_from(config.image, config.label)
+    if config.names:
+        known = teaching.named_structures(config.names)
     read = []
     for step in report.steps("reading", len(cases)):
         read.append(teaching.read_case(cases[step], report=report))
-    plan = teaching.choose_plan(read, preset=preset, spacing=config.spacing)
-    if initial and initial.description and not config.spacing:
-        # Weights know the grid and the intensities they were trained on.
-        start = initial.description.preparation
-        plan = PreparationPlan.from_json({"spacing": start["spacing"], "normalisation": start["normalisation"]})
+    plan = teaching.choose_plan(read, preset=preset, spacing=config.spacing, initial=initial)
     if config.improve and initial and initial.description:
         from .inference.predictor import structures_of
 
@@ -100,7 +110,10 @@ def run(config: FinetuneConfig, report: Reporter | None = None) -> dict[str, Any
     else:
         structures = teaching.collect_structures(read, known)
     scans = teaching.prepare_teaching(read, plan, structures, report=report)
-    architecture = segmentation_architecture(variant, classes=len(structures) + 1, in_channels=read[0].scan.channels)
+    architecture = teaching.architecture_for(
+        preset, initial, classes=len(structures) + 1, channels=read[0].scan.channels
+    )
+    crop = architecture["arguments"]["image_size"]
 
     import torch
 
@@ -115,71 +128,47 @@ def run(config: FinetuneConfig, report: Reporter | None = None) -> dict[str, Any
         assert scans[0].grid is not None
         folder.mkdir(parents=True, exist_ok=True)
         looking = Preview(scans[0], scans[0].grid, structures, path=folder / "preview.nii", report=report)
+    mirroring = None
+    if preset.paper:
+        recipe = paper.paper_plan(crop=crop, cases=len(scans), share=config.share, steps=config.steps, seed=config.seed)
+    else:
+        mirroring = teaching.mirroring_of(scans, structures, report=report)
+        recipe = finetuning.FinetuningPlan(
+            crop=crop,
+            steps=config.steps,
+            seconds=BUDGETS[config.budget] * (1 - self_check.SHARE - (looking.share if looking else 0)),
+            batch_size=preset.batch_size,
+            seed=config.seed,
+        )
     result = finetuning.finetune(
         scans,
         network,
-        plan=finetuning.FinetuningPlan(
-            crop=architecture["arguments"]["image_size"],
-            steps=config.steps,
-            seconds=BUDGETS[config.budget] * (1 - looking.share if looking else 1),
-            batch_size=preset.batch_size,
-            seed=config.seed,
-        ),
+        plan=recipe,
         device=device,
         folder=folder,
         report=report,
         resume=config.resume,
         preview=looking,
+        mirroring=mirroring,
+        method=paper.PaperMethod(scans, seed=config.seed) if preset.paper else None,
     )
-    description = model_folder.ModelDescription(
-        kind="segmentation",
-        name=config.name or config.output.stem,
+    work = self_check.plan_work(scans, crop=crop, steps=result.steps, batch_size=recipe.batch_size)
+    checked = self_check.self_check(
+        scans, result.network, result.last, structures,
+        crop=crop, work=work, seed=config.seed, device=device, report=report,
+    )  # fmt: skip
+    description = describe_model(
+        config.name or config.output.stem,
         architecture=architecture,
-        channels=[f"channel {index}" for index in range(read[0].scan.channels)],
-        preparation={**plan.to_json(), "orientation": "RAS"},
-        labels=[
-            {"value": s.value, "name": s.name, "colour": list(s.colour), "terminology": s.terminology}
-            for s in structures
-        ],
-        training={
-            **origin,
-            "cases": len(scans),
-            "teaching": [
-                facts_of(case.scan.geometry, scan.image.numpy(), plan.spacing) for case, scan in zip(read, scans)
-            ],
-            "steps": result.steps,
-            "steps_planned": result.planned,
-            "seconds": round(result.seconds, 1),
-            "seed": config.seed,
-            "device": str(device),
-            "versions": versions(),
-            "losses": result.curve(),
-        },
-    )
+        plan=plan, structures=structures, cases=read, scans=scans, result=result, checked=checked,
+        origin={**origin, **teaching.told_mirroring(mirroring, structures)}, seed=config.seed, device=device,
+    )  # fmt: skip
     model_folder.write_model(config.output, description, result.network.state_dict())
     shutil.rmtree(folder, ignore_errors=True)
     report.metric("learning_seconds", round(result.seconds, 1), steps=result.steps)
+    checked.tell(report)
     report.say(f"The model is at {config.output}.")
     return {"model": config.output}
-
-
-def _cases(config: FinetuneConfig) -> tuple[Sequence[Structure], list[Case]]:
-    """(named structures, labelled cases) that the config asks for."""
-    from .training.teaching import named_structures
-    from .volumes.datasets import Case, read_dataset
-    from .volumes.files import case_name, files_of
-
-    named = named_structures(config.names) if config.names else ()
-    if config.dataset is None:
-        files = [files_of(image) for image in config.image]
-        return named, [Case(case_name(f[0]), f, label) for f, label in zip(files, config.label)]
-    dataset = read_dataset(config.dataset)
-    wanted = config.cases or tuple(case.name for case in dataset.cases)
-    found = {case.name: case for case in dataset.cases}
-    absent = [name for name in wanted if name not in found]
-    if absent:
-        raise InputError("case_absent", f"{config.dataset} has no labelled case {', '.join(absent)}.", "Check --cases.")
-    return named or dataset.structures, [found[name] for name in wanted]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

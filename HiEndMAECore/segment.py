@@ -57,11 +57,12 @@ def run(config: SegmentConfig, report: Reporter | None = None) -> dict[str, Any]
     from .inference.conveyor import convey, gather, my_share
     from .inference.memory import has_room_for
     from .inference.predictor import Predictor
+    from .inference.trust import knows_sides
 
     jobs = _jobs(config)
     predictor = Predictor.load(config.model, device=choose_device(config.device))
     asked = cases.Options(**{name: getattr(config, name) for name in cases.Options.__dataclass_fields__})
-    if asked.mirror and any(side in s.name.lower() for s in predictor.structures for side in ("left", "right")):
+    if asked.mirror and knows_sides(predictor.description):
         told = "The model knows left from right, which averaging over mirrored scans would confuse: it is not done."
         report.warning("mirror_confuses_sides", told, "Leave --mirror out.")
         asked = replace(asked, mirror=False)

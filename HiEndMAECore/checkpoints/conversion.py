@@ -2,8 +2,9 @@
 
     python -m HiEndMAECore.checkpoints.conversion hi_end_mae_10k.pth authors-model
     python -m HiEndMAECore.checkpoints.conversion run/model for-their-code.pth
+    python -m HiEndMAECore.checkpoints.conversion run/model small-model --half
 
-Nothing is lost on the way: both hold the same tensors, bit by bit.
+Nothing is lost on the way: both hold the same tensors, bit by bit; but for --half, a copy in 16 bits to give away.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,8 +29,10 @@ _PAPER = {  # section 4.1: what the authors' weights were trained on
 }
 
 
-def convert(source: Path, output: Path) -> None:
+def convert(source: Path, output: Path, *, half: bool = False) -> None:
     """Write `output`: the authors' layout when it ends in .pth or .pt, else a model folder. Raises `InputError`.
+
+    half: from model folder to model folder, in 16 bits.
 
     Strict: a file that is not exactly a Hi-End-MAE of a known variant is refused with the list of what does not fit.
     """
@@ -37,16 +41,16 @@ def convert(source: Path, output: Path) -> None:
     if output.exists():
         raise InputError("output_exists", f"{output} is there already.", "Choose another name, or delete it.")
     to_authors, from_authors = (path.suffix.lower() in SUFFIXES for path in (output, source))
-    if to_authors == from_authors:
+    if half and not (to_authors or from_authors):
+        _to_half(source, output)
+        return
+    if half or to_authors == from_authors:
         raise InputError(
             "conversion_unclear",
-            f"{source} and {output} are of one kind.",
-            "Give the authors' .pth file and a folder to make, or a model folder and a .pth file to make.",
+            f"From {source} to {output} there is nothing to do.",
+            "Give the authors' .pth file and a folder to make, a model folder and a .pth file, or two folders and --half.",
         )
-    if from_authors:
-        _to_folder(source, output)
-    else:
-        _to_authors(source, output)
+    (_to_folder if from_authors else _to_authors)(source, output)
 
 
 def _to_folder(source: Path, output: Path) -> None:
@@ -90,6 +94,14 @@ def _to_authors(source: Path, output: Path) -> None:
     write_authors_file(output, model)
 
 
+def _to_half(source: Path, output: Path) -> None:
+    from .model_folder import read_description, read_weights, write_model
+
+    description = read_description(source)
+    weights = {name: value.half() for name, value in read_weights(source, description).items()}
+    write_model(output, replace(description, name=output.name), weights)
+
+
 def _crop(state: dict[str, Tensor], patch: int) -> tuple[int, int, int] | None:
     """The crop that a stored position table is for, taken as a cube; None without a table."""
     table = state.get("encoder_pos_embed")
@@ -108,9 +120,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("source", type=Path, help="the authors' .pth file, or a model folder")
     parser.add_argument("output", type=Path, help="a model folder, or a .pth file, to make")
+    parser.add_argument("--half", action="store_true", help="a copy of a model folder in 16 bits")
     options = parser.parse_args(argv)
     try:
-        convert(options.source, options.output)
+        convert(options.source, options.output, half=options.half)
     except HiEndMAEError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code

@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from HiEndMAECore.checkpoints.model_folder import ModelDescription
 from HiEndMAECore.volumes.preparation import Grid
+from HiEndMAECore.volumes.sides import named_sides
 from HiEndMAECore.volumes.volume import Geometry
 
 _PIECE = 2**18  # logits worked on at once
@@ -100,6 +102,14 @@ def facts_of(native: Geometry, array: np.ndarray, spacing: Sequence[float]) -> d
         "extent_mm": [round(n * step, 1) for n, step in zip(array.shape[1:], spacing)],
         "intensities": np.percentile(thin, [5, 50, 95], axis=1).T.round(3).tolist(),
     }
+
+
+def knows_sides(description: ModelDescription) -> bool:
+    """Does the model tell left from right, by what teaching found of its structures (or their names, in older models)?"""
+    found = description.training.get("mirroring")
+    if isinstance(found, Mapping):
+        return bool(found.get("swaps")) or not found.get("allowed", True)
+    return bool(named_sides(label["name"] for label in description.labels))
 
 
 def unlike(facts: Mapping[str, Any], taught: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from monai.networks.layers.convutils import gaussian_1d
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -100,7 +101,7 @@ def draw_deformation(rng: np.random.Generator, size: Sequence[int]) -> Deformati
     stretch = np.exp(rng.uniform(-0.29, 0.29)) * np.exp(rng.uniform(-0.1, 0.1, 3)) if rng.random() < 0.7 else np.ones(3)
     bend = rng.normal(0, 1, (3, 4, 4, 4)) * rng.uniform(0, 0.06) * float(np.mean(size))
     return Deformation(
-        matrix=_rotation(angles) @ np.diag(stretch),
+        matrix=rotation(angles) @ np.diag(stretch),
         bend=bend * (rng.random() < 0.5),
         gain=float(rng.uniform(0.8, 1.25)) if rng.random() < 0.5 else 1.0,
         shift=float(rng.uniform(-0.1, 0.1)) if rng.random() < 0.5 else 0.0,
@@ -111,7 +112,8 @@ def draw_deformation(rng: np.random.Generator, size: Sequence[int]) -> Deformati
     )
 
 
-def _rotation(angles: np.ndarray) -> np.ndarray:
+def rotation(angles: np.ndarray) -> np.ndarray:
+    """(3, 3) matrix that turns by `angles` (radians) about each axis in turn."""
     matrix = np.eye(3)
     for axis, angle in enumerate(angles):
         turn = np.eye(3)
@@ -122,38 +124,108 @@ def _rotation(angles: np.ndarray) -> np.ndarray:
     return matrix
 
 
+def draw_paper_change(rng: np.random.Generator, *, square: bool) -> Deformation:
+    """What the paper's fine-tuning does: flips p .2 an axis, quarter turns p .2 in the plane of the first two axes (only
+    for crops that are `square` there), intensities scaled and shifted by up to a tenth p .1 each."""
+    matrix = np.diag([-1.0 if rng.random() < 0.2 else 1.0 for _ in range(3)])
+    if rng.random() < 0.2 and square:
+        matrix = matrix @ np.round(rotation(np.array([0, 0, np.pi / 2 * rng.integers(1, 4)])))
+    scale = 1 + rng.uniform(-0.1, 0.1) if rng.random() < 0.1 else 1.0
+    shift = rng.uniform(-0.1, 0.1) if rng.random() < 0.1 else 0.0
+    return replace(UNCHANGED, matrix=matrix, gain=float(scale), shift=float(shift))
+
+
+def mirrored(change: Deformation) -> Deformation:
+    """The same change of the crop mirrored along its first axis, the patient's right-left."""
+    return replace(change, matrix=change.matrix @ np.diag([-1.0, 1.0, 1.0]))
+
+
+def is_mirrored(change: Deformation) -> bool:
+    """Does the change turn a right hand into a left one?"""
+    return bool(np.linalg.det(change.matrix) < 0)
+
+
 def cut(
     image: Tensor, labels: Tensor, centre: np.ndarray, size: Sequence[int], change: Deformation
 ) -> tuple[Tensor, Tensor]:
-    """A deformed crop around `centre` (voxels): image (C, H, W, D) and labels (H, W, D) of a whole scan ->
-    (C, *size) float32 and (*size) of the labels' type. Outside the scan the image is 0 and the label background."""
+    """One deformed crop, see `cut_batch`: (C, *size) and (*size)."""
+    crops, targets = cut_batch(image, labels, [centre], size, [change])
+    return crops[0], targets[0]
+
+
+def cut_batch(
+    image: Tensor, labels: Tensor, centres: Sequence[np.ndarray], size: Sequence[int], changes: Sequence[Deformation]
+) -> tuple[Tensor, Tensor]:
+    """Deformed crops around `centres` (voxels), all in one interpolation: image (C, H, W, D) and labels (H, W, D) of a
+    whole scan -> (B, C, *size) float32 and (B, *size) of the labels' type. Outside the scan the image is 0 and the label
+    background."""
     device = image.device
-    axes = [torch.arange(n, dtype=torch.float32, device=device) - (n - 1) / 2 for n in size]
-    offsets = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
-    places = offsets @ torch.as_tensor(change.matrix.T, dtype=torch.float32, device=device)
-    places = places + torch.as_tensor(centre, dtype=torch.float32, device=device)
-    if change.bend.any():
-        lattice = torch.as_tensor(change.bend, dtype=torch.float32, device=device)[None]
-        bend = F.interpolate(lattice, size=tuple(size), mode="trilinear", align_corners=True)[0]
-        places = places + bend.permute(1, 2, 3, 0)
-    whole = torch.tensor(image.shape[1:], dtype=torch.float32, device=device)
-    grid = (places * 2 + 1) / whole - 1  # grid_sample's coordinates, align_corners False
-    grid = grid.flip(-1)[None]  # it wants them last axis first
-    crop = F.grid_sample(image[None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
-    target = F.grid_sample(labels[None, None].float(), grid, mode="nearest", padding_mode="zeros", align_corners=False)
-    return _recolour(crop, change), target[0, 0].to(labels.dtype)
+    grid = _places(np.stack(centres), size, changes, image.shape[1:]).to(device)
+    # On a CPU torch interpolates one sample on one thread: crops go in as slabs, the scan itself is not copied.
+    slabs = next((n for n in (4, 3, 2) if size[0] % n == 0), 1) if device.type == "cpu" else 1
+    grid = grid.view(len(changes) * slabs, size[0] // slabs, size[1], size[2], 3)
+
+    def sample(whole: Tensor, mode: str) -> Tensor:
+        found = F.grid_sample(
+            whole[None].expand(len(grid), -1, -1, -1, -1), grid, mode=mode, padding_mode="zeros", align_corners=False
+        )
+        found = found.view(len(changes), slabs, len(whole), -1, *size[1:]).transpose(1, 2)
+        return found.reshape(len(changes), len(whole), *size)
+
+    crops, targets = sample(image, "bilinear"), sample(labels[None].float(), "nearest")
+    return _recolour(crops, changes), targets[:, 0].to(labels.dtype)
 
 
-def _recolour(crop: Tensor, change: Deformation) -> Tensor:
-    if change.blur:
-        from monai.networks.layers import GaussianFilter
+def _places(centres: np.ndarray, size: Sequence[int], changes: Sequence[Deformation], shape: Sequence[int]) -> Tensor:
+    """(B, *size, 3): where in a scan of `shape` each voxel of the crops lies, in grid_sample's coordinates (-1 to 1 from
+    edge to edge, align_corners False, the last axis first)."""
+    whole = np.array(shape, float)
+    matrices = np.stack([change.matrix for change in changes]) * 2 / whole[:, None]
+    starts = (centres * 2 + 1) / whole - 1
+    steps = torch.as_tensor(matrices[:, ::-1].copy(), dtype=torch.float32)  # (B, 3 of the scan, 3 of the crop)
+    grid = torch.as_tensor(starts[:, ::-1].copy(), dtype=torch.float32)[:, None, None, None]
+    for axis, n in enumerate(size):
+        line = torch.arange(n, dtype=torch.float32) - (n - 1) / 2
+        line = line.view([-1 if other == axis else 1 for other in range(3)])
+        grid = grid + line[None, ..., None] * steps[:, None, None, None, :, axis]
+    if any(change.bend.any() for change in changes):
+        bends = np.stack([change.bend for change in changes]) * (2 / whole)[:, None, None, None]
+        lattices = torch.as_tensor(bends[:, ::-1].copy(), dtype=torch.float32)
+        grid = grid + F.interpolate(lattices, size=tuple(size), mode="trilinear", align_corners=True).movedim(1, -1)
+    return grid
 
-        crop = GaussianFilter(3, change.blur, truncated=2.0).to(crop.device)(crop[None])[0]
-    if change.gamma != 1:
-        crop = crop.clamp(min=0) ** change.gamma
-    crop = crop * change.gain + change.shift
-    if change.noise:
-        # Drawn on the processor, so that every device gets the same.
-        noise = torch.randn(crop.shape, generator=torch.Generator().manual_seed(change.seed))
-        crop = crop + change.noise * noise.to(crop.device)
-    return crop
+
+def _recolour(crops: Tensor, changes: Sequence[Deformation]) -> Tensor:
+    """crops (B, C, H, W, D): each with its own blur, gamma, gain, shift and noise."""
+    device = crops.device
+
+    def column(values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, dtype=crops.dtype).to(device).view(-1, 1, 1, 1, 1)
+
+    blurred = [index for index, change in enumerate(changes) if change.blur]
+    if blurred:
+        crops[blurred] = _blur(crops[blurred], [changes[index].blur for index in blurred])
+    if any(change.gamma != 1 for change in changes):
+        crops = crops.clamp(min=0) ** column([change.gamma for change in changes])
+    if any((change.gain, change.shift) != (1.0, 0.0) for change in changes):
+        crops = crops * column([change.gain for change in changes]) + column([change.shift for change in changes])
+    for index, change in enumerate(changes):
+        if change.noise:
+            generator = torch.Generator(device).manual_seed(change.seed)
+            noise = torch.randn(crops.shape[1:], generator=generator, device=device)
+            crops[index] += change.noise * noise
+    return crops
+
+
+def _blur(crops: Tensor, sigmas: Sequence[float]) -> Tensor:
+    """Gaussian blur of each crop (B, C, H, W, D) by its own sigma (voxels), cut off at two sigmas; air outside."""
+    kernels = [gaussian_1d(torch.tensor(sigma), truncated=2.0) for sigma in sigmas]
+    reach = max(len(kernel) // 2 for kernel in kernels)
+    padded = torch.stack([F.pad(kernel, [reach - len(kernel) // 2] * 2) for kernel in kernels]).to(crops.device)
+    for axis in (2, 3, 4):
+        wide = F.pad(crops, [reach if other == axis else 0 for other in (4, 3, 2) for _ in range(2)])
+        crops = sum(  # type: ignore[assignment]
+            wide.narrow(axis, place, crops.shape[axis]) * padded[:, place].view(-1, 1, 1, 1, 1)
+            for place in range(2 * reach + 1)
+        )
+    return crops

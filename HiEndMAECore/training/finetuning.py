@@ -7,12 +7,11 @@ Step `i` draws from generators keyed by (seed, i), so that a resumed run goes on
 from __future__ import annotations
 
 import copy
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -26,16 +25,18 @@ from HiEndMAECore.errors import HiEndMAEError
 from HiEndMAECore.networks import UNETR, HybridUNETR
 from HiEndMAECore.reporting.reporter import Reporter
 from HiEndMAECore.volumes.preparation import Grid
+from HiEndMAECore.volumes.sides import Mirroring
 
-from .augmentation import cut, draw_deformation, sample_generator
-from .optimiser import build_adamw, cosine_rate, set_rate
+from .augmentation import Deformation, cut_batch, draw_deformation, is_mirrored, mirrored, sample_generator
+from .budget import Clock, Pace, measure_pace
+from .optimiser import build_adamw, cosine_rate, decayed_by_depth, set_rate
 from .snapshots import load_snapshot, read_values, save_snapshot
 
 SNAPSHOT = "snapshot.safetensors"
 _SNAPSHOT_SECONDS = 45.0  # a killed run loses less than a minute
 _CENTRES = 50_000  # voxels of one structure to choose crop centres from
 _ANYWHERE = 0.4  # share of crops centred anywhere in the body instead of on a structure
-_PROBE_STEPS = 4
+_TOLD_STEPS = 100  # a shorter run is over before a probe would tell how long it takes
 
 
 class Onlooker(Protocol):
@@ -51,6 +52,8 @@ class FinetuningPlan:
 
     crop: voxels (H, W, D). learning_rate is of the convolutions; the encoder's is `encoder_rate`. Either `steps` is
     given, or `seconds`, from which a probe makes steps once. ema: decay of the averaged weights that are kept.
+    layer_decay: each block of the encoder learns at this share of the rate of the one after it; 1 is one rate for all.
+    mirrored: share of crops that are mirrored where the labels allow it. clip: the gradients' largest norm.
     """
 
     crop: tuple[int, int, int]
@@ -59,9 +62,12 @@ class FinetuningPlan:
     batch_size: int = 1
     learning_rate: float = 4e-3
     encoder_rate: float = 1e-3
+    layer_decay: float = 1.0
     weight_decay: float = 1e-5
     warm_up: float = 0.05
     ema: float = 0.99
+    mirrored: float = 0.5
+    clip: float | None = 1.0
     seed: int = 0
 
 
@@ -78,9 +84,11 @@ class TeachingScan:
 
 @dataclass
 class FinetuningResult:
-    """The averaged network, steps done of those planned, seconds spent, and (step, loss) along the way."""
+    """The averaged network and one with the last weights, steps done of those planned, seconds spent, and (step, loss)
+    along the way."""
 
     network: UNETR | HybridUNETR
+    last: UNETR | HybridUNETR
     steps: int = 0
     planned: int = 0
     seconds: float = 0.0
@@ -145,19 +153,64 @@ class CropCentres:
         return scan, places[int(rng.integers(len(places)))] + rng.uniform(-0.25, 0.25, 3) * np.array(crop)
 
 
+class Method(Protocol):
+    """What a recipe decides beside the plan's numbers: the crops, their changes and the loss (`OurMethod`, `PaperMethod`).
+
+    criterion: (logits, classes, done=share of the run) -> scalar. swaps: pairs of classes that mirrored crops exchange.
+    """
+
+    criterion: nn.Module
+    swaps: tuple[tuple[int, int], ...]
+
+    def draw(self, index: int, crop: Sequence[int]) -> tuple[int, np.ndarray, Deformation]: ...
+
+
+class OurMethod:
+    """Crops evenly around all structures, changed strongly, mirrored where the labels allow it."""
+
+    def __init__(
+        self, scans: Sequence[TeachingScan], *, classes: int, plan: FinetuningPlan, mirroring: Mirroring | None = None
+    ) -> None:
+        self.seed = plan.seed
+        self.centres = CropCentres(scans, seed=plan.seed)
+        self.criterion: nn.Module = Criterion(scans, classes=classes)
+        self.swaps = mirroring.swaps if mirroring else ()
+        self.mirrored = plan.mirrored if mirroring and mirroring.allowed else 0.0
+
+    def draw(self, index: int, crop: Sequence[int]) -> tuple[int, np.ndarray, Deformation]:
+        """Crop `index` of the run: (scan, centre, change)."""
+        rng = sample_generator(self.seed, index)
+        scan, centre = self.centres.draw(rng, crop)
+        change = draw_deformation(rng, crop)
+        return scan, centre, mirrored(change) if self.mirrored and rng.random() < self.mirrored else change
+
+
 def draw_batch(
-    scans: Sequence[TeachingScan], centres: CropCentres, *, step: int, plan: FinetuningPlan
+    scans: Sequence[TeachingScan], method: Method, *, step: int, plan: FinetuningPlan
 ) -> tuple[Tensor, Tensor]:
-    """Images (B, C, *crop) and classes (B, 1, *crop) of step `step`."""
-    images, targets = [], []
-    for index in range(step * plan.batch_size, (step + 1) * plan.batch_size):
-        rng = sample_generator(plan.seed, index)
-        scan, centre = centres.draw(rng, plan.crop)
-        change = draw_deformation(rng, plan.crop)
-        image, classes = cut(scans[scan].image, scans[scan].classes, centre, plan.crop, change)
-        images.append(image)
-        targets.append(classes[None])
-    return torch.stack(images), torch.stack(targets)
+    """Images (B, C, *crop) and classes (B, 1, *crop) of step `step`: everything is drawn first, then cut at once."""
+    first = step * plan.batch_size
+    drawn = [method.draw(index, plan.crop) for index in range(first, first + plan.batch_size)]
+    like = scans[0]
+    images = like.image.new_empty((len(drawn), len(like.image), *plan.crop))
+    targets = like.classes.new_empty((len(drawn), 1, *plan.crop))
+    for scan in sorted({scan for scan, _, _ in drawn}):
+        rows = [row for row, (of, _, _) in enumerate(drawn) if of == scan]
+        centres, changes = [drawn[row][1] for row in rows], [drawn[row][2] for row in rows]
+        images[rows], targets[rows, 0] = cut_batch(scans[scan].image, scans[scan].classes, centres, plan.crop, changes)
+    if method.swaps:
+        flipped = [row for row, (_, _, change) in enumerate(drawn) if is_mirrored(change)]
+        targets[flipped] = swap_classes(targets[flipped], method.swaps)
+    return images, targets
+
+
+def swap_classes(classes: Tensor, swaps: Sequence[tuple[int, int]]) -> Tensor:
+    """`classes` with each pair's values exchanged."""
+    swapped = classes.clone()
+    for one, other in swaps:
+        swapped[classes == one] = other
+        swapped[classes == other] = one
+    return swapped
 
 
 def finetune(
@@ -170,38 +223,53 @@ def finetune(
     report: Reporter,
     resume: bool = False,
     preview: Onlooker | None = None,
+    mirroring: Mirroring | None = None,
+    method: Method | None = None,
 ) -> FinetuningResult:
-    """Train `network` on `scans`; the result holds the averaged weights. Snapshots go to `folder`, `preview` looks on.
+    """Train `network` on `scans`; it keeps the last weights, the result also holds the averaged ones.
+    Snapshots go to `folder`, `preview` looks on.
 
+    mirroring: what the labels allow (None: no crop is mirrored). method: another recipe than ours.
     `finish` ends early with a usable result; `cancel` raises `Cancelled`.
     """
     network.to(device).train()
     scans = [TeachingScan(scan.name, scan.image.to(device), scan.classes.to(device)) for scan in scans]
-    centres = CropCentres(scans, seed=plan.seed)
-    criterion = Criterion(scans, classes=network.classes).to(device)
+    if method is None:
+        method = OurMethod(scans, classes=network.classes, plan=plan, mirroring=mirroring)
+    method.criterion.to(device)
     snapshot = folder / SNAPSHOT
     values = read_values(snapshot) if resume else None
-    planned = (
-        int(values["planned"]) if values else plan.steps or _probe(scans, centres, network, criterion, plan, device)
-    )
-    report.say(f"Learning from {len(scans)} labelled scan{'s' if len(scans) > 1 else ''} in {planned} steps.")
+    budget = None if plan.steps else plan.seconds
+    what = f"Learning from {len(scans)} labelled scan{'s' if len(scans) > 1 else ''}"
+    pace = None if values or (plan.steps and plan.steps < _TOLD_STEPS) else _probe(scans, method, network, plan, device)
+    planned = int(values["planned"]) if values else plan.steps or _steps_in(budget, pace)
+    if pace:
+        pace.tell(report, steps=planned, what=what)
+    else:
+        report.say(f"{what} in {planned} steps.")
+    fastest = pace.fastest if pace else float(values.get("fastest", 0.0)) if values else 0.0
+    clock = Clock(budget, fastest, report)
 
     optimiser = _optimiser(network, plan)
     averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(plan.ema))
-    result = FinetuningResult(network, planned=planned)
+    result = FinetuningResult(cast(UNETR, averaged.module), network, planned=planned)
     if values:
         load_snapshot(snapshot, {"network": network, "averaged": averaged}, optimiser)
         result.steps, before = int(values["step"]), float(values["seconds"])
         result.losses = [(int(step), float(loss)) for step, loss in values["losses"]]
     else:
         before = 0.0
+
+    def save() -> None:
+        told = {"step": result.steps, "planned": planned, "seconds": result.seconds, "losses": result.losses}
+        told["fastest"] = fastest
+        save_snapshot(snapshot, {"network": network, "averaged": averaged}, optimiser, told)
+
     started = saved = time.monotonic()
     warm_up = max(1, round(plan.warm_up * planned))
     for step in range(result.steps, planned):
         rate = set_rate(optimiser, cosine_rate(step, planned, warm_up=warm_up))
-        loss = _step(
-            scans, centres, network, criterion, optimiser, step=step, done=step / planned, plan=plan, device=device
-        )
+        loss = _step(scans, method, network, optimiser, step=step, done=step / planned, plan=plan, device=device)
         if not np.isfinite(loss):
             raise HiEndMAEError(
                 "loss_not_finite", f"The loss was {loss} at step {step}.", "Try another --seed, or --device cpu."
@@ -212,16 +280,17 @@ def finetune(
         now = time.monotonic()
         result.seconds = before + now - started
         report.progress("learning", step + 1, planned, loss=loss, learning_rate=rate)
-        if report.finish_requested:
+        if report.finish_requested or clock.over(result.seconds, step=result.steps, planned=planned):
             break
         if preview and preview.due(result.steps, planned, seconds=now - started, crop=plan.crop):
             preview.look(averaged.module, step=result.steps, crop=plan.crop, device=device)
         if now - saved > _SNAPSHOT_SECONDS:
             saved = now
-            told = {"step": result.steps, "planned": planned, "seconds": result.seconds, "losses": result.losses}
-            save_snapshot(snapshot, {"network": network, "averaged": averaged}, optimiser, told)
-    network.load_state_dict(averaged.module.state_dict())
-    network.eval()
+            save()
+    if result.seconds > _SNAPSHOT_SECONDS:
+        save()  # what comes after learning may fail, too
+    result.network.eval()
+    result.last.eval()
     return result
 
 
@@ -229,15 +298,15 @@ def _optimiser(network: UNETR | HybridUNETR, plan: FinetuningPlan) -> torch.opti
     encoder = list(network.encoder.parameters())
     inside = {id(parameter) for parameter in encoder}
     rest = [parameter for parameter in network.parameters() if id(parameter) not in inside]
-    groups = [{"params": rest, "lr": plan.learning_rate}, {"params": encoder, "lr": plan.encoder_rate}]
+    groups = [{"params": rest, "lr": plan.learning_rate}]
+    groups += decayed_by_depth(network.encoder, plan.encoder_rate, decay=plan.layer_decay)
     return build_adamw(groups, learning_rate=plan.learning_rate, betas=(0.9, 0.999), weight_decay=plan.weight_decay)
 
 
 def _step(
     scans: Sequence[TeachingScan],
-    centres: CropCentres,
+    method: Method,
     network: UNETR | HybridUNETR,
-    criterion: Criterion,
     optimiser: torch.optim.Optimizer,
     *,
     step: int,
@@ -245,12 +314,13 @@ def _step(
     plan: FinetuningPlan,
     device: torch.device,
 ) -> float:
-    image, classes = draw_batch(scans, centres, step=step, plan=plan)
+    image, classes = draw_batch(scans, method, step=step, plan=plan)
     with autocast(device, smallest_edge=min(plan.crop) // network.encoder.patch_size):
         logits = network(image)
-    loss = criterion(logits.float(), classes, done=done)
+    loss = method.criterion(logits.float(), classes, done=done)
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+    if plan.clip is not None:
+        torch.nn.utils.clip_grad_norm_(network.parameters(), plan.clip)
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
     return float(loss.detach())
@@ -265,20 +335,22 @@ def _average(averaged: AveragedModel, network: UNETR | HybridUNETR, step: int) -
 
 def _probe(
     scans: Sequence[TeachingScan],
-    centres: CropCentres,
+    method: Method,
     network: UNETR | HybridUNETR,
-    criterion: Criterion,
     plan: FinetuningPlan,
     device: torch.device,
-) -> int:
-    """Steps that fit into `plan.seconds`, from a few steps of a throw-away copy: the schedule is fixed from then on."""
-    if not plan.seconds:
-        raise ValueError("a plan needs steps or seconds")
+) -> Pace:
+    """What a step costs, from a few steps of a throw-away copy."""
     trial = copy.deepcopy(network)
     optimiser = _optimiser(trial, plan)
-    took = []
-    for step in range(_PROBE_STEPS):
-        start = time.monotonic()
-        _step(scans, centres, trial, criterion, optimiser, step=step, done=0.0, plan=plan, device=device)
-        took.append(time.monotonic() - start)
-    return max(20, round((plan.seconds - sum(took)) / statistics.median(took[1:])))
+    return measure_pace(
+        lambda step: _step(scans, method, trial, optimiser, step=step, done=0.0, plan=plan, device=device),
+        device=device,
+        budget=None if plan.steps else plan.seconds,
+    )
+
+
+def _steps_in(budget: float | None, pace: Pace | None) -> int:
+    if not budget or not pace:
+        raise ValueError("a plan needs steps or seconds")
+    return pace.steps_in(budget)

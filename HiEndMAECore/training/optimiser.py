@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from HiEndMAECore.networks.encoder import ViTEncoder
+
 
 def build_adamw(
     groups: Iterable[dict[str, Any]] | Iterable[torch.nn.Parameter],
@@ -32,6 +34,24 @@ def spare_norms_and_biases(model: torch.nn.Module, weight_decay: float) -> list[
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
+
+
+def decayed_by_depth(encoder: ViTEncoder, learning_rate: float, *, decay: float) -> list[dict[str, Any]]:
+    """Parameter groups of an encoder: the last block and the final norm learn at `learning_rate`, every block before at
+    `decay` times the rate of the next, patch embedding and cls token slowest. One group where `decay` is 1.
+
+    What pretraining taught early layers, edges and textures, fits any patient: it should change least.
+    """
+    if not 0 < decay <= 1:
+        raise ValueError(f"the layers' decay is {decay}, must lie above 0 and not above 1")
+    if decay == 1:
+        return [{"params": list(encoder.parameters()), "lr": learning_rate}]
+    depths: dict[int, list[torch.nn.Parameter]] = {}  # blocks between a parameter and the output
+    for name, parameter in encoder.named_parameters():
+        part, _, rest = name.partition(".")
+        below = {"blocks": encoder.depth - 1 - int(rest.partition(".")[0]) if part == "blocks" else 0, "norm": 0}
+        depths.setdefault(below.get(part, encoder.depth), []).append(parameter)
+    return [{"params": depths[depth], "lr": learning_rate * decay**depth} for depth in sorted(depths)]
 
 
 def cosine_rate(step: int, steps: int, *, warm_up: int) -> float:

@@ -4,40 +4,47 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from HiEndMAECore.checkpoints.transfer import InitialWeights
 from HiEndMAECore.errors import InputError
 from HiEndMAECore.metrics.pairs import structure_names
-from HiEndMAECore.networks.registry import Variant, find_variant
+from HiEndMAECore.networks.registry import find_variant, segmentation_architecture
 from HiEndMAECore.reporting.reporter import Reporter
-from HiEndMAECore.volumes.datasets import Case, label_colours
-from HiEndMAECore.volumes.files import on_grid_of, read_labels, read_volume
+from HiEndMAECore.volumes.datasets import Case, label_colours, nested_share, read_dataset
+from HiEndMAECore.volumes.files import case_name, files_of, on_grid_of, read_labels, read_volume
 from HiEndMAECore.volumes.preparation import PreparationPlan, body_box, prepare, prepare_labels, suggest_normalisation
+from HiEndMAECore.volumes.sides import Mirroring, decide_mirroring
 from HiEndMAECore.volumes.volume import Structure, Volume
 
 from .finetuning import TeachingScan
 
-_FEW_VOXELS = 20
+FEW_VOXELS = 20  # on the network's grid: fewer are too little to learn from
 
 
 @dataclass(frozen=True)
 class Preset:
     """What suits a machine: the variant where no starting weights decide it, crops a batch, and how many voxels a body
-    may have on the network's grid. On two cores, twice the steps of one crop beat steps of two crops.
+    may have on the network's grid; or its spacing (mm along R, A, S) whatever the body. paper: the paper's recipe instead
+    of ours, see `training.paper`. On two cores, twice the steps of one crop beat steps of two crops.
     """
 
     variant: str
     batch_size: int
     voxels: float
+    spacing: tuple[float, float, float] | None = None
+    paper: bool = False
 
 
 PRESETS = {
     "cpu": Preset("hi_end_mae_vit_tiny_8p", 1, 1.5e6),
     "gpu": Preset("hi_end_mae_vit_small_8p", 4, 12e6),
+    "paper-one-shot": Preset("hi_end_mae_vit_large_12p", 4, float("inf"), spacing=(1.5, 1.5, 1.5), paper=True),
 }
 
 
@@ -46,6 +53,26 @@ def choose_preset(name: str, device: torch.device) -> Preset:
     if name == "auto":
         name = "gpu" if device.type == "cuda" else "cpu"
     return PRESETS[name]
+
+
+def cases_from(images: Sequence[str], labels: Sequence[Path]) -> list[Case]:
+    """Loose files: the channels of one case joined by commas, and its label map."""
+    files = [files_of(image) for image in images]
+    return [Case(case_name(f[0]), f, label) for f, label in zip(files, labels)]
+
+
+def cases_of(
+    folder: Path, names: Sequence[str] = (), *, share: int | None = None, seed: int = 0
+) -> tuple[tuple[Structure, ...], list[Case]]:
+    """(structures, labelled cases) of the data set in `folder`: those called `names`, or all; of them `share` percent.
+    Raises `InputError`."""
+    dataset = read_dataset(folder)
+    found = {case.name: case for case in dataset.cases}
+    absent = [name for name in names if name not in found]
+    if absent:
+        raise InputError("case_absent", f"{folder} has no labelled case {', '.join(absent)}.", "Check --cases.")
+    cases = [found[name] for name in names or found]
+    return dataset.structures, cases if share is None else nested_share(cases, share, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -68,24 +95,42 @@ def read_case(case: Case, *, report: Reporter) -> LabelledCase:
 
 
 def choose_plan(
-    cases: Sequence[LabelledCase], *, preset: Preset, spacing: Sequence[float] | None = None
+    cases: Sequence[LabelledCase],
+    *,
+    preset: Preset,
+    spacing: Sequence[float] | None = None,
+    initial: InitialWeights | None = None,
 ) -> PreparationPlan:
     """Spacing and intensities for these scans.
 
-    spacing: isotropic, as fine as the scans themselves allow (geometric mean of the voxel edges), but so coarse that no
-    body has more voxels than the preset's; mm along R, A, S when given.
+    spacing, mm along R, A, S: what is given; else that of the weights, where they have learned to segment, or were pretrained
+    on scans of this kind and the body fills a quarter of a crop there; else isotropic, as fine as the scans themselves allow
+    (geometric mean of the voxel edges), but so coarse that no body has more voxels than the preset's.
     """
     normalisation = suggest_normalisation(cases[0].scan)
+    bodies = []
+    for case in cases:
+        box = body_box(case.scan, hounsfield=normalisation.kind == "window")
+        bodies.append(np.prod([end - first for first, end in box]) * case.scan.geometry.voxel_ml * 1000)
+    if initial and initial.description:
+        known = PreparationPlan.from_json(
+            {key: initial.description.preparation[key] for key in ("spacing", "normalisation")}
+        )
+        crop = np.prod(initial.description.architecture["arguments"]["image_size"]) * np.prod(known.spacing)
+        if initial.is_segmentation or (known.normalisation.kind == normalisation.kind and min(bodies) > crop / 4):
+            return known if spacing is None else replace(known, spacing=_three(spacing))
+    if spacing is None:
+        spacing = preset.spacing
     if spacing is None:
         finest = float(np.median([np.prod(case.scan.spacing) ** (1 / 3) for case in cases]))
-        bodies = []
-        for case in cases:
-            box = body_box(case.scan, hounsfield=normalisation.kind == "window")
-            bodies.append(np.prod([end - first for first, end in box]) * case.scan.geometry.voxel_ml * 1000)
         edge = round(max(finest, float(max(bodies) / preset.voxels) ** (1 / 3)), 2)
         spacing = (edge, edge, edge)
+    return PreparationPlan(_three(spacing), normalisation)
+
+
+def _three(spacing: Sequence[float]) -> tuple[float, float, float]:
     r, a, s = spacing
-    return PreparationPlan((r, a, s), normalisation)
+    return r, a, s
 
 
 def named_structures(file: Path) -> tuple[Structure, ...]:
@@ -150,7 +195,7 @@ def prepare_teaching(
             "Use a finer --spacing.",
         )
     for structure, count in zip(structures, counts):
-        if count < _FEW_VOXELS:
+        if count < FEW_VOXELS:
             report.warning(
                 "too_little_to_learn",
                 f"'{structure.name}' has only {count} voxels at a spacing of {plan.spacing[0]:g} mm: too little to learn from.",
@@ -159,9 +204,34 @@ def prepare_teaching(
     return scans
 
 
-def variant_for(preset: Preset, init_variant: str) -> Variant:
-    """The starting weights' variant where there are any, else the preset's."""
+def mirroring_of(scans: Sequence[TeachingScan], structures: Sequence[Structure], *, report: Reporter) -> Mirroring:
+    """May crops of these scans be mirrored? Told in the log."""
+    bodies = [(scan.image[0].numpy(), scan.classes.numpy()) for scan in scans]
+    mirroring = decide_mirroring([structure.name for structure in structures], bodies)
+    report.say(f"Mirroring from right to left is {mirroring.reason}.")
+    report.metric("mirroring", float(mirroring.allowed), reason=mirroring.reason)
+    return mirroring
+
+
+def told_mirroring(mirroring: Mirroring | None, structures: Sequence[Structure]) -> dict[str, Any]:
+    """As `model.json` keeps it: "swaps" are pairs of label values."""
+    if mirroring is None:
+        return {}
+    swaps = [[structures[one - 1].value, structures[other - 1].value] for one, other in mirroring.swaps]
+    return {"mirroring": {"allowed": mirroring.allowed, "swaps": swaps, "reason": mirroring.reason}}
+
+
+def architecture_for(preset: Preset, initial: InitialWeights | None, *, classes: int, channels: int) -> dict[str, Any]:
+    """The network that learns, as `registry.segmentation_architecture` tells it: that of a segmentation model to start
+    from; else the one for the starting weights' encoder; else the preset's. The paper's preset learns with UNETR."""
+    if initial and initial.is_segmentation:
+        assert initial.description is not None
+        known = dict(initial.description.architecture)
+        return {**known, "arguments": {**known["arguments"], "classes": classes, "in_channels": channels}}
     try:
-        return find_variant(init_variant or preset.variant)
+        variant = find_variant(initial.variant if initial else preset.variant)
     except ValueError as error:
         raise InputError("weights_unknown", f"The starting weights cannot be used: {error}.") from error
+    if preset.paper:
+        variant = replace(variant, segmentation="UNETR")
+    return segmentation_architecture(variant, classes=classes, in_channels=channels)

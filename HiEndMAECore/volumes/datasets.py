@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import hashlib
 import json
 import os
 import re
@@ -182,6 +183,15 @@ def read_dataset(folder: str | Path) -> Dataset:
     if not cases and not unlabelled:
         raise InputError("dataset_empty", f"The dataset {folder} has no cases.", "Put scans into its imagesTr folder.")
     return Dataset(str(data.get("name") or folder.name), structures, tuple(cases), tuple(unlabelled), names)
+
+
+def nested_share(cases: Sequence[Case], percent: float, *, seed: int) -> list[Case]:
+    """`percent` of the cases, one at least, sorted by name. Of one seed a smaller share lies within every larger one, also
+    when cases are added later or listed in another order."""
+    if not 0 < percent <= 100:
+        raise ValueError(f"the share is {percent} percent, must lie above 0 and not above 100")
+    drawn = sorted(cases, key=lambda case: hashlib.sha256(f"{seed} {case.name}".encode()).digest())
+    return sorted(drawn[: max(1, round(len(drawn) * percent / 100))], key=lambda case: case.name)
 
 
 def _structures(source: Path, data: Mapping[str, Any]) -> tuple[Structure, ...]:

@@ -89,14 +89,32 @@ def test_nothing_is_overwritten_and_kinds_are_told_apart(tmp_path: Path, model: 
     assert main([str(tmp_path / "theirs.pth"), str(tmp_path / "other.pth")]) == 3
 
 
+def test_a_copy_in_16_bits_starts_the_same_encoder(tmp_path: Path, model: HiEndMAE) -> None:
+    write_authors_file(tmp_path / "theirs.pth", model)
+    assert main([str(tmp_path / "theirs.pth"), str(tmp_path / "whole")]) == 0
+    assert main([str(tmp_path / "whole"), str(tmp_path / "half")]) == 3  # 16 bits lose something: it must be said
+    assert main([str(tmp_path / "whole"), str(tmp_path / "half"), "--half"]) == 0
+    whole, half = (transfer.read_initial(str(tmp_path / name)) for name in ("whole", "half"))
+    assert whole is not None
+    assert half is not None
+    assert half.source == "half"
+    assert half.description is not None
+    assert half.description.preparation == whole.description.preparation  # type: ignore[union-attr]
+    sizes = [(tmp_path / name / model_folder.WEIGHTS).stat().st_size for name in ("half", "whole")]
+    assert sizes[0] < 0.51 * sizes[1]
+    for name, value in whole.encoder.items():
+        torch.testing.assert_close(half.encoder[name].float(), value, atol=1e-3, rtol=1e-3)
+
+
 def test_a_known_file_is_checked_by_its_hash(tmp_path: Path, model: HiEndMAE, monkeypatch: pytest.MonkeyPatch) -> None:
     """The published file's hash is not known yet: the entry here says what one would do."""
-    path = tmp_path / catalogue.CATALOGUE[0].file_name
+    theirs = catalogue.find_entry("hi-end-mae-10k")
+    path = tmp_path / theirs.file_name
     write_authors_file(path, model)
     found = transfer.read_initial(str(path))
     assert found is not None
     for known, fine in ((found.sha256, True), ("0" * 64, False)):
-        monkeypatch.setattr(catalogue, "CATALOGUE", (replace(catalogue.CATALOGUE[0], sha256=known),))
+        monkeypatch.setattr(catalogue, "CATALOGUE", (replace(theirs, sha256=known),))
         if fine:
             assert transfer.read_initial(str(path)) is not None
             continue

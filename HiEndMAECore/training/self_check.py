@@ -1,0 +1,261 @@
+"""The self-check: what Dice to expect on other patients, estimated from the labelled scans alone.
+
+Two features a structure can be had without another patient:
+
+- `deformed`: Dice of the averaged network on strongly deformed and re-contrasted copies of the teaching scans. The copies
+  are drawn with changes stronger than the training's and with generators that no training crop uses.
+- `agreement`: Dice between what the averaged and the last weights find there. Where they differ, learning has not settled.
+
+`CALIBRATION` turns one of them into the expected Dice. It was or was not measured on patients: `calibrated` says which.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from HiEndMAECore.devices import autocast
+from HiEndMAECore.reporting.reporter import Reporter
+from HiEndMAECore.volumes.volume import Structure
+
+from .augmentation import Deformation, cut, rotation
+from .finetuning import TeachingScan
+from .teaching import FEW_VOXELS
+
+SHARE = 0.06  # of a budget, kept for the self-check
+TOO_LITTLE = "too little to learn from"
+UNSEEN = "in none of the copies"
+_COPIES = 4  # at most
+_FORWARD = 0.4  # a tile through one network, as a share of one crop's part of a step
+_FEWEST = 8  # tiles
+_MARK = 0x5E1F  # third word of the generators' key: training's have two
+_LATTICE = 7
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """expected Dice = slope * feature + intercept, within 0 and 1.
+
+    feature: "deformed" or "agreement". error: mean absolute error of a structure's expected Dice, on patients that had no
+    part in the fit; None until it was measured.
+    """
+
+    slope: float = 1.0
+    intercept: float = 0.0
+    error: float | None = None
+    feature: str = "deformed"
+
+    def expected(self, features: dict[str, float | None]) -> float | None:
+        """The Dice to expect, None where the feature is not there."""
+        value = features[self.feature]
+        return None if value is None else min(1.0, max(0.0, self.slope * value + self.intercept))
+
+
+CALIBRATION = Calibration()  # the identity: not measured yet
+
+
+@dataclass(frozen=True)
+class StructureCheck:
+    """One structure: the raw features, the Dice to expect, and why there is none."""
+
+    structure: Structure
+    deformed: float | None
+    agreement: float | None
+    expected: float | None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class SelfCheck:
+    """The self-check of a model. copies, tiles: how much it rests on."""
+
+    structures: tuple[StructureCheck, ...]
+    copies: int
+    tiles: int
+    calibration: Calibration
+
+    @property
+    def mean(self) -> float | None:
+        """Mean expected Dice of the structures that have one."""
+        known = [check.expected for check in self.structures if check.expected is not None]
+        return sum(known) / len(known) if known else None
+
+    def to_json(self) -> dict[str, Any]:
+        """As `model.json` keeps it under training.self_check."""
+        return {
+            "calibrated": self.calibration.error is not None,
+            "error": self.calibration.error,
+            "feature": self.calibration.feature,
+            "slope": self.calibration.slope,
+            "intercept": self.calibration.intercept,
+            "copies": self.copies,
+            "tiles": self.tiles,
+            "mean": _rounded(self.mean),
+            "structures": [
+                {
+                    "value": check.structure.value,
+                    "name": check.structure.name,
+                    "expected": _rounded(check.expected),
+                    "deformed": _rounded(check.deformed),
+                    "agreement": _rounded(check.agreement),
+                    "note": check.note,
+                }
+                for check in self.structures
+            ],
+        }
+
+    def tell(self, report: Reporter) -> None:
+        """Events `self_check`, one a structure and one for the mean, and the same in plain sentences."""
+        error = self.calibration.error
+        for check in self.structures:
+            features = {"deformed": _rounded(check.deformed), "agreement": _rounded(check.agreement)}
+            named = {"structure": check.structure.name, "label": check.structure.value}
+            report.metric("self_check", _rounded(check.expected), **named, **features, note=check.note)
+        counts = {"structures": len(self.structures), "estimated": sum(c.expected is not None for c in self.structures)}
+        report.metric("self_check", _rounded(self.mean), structure="mean", error=error, **counts)
+        how = f"give or take {error:.2f} a structure" if error is not None else "an estimate that no patient has tested"
+        mean = "nothing" if self.mean is None else f"a mean Dice of about {self.mean:.2f}"
+        report.say(f"Self-check: expect {mean} on other patients ({how}).")
+        for check in self.structures:
+            told = check.note if check.expected is None else f"about {check.expected:.2f}"
+            report.say(f"  {check.structure.name}: {told}")
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Copies to make, and tiles to look at in each."""
+
+    copies: int
+    tiles: int
+
+
+def plan_work(
+    scans: Sequence[TeachingScan], *, crop: Sequence[int], steps: int, batch_size: int, share: float = SHARE
+) -> Workload:
+    """What `share` of `steps` of learning allows: counted in tiles, not in seconds, so that a rerun checks the same.
+
+    One copy at least, of which the tiles with most labelled voxels are looked at when not all can be.
+    """
+    afford = int(share * steps * batch_size / (2 * _FORWARD))
+    whole = max(len(list(_tiles(scan.classes.shape, crop))) for scan in scans)
+    if afford < whole:
+        return Workload(1, max(_FEWEST, afford))
+    return Workload(max(1, min(_COPIES, afford // whole)), whole)
+
+
+def draw_strong_change(rng: np.random.Generator, size: Sequence[int]) -> Deformation:
+    """A change of a whole scan of `size` voxels: another build, another posture, another scanner. Every part is there."""
+    angles = np.deg2rad(rng.uniform(-12, 12, 3))
+    stretch = np.exp(rng.uniform(-0.15, 0.15)) * np.exp(rng.uniform(-0.12, 0.12, 3))
+    nodes = np.array(size, float)[:, None, None, None] / (_LATTICE - 1)  # voxels between nodes of the lattice
+    return Deformation(
+        matrix=rotation(angles) @ np.diag(stretch),
+        bend=rng.normal(0, 1, (3, *[_LATTICE] * 3)) * nodes * rng.uniform(0.12, 0.2),
+        gain=float(rng.choice([rng.uniform(0.75, 0.9), rng.uniform(1.1, 1.33)])),
+        shift=float(rng.uniform(-0.1, 0.1)),
+        gamma=float(np.exp(rng.choice([-1, 1]) * rng.uniform(0.15, 0.5))),
+        noise=float(rng.uniform(0.02, 0.07)),
+        blur=float(rng.uniform(0.4, 1.0)),
+        seed=int(rng.integers(2**31)),
+    )
+
+
+@torch.no_grad()
+def self_check(
+    scans: Sequence[TeachingScan],
+    network: nn.Module,
+    last_network: nn.Module,
+    structures: Sequence[Structure],
+    *,
+    crop: Sequence[int],
+    work: Workload,
+    seed: int,
+    device: torch.device,
+    report: Reporter,
+    calibration: Calibration = CALIBRATION,
+) -> SelfCheck:
+    """Segment changed copies of `scans` with the averaged `network` and with the last weights, and compare.
+
+    Class i + 1 of the scans is `structures[i]`. Every copy is of the next scan in turn. Raises `Cancelled`.
+    """
+    network.eval()
+    last_network.eval()
+    classes = len(structures) + 1
+    overlaps: list[list[float]] = [[] for _ in range(classes)]  # a structure's Dice, one a copy that shows it
+    common, either = torch.zeros(classes), torch.zeros(classes)
+    looked = 0
+    for copy in report.steps("self-check", work.copies):
+        scan = scans[copy % len(scans)]
+        size = [max(n, edge) for n, edge in zip(scan.classes.shape, crop)]
+        change = draw_strong_change(np.random.default_rng((seed, copy, _MARK)), size)
+        centre = (np.array(scan.classes.shape) - 1) / 2
+        image, truth = cut(scan.image.to(device), scan.classes.to(device), centre, size, change)
+        tiles = sorted(_tiles(size, crop), key=lambda tile: -int((truth[tile.own] > 0).sum()))[: work.tiles]
+        hit, there, found = torch.zeros(classes), torch.zeros(classes), torch.zeros(classes)
+        for tile in tiles:
+            report.check()
+            with autocast(device):
+                one, other = (
+                    net(image[(slice(None), *tile.whole)][None])[0].argmax(0) for net in (network, last_network)
+                )
+            one, other, true = one[tile.inside], other[tile.inside], truth[tile.own].long()
+            hit += _count(true[one == true], classes)
+            there += _count(true, classes)
+            found += _count(one, classes)
+            common += _count(one[one == other], classes)
+            either += _count(one, classes) + _count(other, classes)
+        looked += len(tiles)
+        for value in range(1, classes):
+            if there[value]:
+                overlaps[value].append(float(2 * hit[value] / (there[value] + found[value])))
+    counts = sum(torch.bincount(scan.classes.flatten().long().cpu(), minlength=classes) for scan in scans)
+    assert isinstance(counts, Tensor)
+    checks = []
+    for value, structure in enumerate(structures, start=1):
+        deformed = float(np.mean(overlaps[value])) if overlaps[value] else None
+        agreement = float(2 * common[value] / either[value]) if either[value] else None
+        expected, note = calibration.expected({"deformed": deformed, "agreement": agreement}), ""
+        if counts[value] < FEW_VOXELS or deformed == 0:
+            expected, note = None, TOO_LITTLE
+        elif expected is None:
+            note = UNSEEN
+        checks.append(StructureCheck(structure, deformed, agreement, expected, note))
+    return SelfCheck(tuple(checks), work.copies, looked, calibration)
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """`whole`: what the network sees; `own`: the part that no other tile counts; `inside`: that part within `whole`."""
+
+    whole: tuple[slice, ...]
+    own: tuple[slice, ...]
+    inside: tuple[slice, ...]
+
+
+def _tiles(shape: Sequence[int], crop: Sequence[int]) -> Iterator[_Tile]:
+    """Tiles that cover `shape`; the last along an axis is moved back inside and counts only what is left."""
+    rows = []
+    for n, edge in zip(shape, crop):
+        n = max(n, edge)
+        starts = [min(first, n - edge) for first in range(0, n, edge)]
+        rows.append([(start, first, min(first + edge, n)) for start, first in zip(starts, range(0, n, edge))])
+    for places in itertools.product(*rows):
+        yield _Tile(
+            tuple(slice(start, start + edge) for (start, _, _), edge in zip(places, crop)),
+            tuple(slice(first, end) for _, first, end in places),
+            tuple(slice(first - start, end - start) for start, first, end in places),
+        )
+
+
+def _count(values: Tensor, classes: int) -> Tensor:
+    return torch.bincount(values.flatten(), minlength=classes).float().cpu()

@@ -1,0 +1,150 @@
+"""Left and right: told by names and by how structures lie; mirrored crops stay possible patients."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from test_training import cube_scan
+
+from HiEndMAECore.training import augmentation, finetuning
+from HiEndMAECore.volumes.sides import decide_mirroring, mid_plane, named_pairs, split_side
+
+NAMES = ["Brainstem", "RightParotid", "LeftParotid", "Larynx"]
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "rest"),
+    [
+        ("kidney_left", "left", "kidney"),
+        ("LeftParotid", "left", "parotid"),
+        ("right kidney", "right", "kidney"),
+        ("Parotid_L", "left", "parotid"),
+        ("R-Eye", "right", "eye"),
+        ("rib_left_7", "left", "rib 7"),
+        ("leftlung", "left", "lung"),
+        ("Niere links", "left", "niere"),
+        ("Optic_Nerve_R", "right", "optic nerve"),
+        ("vertebrae_L5", "", "vertebrae l5"),
+        ("L1", "", "l1"),
+        ("cleft_lip", "", "cleft lip"),
+        ("bright_spot", "", "bright spot"),
+        ("structure 4", "", "structure 4"),
+        ("liver", "", "liver"),
+        ("Left", "left", ""),
+    ],
+)
+def test_names_tell_sides(name: str, side: str, rest: str) -> None:
+    assert split_side(name) == (side, rest)
+
+
+def test_names_tell_pairs() -> None:
+    assert named_pairs(NAMES) == [(2, 1)]
+    assert named_pairs(["rib_left_1", "rib_right_2", "rib_right_1", "rib_left_2", "sternum"]) == [(0, 2), (3, 1)]
+    assert named_pairs(["kidney_left", "parotid_right"]) == []
+
+
+def body(shift: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """An oval body with a spine, two kidneys, and a bright liver on the right (the high end of the first axis)."""
+    x, y, z = np.meshgrid(*(np.arange(n, dtype=float) for n in (80, 50, 40)), indexing="ij")
+    x -= 39.5 + shift
+    image = ((x / 32) ** 2 + ((y - 25) / 20) ** 2 < 1) * 0.5
+    classes = np.zeros(image.shape, np.int16)
+    classes[(np.abs(x) < 4) & (np.abs(y - 12) < 4)] = 1
+    for value, side in ((2, 1), (3, -1)):
+        classes[((x - side * 16) / 5) ** 2 + ((y - 14) / 5) ** 2 + ((z - 15 - 2 * side) / 9) ** 2 < 1] = value
+    classes[((x - 15) / 12) ** 2 + ((y - 30) / 10) ** 2 + ((z - 28) / 10) ** 2 < 1] = 4
+    image = image + np.array([0, 0.4, 0.2, 0.2, 0.1])[classes]
+    return image.astype(np.float32), classes
+
+
+def only(*values: int) -> tuple[np.ndarray, np.ndarray]:
+    """The body with these labels alone, as 1, 2, …"""
+    image, classes = body()
+    kept = np.zeros_like(classes)
+    for place, value in enumerate(values, start=1):
+        kept[classes == value] = place
+    return image, kept
+
+
+@pytest.mark.parametrize("shift", [0, -3, 6])
+def test_the_mid_plane_is_found(shift: int) -> None:
+    assert mid_plane(body(shift)[0]) == pytest.approx(39.5 + shift, abs=0.6)
+
+
+def test_a_scan_of_one_side_shows_none() -> None:
+    rng = np.random.default_rng(0)
+    assert mid_plane(np.linspace(0, 1, 40)[:, None, None] + 0.1 * rng.normal(size=(40, 30, 30))) is None
+    assert mid_plane(np.zeros((10, 10, 10))) is None
+    assert not decide_mirroring(["thing"], [(np.zeros((10, 10, 10)), np.ones((10, 10, 10), int))]).allowed
+
+
+def test_pairs_are_swapped_by_name_and_by_place() -> None:
+    named = decide_mirroring(["spine", "kidney_right", "kidney_left"], [only(1, 2, 3)])
+    assert (named.allowed, named.swaps) == (True, ((3, 2),))
+    assert "'kidney_left' and 'kidney_right'" in named.reason
+    unnamed = decide_mirroring(["structure 1", "structure 2", "structure 3"], [only(1, 2, 3)])
+    assert (unnamed.allowed, unnamed.swaps) == (True, ((2, 3),))
+
+
+@pytest.mark.parametrize(
+    ("names", "values", "why"),
+    [
+        (["structure 1", "structure 2"], (1, 4), "'structure 2' lies on one side"),
+        (["structure 1"], (2,), "'structure 1' lies on one side"),
+        (["kidney_left"], (1,), "'kidney_left' is labelled on one side alone"),
+        (["Liver"], (1,), "'Liver' lies on one side"),
+        (["ventricle left", "ventricle right"], (2, 4), "no mirror images"),
+    ],
+)
+def test_one_side_alone_turns_it_off(names: list[str], values: tuple[int, ...], why: str) -> None:
+    decided = decide_mirroring(names, [only(*values)])
+    assert not decided.allowed
+    assert why in decided.reason
+
+
+def test_what_lies_in_the_middle_may_be_mirrored() -> None:
+    decided = decide_mirroring(["structure 1"], [only(1)])
+    assert (decided.allowed, decided.swaps) == (True, ())
+    assert "middle" in decided.reason
+
+
+def test_one_scan_of_several_is_enough_to_forbid_it() -> None:
+    assert decide_mirroring(["a", "b"], [only(2, 3), only(2, 3)]).allowed
+    assert not decide_mirroring(["a", "b"], [only(2, 3), only(2, 4)]).allowed
+
+
+def test_mirrored_crops_keep_each_side_its_name() -> None:
+    """A flipped kidney of the right is a left one: in every crop the structure on the low side is class 2."""
+    image, classes = only(2, 3)
+    scan = finetuning.TeachingScan("body", torch.from_numpy(image)[None], torch.from_numpy(classes))
+    mirroring = decide_mirroring(["kidney_right", "kidney_left"], [(image, classes)])
+    plan = finetuning.FinetuningPlan(crop=(80, 48, 40), steps=1, batch_size=8, mirrored=0.5)
+
+    class Centred(finetuning.OurMethod):
+        turned = 0
+
+        def draw(self, index, crop):  # type: ignore[no-untyped-def]
+            scan, _, change = super().draw(index, crop)
+            self.turned += augmentation.is_mirrored(change)
+            matrix = np.diag(np.sign(np.diag(change.matrix)))
+            return scan, np.array([39.5, 24.5, 19.5]), replace(augmentation.UNCHANGED, matrix=matrix)
+
+    method = Centred([scan], classes=3, plan=plan, mirroring=mirroring)
+    images, targets = finetuning.draw_batch([scan], method, step=0, plan=plan)
+    assert 0 < method.turned < 8
+    for target in targets[:, 0]:
+        centres = [float(torch.nonzero(target == value)[:, 0].float().mean()) for value in (1, 2)]
+        assert centres[0] > 39.5 > centres[1]
+    assert len({float(picture[0, :30].sum()) for picture in images}) == 2  # the pictures do differ
+
+
+def test_without_leave_no_crop_is_mirrored() -> None:
+    scan = cube_scan()
+    plan = finetuning.FinetuningPlan(crop=(16, 16, 16), steps=1)
+    off = decide_mirroring(["liver", "ball"], [(scan.image[0].numpy(), scan.classes.numpy())])
+    for mirroring in (None, off):
+        method = finetuning.OurMethod([scan], classes=3, plan=plan, mirroring=mirroring)
+        assert not any(augmentation.is_mirrored(method.draw(index, plan.crop)[2]) for index in range(50))
