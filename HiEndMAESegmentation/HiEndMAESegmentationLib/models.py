@@ -259,9 +259,9 @@ def card(model: Model) -> str:
             html.escape(str(described.architecture.get("variant") or described.architecture.get("network"))),
         ),
     ]
-    score = _score(training)
-    if score:
-        rows.insert(2, (_("Self-check"), html.escape(score)))
+    checked = score(training)
+    if checked:
+        rows.insert(2, (_("Self-check"), html.escape(checked)))
     lines = "".join(f'<tr><td style="color: gray; padding-right: 12px">{k}</td><td>{v}</td></tr>' for k, v in rows)
     return f"<table>{lines}</table>"
 
@@ -281,14 +281,14 @@ def _intensities(normalisation: Any) -> str:
     return _("MRI, percentiles {low:g} to {high:g}").format(low=low, high=high)
 
 
-def _score(training: Any) -> str:
-    """The self-check, where the training kept one: a Dice, or a mean with one Dice for each structure."""
+def score(training: Any) -> str:
+    """The self-check in words, where the training kept one: the Dice to expect elsewhere, and of each structure."""
     check = training.get("self_check")
-    told = check if isinstance(check, dict) else {"mean_dice": check}
-    mean = next((told[key] for key in ("mean_dice", "dice", "mean") if isinstance(told.get(key), int | float)), None)
-    if mean is None:
+    if not isinstance(check, dict) or not isinstance(check.get("mean"), int | float):
         return ""
-    score = _("Dice {dice:.2f} where it did not look while learning").format(dice=mean)
-    each = next((part for part in told.values() if isinstance(part, dict)), {})
-    parts = [f"{name} {dice:.2f}" for name, dice in each.items() if isinstance(dice, int | float)]
-    return f"{score} ({', '.join(parts)})" if parts else score
+    told = _("expect a Dice of about {dice:.2f} on other scans").format(dice=check["mean"])
+    if not check.get("calibrated"):
+        told += " " + _("(an estimate that no patient has tested)")
+    known = [one for one in check.get("structures", ()) if isinstance(one.get("expected"), int | float)]
+    parts = ", ".join(f"{one['name']} {one['expected']:.2f}" for one in known)
+    return f"{told}: {parts}" if parts else told

@@ -22,6 +22,7 @@ from HiEndMAECore.finetune import BUDGETS, FinetuneConfig
 from . import scene
 from .jobs import JobEnd
 from .library import in_the_box
+from .models import score
 from .panel import JobStrip, Session, dimmed, fit_height, load, strong
 from .watching import Watching
 
@@ -285,8 +286,9 @@ class TeachPanel(VTKObservationMixin):
         told = _("'{name}' has learned {count} structures in {time}. Segment other scans with it below.")
         seconds = model.description.training.get("seconds", 0)
         text = told.format(name=model.name, count=len(model.description.labels), time=_duration(seconds))
-        warned = self.strip.warnings
-        self.strip.say("\n".join([text, *warned]), mood="plain" if warned else "good")
+        warned, checked = self.strip.warnings, score(model.description.training)
+        lines = [text, *([_("Self-check: {told}.").format(told=checked)] if checked else []), *warned]
+        self.strip.say("\n".join(lines), mood="plain" if warned else "good")
 
 
 def memory_needed(megabytes: float) -> float:

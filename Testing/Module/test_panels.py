@@ -122,18 +122,22 @@ def test_weights_in_the_box_are_the_first_start(
     ("check", "told"),
     [
         (None, ""),
-        (0.5, "Dice 0.50 where it did not look while learning"),
+        ({"mean": None, "structures": []}, ""),
+        ({"mean": 0.5, "calibrated": True}, "expect a Dice of about 0.50 on other scans"),
         (
-            {"mean_dice": 0.5, "dice": {"liver": 0.75, "spleen": 0.25}},
-            "Dice 0.50 where it did not look while learning (liver 0.75, spleen 0.25)",
+            {
+                "mean": 0.75,
+                "calibrated": False,
+                "structures": [{"name": "liver", "expected": 0.75}, {"name": "spleen", "expected": None}],
+            },
+            "expect a Dice of about 0.75 on other scans (an estimate that no patient has tested): liver 0.75",
         ),
-        ({"kind": "unknown"}, ""),
     ],
 )
-def test_the_self_check_is_on_the_card(check: Any, told: str) -> None:
-    from HiEndMAESegmentationLib.models import _score
+def test_the_self_check_is_told_in_words(check: Any, told: str) -> None:
+    from HiEndMAESegmentationLib.models import score
 
-    assert _score({"self_check": check}) == told
+    assert score({"self_check": check}) == told
 
 
 # -- installation ------------------------------------------------------------------------------------------------------
