@@ -135,6 +135,8 @@ def run(config: FinetuneConfig, report: Reporter | None = None) -> dict[str, Any
         recipe = paper.paper_plan(crop=crop, cases=len(scans), share=config.share, steps=config.steps, seed=config.seed)
     else:
         mirroring = teaching.mirroring_of(scans, structures, report=report)
+        if not config.steps:
+            report.say(f"{self_check.SHARE:.0%} of the budget is kept for the self-check.")
         recipe = finetuning.FinetuningPlan(
             crop=crop,
             steps=config.steps,
