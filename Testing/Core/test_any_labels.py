@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import pytest
 from HiEndMAECore import finetune
 from HiEndMAECore.checkpoints.model_folder import read_description
 from HiEndMAECore.inference.predictor import Predictor
+from HiEndMAECore.reporting.reporter import Reporter
+from HiEndMAECore.training import teaching
 from HiEndMAECore.volumes.files import read_volume
 
 SHAPE = (30, 28, 26)
@@ -126,6 +129,27 @@ def test_the_model_tells_of_sides(tmp_path: Path) -> None:
         "swaps": [],
         "reason": "off: 'liver' lies on one side of the body",
     }
+
+
+def test_the_papers_schedule_on_a_share_of_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the door, with a small network in the place of the paper's large one."""
+    small = replace(teaching.PRESETS["paper-one-shot"], variant="hi_end_mae_vit_tiny_8p", spacing=(4.0, 4.0, 4.0))
+    monkeypatch.setitem(teaching.PRESETS, "paper-one-shot", small)
+    for part in ("imagesTr", "labelsTr"):
+        (tmp_path / part).mkdir()
+    for index in range(12):
+        write(tmp_path / "imagesTr", f"p{index:02d}_0000", scan()[0])
+        write(tmp_path / "labelsTr", f"p{index:02d}", blocks(2))
+    about = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "eye_left": 1, "eye_right": 2}}
+    (tmp_path / "dataset.json").write_text(json.dumps({**about, "file_ending": ".nii.gz"}))
+    settings = {"preset": "paper-one-shot", "steps": 1, "device": "cpu", "output": tmp_path / "model"}
+    report = Reporter(quiet=True)
+    for share, cases in ((10, 1), (1, 1)):
+        config = finetune.FinetuneConfig(dataset=tmp_path, share=share, **settings)  # type: ignore[arg-type]
+        finetune.run(config, report)
+        told = read_description(tmp_path / "model").training
+        assert (told["cases"], told["steps"], told["preset"]) == (cases, 1, "paper-one-shot")
+    assert "paper_flips_sides" in [warning["code"] for warning in report.warnings]
 
 
 def test_61_structures_of_a_real_abdomen(tmp_path: Path) -> None:
