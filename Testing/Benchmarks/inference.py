@@ -152,7 +152,19 @@ def memory(args: argparse.Namespace) -> None:
 
 
 def _child(args: argparse.Namespace, kind: str) -> float:
-    command = [sys.executable, __file__, "child", "--kind", kind, "--variant", args.variant, "--device", args.device]
+    command = [
+        sys.executable,
+        __file__,
+        "child",
+        "--kind",
+        kind,
+        "--variant",
+        args.variant,
+        "--features",
+        str(args.features),
+        "--device",
+        args.device,
+    ]
     command += ["--classes", str(args.classes), "--shape", *map(str, args.shape), "--tile", str(args.tile)]
     command += ["--every", str(args.every), "--folder", str(args.folder)]
     command += ["--stand-in"] if args.stand_in else []
