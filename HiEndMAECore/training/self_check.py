@@ -30,10 +30,10 @@ from .teaching import FEW_VOXELS
 
 SHARE = 0.06  # of a budget, kept for the self-check
 TOO_LITTLE = "too little to learn from"
-UNSEEN = "in none of the copies"
+UNSEEN = "not seen in the self-check"
 _COPIES = 4  # at most
 _FORWARD = 0.4  # a tile through one network, as a share of one crop's part of a step
-_FEWEST = 8  # tiles
+_FEWEST = 4  # tiles
 _MARK = 0x5E1F  # third word of the generators' key: training's have two
 _LATTICE = 7
 

@@ -165,7 +165,7 @@ def test_the_calibration_is_used_and_told() -> None:
 
 def test_the_work_fits_into_the_share() -> None:
     scan = cube_scan()  # 8 tiles of 16^3
-    assert room.plan_work([scan], crop=CROP, steps=3, batch_size=1) == room.Workload(1, 8)
+    assert room.plan_work([scan], crop=CROP, steps=3, batch_size=1) == room.Workload(1, 4)
     for steps, batch_size in ((200, 1), (400, 1), (100, 4), (5000, 4)):
         work = room.plan_work([scan], crop=CROP, steps=steps, batch_size=batch_size)
         forwards = work.copies * work.tiles * 2 * 0.4 / batch_size

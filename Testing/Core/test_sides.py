@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from test_training import cube_scan
 
-from HiEndMAECore.training import augmentation, finetuning
+from HiEndMAECore.reporting.reporter import Reporter
+from HiEndMAECore.training import augmentation, finetuning, teaching
 from HiEndMAECore.volumes.sides import decide_mirroring, mid_plane, named_pairs, split_side
 
 NAMES = ["Brainstem", "RightParotid", "LeftParotid", "Larynx"]
@@ -148,3 +151,20 @@ def test_without_leave_no_crop_is_mirrored() -> None:
     for mirroring in (None, off):
         method = finetuning.OurMethod([scan], classes=3, plan=plan, mirroring=mirroring)
         assert not any(augmentation.is_mirrored(method.draw(index, plan.crop)[2]) for index in range(50))
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_real_heads_have_two_parotids(named: bool) -> None:
+    """OpenKBP: the parotids are a pair by name and by place, all else lies in the middle."""
+    if not os.environ.get("HIENDMAE_DATA"):
+        pytest.skip("HIENDMAE_DATA does not name the folder of real scans")
+    folder = Path(os.environ["HIENDMAE_DATA"]) / "Dataset101_OpenKBP"
+    known, cases = teaching.cases_of(folder, ["OKBP_004", "OKBP_031"])
+    report = Reporter(quiet=True)
+    read = [teaching.read_case(case, report=report) for case in cases]
+    plan = teaching.choose_plan(read, preset=teaching.PRESETS["cpu"], spacing=(5.0, 5.0, 5.0))
+    structures = teaching.collect_structures(read, known if named else ())
+    scans = teaching.prepare_teaching(read, plan, structures, report=report)
+    told = teaching.told_mirroring(teaching.mirroring_of(scans, structures, report=report), structures)["mirroring"]
+    assert told["allowed"]
+    assert [sorted(pair) for pair in told["swaps"]] == [[3, 4]]
