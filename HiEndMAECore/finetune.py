@@ -130,9 +130,12 @@ def run(config: FinetuneConfig, report: Reporter | None = None) -> dict[str, Any
         looking = Preview(scans[0], scans[0].grid, structures, path=folder / "preview.nii", report=report)
     mirroring = None
     if preset.paper:
+        paper.warn_of_sides([structure.name for structure in structures], report)
         recipe = paper.paper_plan(crop=crop, cases=len(scans), share=config.share, steps=config.steps, seed=config.seed)
     else:
         mirroring = teaching.mirroring_of(scans, structures, report=report)
+        if not config.steps:
+            report.say(f"{self_check.SHARE:.0%} of the budget is kept for the self-check.")
         recipe = finetuning.FinetuningPlan(
             crop=crop,
             steps=config.steps,
@@ -161,7 +164,8 @@ def run(config: FinetuneConfig, report: Reporter | None = None) -> dict[str, Any
         config.name or config.output.stem,
         architecture=architecture,
         plan=plan, structures=structures, cases=read, scans=scans, result=result, checked=checked,
-        origin={**origin, **teaching.told_mirroring(mirroring, structures)}, seed=config.seed, device=device,
+        origin={**origin, "preset": config.preset, **teaching.told_mirroring(mirroring, structures)},
+        seed=config.seed, device=device,
     )  # fmt: skip
     model_folder.write_model(config.output, description, result.network.state_dict())
     shutil.rmtree(folder, ignore_errors=True)

@@ -19,6 +19,9 @@ import torch
 from monai.losses import DiceCELoss
 from torch import Tensor, nn
 
+from HiEndMAECore.reporting.reporter import Reporter
+from HiEndMAECore.volumes.sides import named_sides
+
 from .augmentation import Deformation, draw_paper_change, sample_generator
 from .finetuning import FinetuningPlan, TeachingScan
 
@@ -46,6 +49,17 @@ def paper_plan(
         clip=None,
         seed=seed,
     )
+
+
+def warn_of_sides(names: Sequence[str], report: Reporter) -> None:
+    """Tell whoever asks for the paper's schedule what its flips do to left and right."""
+    sided = named_sides(names)
+    if sided:
+        report.warning(
+            "paper_flips_sides",
+            f"The paper's schedule flips left and right into each other; this scan tells them apart ('{sided[0]}').",
+            "Use another --preset, which exchanges the names of mirrored pairs.",
+        )
 
 
 class PaperCriterion(nn.Module):

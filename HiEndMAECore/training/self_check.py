@@ -144,7 +144,7 @@ def plan_work(
 ) -> Workload:
     """What `share` of `steps` of learning allows: counted in tiles, not in seconds, so that a rerun checks the same.
 
-    One copy at least, of which the tiles with most labelled voxels are looked at when not all can be.
+    One copy at least, of which those tiles are looked at that hold most of the structures when not all can be.
     """
     afford = int(share * steps * batch_size / (2 * _FORWARD))
     whole = max(len(list(_tiles(scan.classes.shape, crop))) for scan in scans)
@@ -200,7 +200,7 @@ def self_check(
         change = draw_strong_change(np.random.default_rng((seed, copy, _MARK)), size)
         centre = (np.array(scan.classes.shape) - 1) / 2
         image, truth = cut(scan.image.to(device), scan.classes.to(device), centre, size, change)
-        tiles = sorted(_tiles(size, crop), key=lambda tile: -int((truth[tile.own] > 0).sum()))[: work.tiles]
+        tiles = _most_telling(list(_tiles(size, crop)), truth, classes)[: work.tiles]
         hit, there, found = torch.zeros(classes), torch.zeros(classes), torch.zeros(classes)
         for tile in tiles:
             report.check()
@@ -255,6 +255,13 @@ def _tiles(shape: Sequence[int], crop: Sequence[int]) -> Iterator[_Tile]:
             tuple(slice(first, end) for _, first, end in places),
             tuple(slice(first - start, end - start) for start, first, end in places),
         )
+
+
+def _most_telling(tiles: list[_Tile], truth: Tensor, classes: int) -> list[_Tile]:
+    """Tiles that hold much of many structures first: a small structure counts as much as a large one."""
+    there = _count(truth.long(), classes).clamp(min=1)
+    told = [float((_count(truth[tile.own].long(), classes) / there)[1:].sum()) for tile in tiles]
+    return [tiles[index] for index in sorted(range(len(tiles)), key=lambda index: -told[index])]
 
 
 def _count(values: Tensor, classes: int) -> Tensor:

@@ -40,7 +40,7 @@ from HiEndMAECore.devices import choose_device
 from HiEndMAECore.inference.predictor import Predictor
 from HiEndMAECore.inference.sliding import forward
 from HiEndMAECore.networks import UNETR
-from HiEndMAECore.networks.registry import unetr_arguments
+from HiEndMAECore.networks.registry import segmentation_architecture
 from HiEndMAECore.volumes.phantom import make_patient
 from HiEndMAECore.volumes.preparation import Prepared
 from HiEndMAECore.volumes.volume import Geometry
@@ -99,7 +99,8 @@ def describe(args: argparse.Namespace) -> ModelDescription:
 
 
 def arguments_of(args: argparse.Namespace) -> dict:
-    arguments = unetr_arguments(args.variant, classes=args.classes)
+    arguments = segmentation_architecture(args.variant, classes=args.classes)["arguments"]
+    arguments["feature_size"] = args.features or arguments["feature_size"]
     return {**arguments, "image_size": (args.tile,) * 3} if args.tile else arguments
 
 
@@ -151,7 +152,19 @@ def memory(args: argparse.Namespace) -> None:
 
 
 def _child(args: argparse.Namespace, kind: str) -> float:
-    command = [sys.executable, __file__, "child", "--kind", kind, "--variant", args.variant, "--device", args.device]
+    command = [
+        sys.executable,
+        __file__,
+        "child",
+        "--kind",
+        kind,
+        "--variant",
+        args.variant,
+        "--features",
+        str(args.features),
+        "--device",
+        args.device,
+    ]
     command += ["--classes", str(args.classes), "--shape", *map(str, args.shape), "--tile", str(args.tile)]
     command += ["--every", str(args.every), "--folder", str(args.folder)]
     command += ["--stand-in"] if args.stand_in else []
@@ -198,7 +211,7 @@ def unetr(args: argparse.Namespace) -> None:
 
 def tile_through(args: argparse.Namespace, kind: str) -> Callable[[], object]:
     """One tile through MONAI's UNETR or through ours: plain, or as `segment` runs it, exact or as it comes."""
-    arguments, device = unetr_arguments(args.variant, classes=args.classes), choose_device(args.device)
+    arguments, device = arguments_of(args), choose_device(args.device)
     if arguments["patch_size"] != 16:
         raise SystemExit("MONAI's UNETR has patch 16: give --variant hi_end_mae_vit_base_16p")
     network: torch.nn.Module
@@ -273,6 +286,7 @@ def main() -> None:
     parser.add_argument("--spacing", type=float, nargs=3, default=[3.0, 3.0, 3.0])
     parser.add_argument("--tile", type=int, default=0, help="edge, where not the variant's")
     parser.add_argument("--classes", type=int, default=14)
+    parser.add_argument("--features", type=int, default=0, help="of UNETR's decoder, where not the variant's")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--stand-in", action="store_true")

@@ -44,13 +44,15 @@ from HiEndMAECore.inference.predictor import Predictor
 from HiEndMAECore.metrics.scores import bootstrap_interval, score_case
 from HiEndMAECore.networks import build_segmentation, segmentation_architecture
 from HiEndMAECore.reporting.reporter import Reporter
-from HiEndMAECore.training import finetuning, teaching
+from HiEndMAECore.training import finetuning, self_check, teaching
 from HiEndMAECore.volumes.datasets import Case, read_dataset
 from HiEndMAECore.volumes.preparation import PreparationPlan, suggest_normalisation
 
 VARIANT = "hi_end_mae_vit_tiny_8p"
 ARMS = ("hi-end-mae", "mae", "scratch", "scratch-long", "unetr", "dynunet")
 CPU = torch.device("cpu")
+NOWHERE = Path("snapshots")  # none is written: a run of a benchmark is not taken up in its middle
+finetuning._SNAPSHOT_SECONDS = float("inf")
 
 
 class Rival(nn.Module):
@@ -90,7 +92,7 @@ def steps_for(seconds: float, scans: Sequence[finetuning.TeachingScan], network:
         begin = time.process_time()
         trial = finetuning.FinetuningPlan(**{**vars(plan), "steps": count})
         finetuning.finetune(
-            scans, copy.deepcopy(network), plan=trial, device=CPU, folder=Path("unused"), report=Reporter(quiet=True)
+            scans, copy.deepcopy(network), plan=trial, device=CPU, folder=NOWHERE, report=Reporter(quiet=True)
         )
         took.append(time.process_time() - begin)
     return max(20, round(seconds / ((took[1] - took[0]) / 6)))
@@ -111,14 +113,20 @@ def run_one(arm: str, teacher: Case, seed: int, tests: Sequence[Case], options: 
     if arm in rates:
         settings["learning_rate"] = float(rates[arm])
     plan = finetuning.FinetuningPlan(**settings)
+    mirroring = teaching.mirroring_of(scans, structures, report=report)
     steps = options.steps or steps_for(options.cpu_seconds, scans, network, plan)
     steps *= options.longer if arm == "scratch-long" else 1
     begin, clock = time.process_time(), time.monotonic()
     taught = finetuning.finetune(
         scans, network, plan=finetuning.FinetuningPlan(**{**settings, "steps": steps}), device=CPU,
-        folder=Path("unused"), report=report,
+        folder=NOWHERE, report=report, mirroring=mirroring,
     )  # fmt: skip
     spent, clock = time.process_time() - begin, time.monotonic() - clock
+    crop = settings["crop"]
+    work = self_check.plan_work(scans, crop=crop, steps=steps, batch_size=plan.batch_size)
+    checked = self_check.self_check(
+        scans, taught.network, taught.last, structures, crop=crop, work=work, seed=seed, device=CPU, report=report
+    )
     labels = [{"value": s.value, "name": s.name, "colour": list(s.colour)} for s in structures]
     description = ModelDescription(
         kind="segmentation", name=arm, architecture=architecture, preparation={**grid.to_json(), "orientation": "RAS"},
@@ -137,6 +145,7 @@ def run_one(arm: str, teacher: Case, seed: int, tests: Sequence[Case], options: 
         "arm": arm, "teacher": teacher.name, "seed": seed, "steps": steps, "cpu_seconds": round(spent, 1),
         "clock_seconds": round(clock, 1), "test_cpu_seconds": round(time.process_time() - begin, 1),
         "threads": torch.get_num_threads(), "budget": options.cpu_seconds, "split": options.split, "dice": dice,
+        "self_check": checked.to_json()["structures"],
         "parameters": sum(parameter.numel() for parameter in taught.network.parameters()),
     }  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import nn
 from HiEndMAECore.errors import Cancelled
 from HiEndMAECore.reporting.reporter import Reporter
 from HiEndMAECore.training import self_check as room
-from HiEndMAECore.training.augmentation import cut
+from HiEndMAECore.training.augmentation import UNCHANGED, cut
 from HiEndMAECore.training.finetuning import TeachingScan
 from HiEndMAECore.volumes.volume import Structure
 
@@ -54,8 +55,6 @@ def check(
 
 
 def mild(rng: np.random.Generator, size: Any) -> Any:
-    from dataclasses import replace
-
     return replace(draw_strong(rng, size), gain=1.0, shift=0.0, gamma=1.0, noise=0.0, blur=0.0)
 
 
@@ -91,6 +90,18 @@ def test_the_dice_is_that_of_the_whole_copy(monkeypatch: pytest.MonkeyPatch) -> 
     checked = check(network, work=room.Workload(1, 99))
     assert [c.deformed for c in checked.structures] == pytest.approx([float(d) for d in dice], abs=1e-6)
     assert checked.tiles == 8
+
+
+def test_few_tiles_show_every_structure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of eight tiles: not the two with most voxels of the larger structure."""
+    monkeypatch.setattr(room, "draw_strong_change", lambda rng, size: UNCHANGED)
+    classes = torch.zeros(32, 32, 32, dtype=torch.int16)
+    classes[2:30, 2:14, 2:14] = 1  # in two tiles
+    classes[20:23, 20:23, 20:23] = 2
+    image = torch.tensor([0.5, 0.9, 0.15])[classes.long()][None]
+    checked = check(Thresholds(), scans=[TeachingScan("two", image, classes)], work=room.Workload(1, 2))
+    assert checked.tiles == 2
+    assert [c.deformed for c in checked.structures] == [1.0, 1.0]
 
 
 def test_copies_are_strongly_changed_and_whole() -> None:

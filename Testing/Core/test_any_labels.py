@@ -1,0 +1,208 @@
+"""Whatever was labelled, learning and segmenting go through: many structures, tiny and huge ones, two channels, real scans."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from HiEndMAECore import finetune
+from HiEndMAECore.checkpoints.model_folder import read_description
+from HiEndMAECore.inference.predictor import Predictor
+from HiEndMAECore.reporting.reporter import Reporter
+from HiEndMAECore.training import teaching
+from HiEndMAECore.volumes.files import read_volume
+
+SHAPE = (30, 28, 26)
+AFFINE = np.diag([4.0, 4.0, 4.0, 1.0])
+
+
+def scan(channels: int = 1) -> list[np.ndarray]:
+    """A body of soft tissue in air, in HU; further channels show it otherwise."""
+    rng = np.random.default_rng(0)
+    x, y, z = np.meshgrid(*(np.linspace(-1, 1, n) for n in SHAPE), indexing="ij")
+    body = np.where((x / 0.9) ** 2 + (y / 0.8) ** 2 < 1, 40.0 + 60 * np.sin(3 * z + 2 * x), -1000.0)
+    return [body + rng.normal(0, 10, SHAPE) + 100 * index for index in range(channels)]
+
+
+def blocks(count: int) -> np.ndarray:
+    """`count` structures side by side, each a block of 4 x 4 x 4 voxels or so."""
+    labels = np.zeros(SHAPE, np.int16)
+    places = [(x, y, z) for z in range(2, 24, 5) for y in range(6, 22, 5) for x in range(5, 25, 5)]
+    for value, (x, y, z) in enumerate(places[:count], start=1):
+        labels[x : x + 4, y : y + 4, z : z + 4] = value
+    return labels
+
+
+def box(*edges: slice) -> np.ndarray:
+    labels = np.zeros(SHAPE, np.int16)
+    labels[edges] = 1
+    return labels
+
+
+def tiny() -> np.ndarray:
+    labels = blocks(2)
+    labels[20:25, 20:22, 20:22] = 3  # twenty voxels
+    return labels
+
+
+def holed() -> np.ndarray:
+    return np.array([0, 3, 7, 1000, 250], np.int16)[blocks(4)]
+
+
+LABELS = {
+    "1 structure": blocks(1),
+    "3 structures": blocks(3),
+    "7 structures": blocks(7),
+    "61 structures": blocks(61),
+    "20 voxels": tiny(),
+    "half the volume": box(slice(0, 15)),
+    "one voxel thick": box(slice(5, 25), slice(6, 20), slice(12, 13)),
+    "touching the border": box(slice(0, 6), slice(0, 28), slice(20, 26)),
+    "holes in its numbering": holed(),
+    "one voxel": box(slice(10, 11), slice(10, 11), slice(10, 11)),
+    "everything": box(slice(0, 30)),
+}
+
+
+def write(folder: Path, name: str, array: np.ndarray) -> Path:
+    path = folder / f"{name}.nii.gz"
+    nib.save(nib.Nifti1Image(array.astype(np.int16 if array.dtype == np.int16 else np.float32), AFFINE), path)
+    return path
+
+
+def teach(folder: Path, images: list[Path], labels: Path, **options: Any) -> Any:
+    """A few steps through the door, then what the model tells of itself."""
+    config: dict[str, Any] = {"steps": 2, "device": "cpu", "output": folder / "model", **options}
+    finetune.run(finetune.FinetuneConfig(image=(",".join(map(str, images)),), label=(labels,), **config))
+    return read_description(folder / "model")
+
+
+def segment(model: Path, images: list[Path]) -> np.ndarray:
+    import torch
+
+    return Predictor.load(model, device=torch.device("cpu")).segment(read_volume(images)).labels
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test_whatever_is_labelled_can_be_taught(kind: str, tmp_path: Path) -> None:
+    labels = LABELS[kind]
+    values = sorted(set(np.unique(labels).tolist()) - {0})
+    image = write(tmp_path, "scan", scan()[0])
+    told = teach(tmp_path, [image], write(tmp_path, "labels", labels))
+    assert [label["value"] for label in told.labels] == values
+    assert told.architecture["arguments"]["classes"] == len(values) + 1
+    checks = told.training["self_check"]["structures"]
+    assert [check["value"] for check in checks] == values
+    few = {value for value in values if (labels == value).sum() < 20}
+    assert {check["value"] for check in checks if check["note"] == "too little to learn from"} >= few
+    assert all((check["expected"] is None) == bool(check["note"]) for check in checks)
+    found = segment(tmp_path / "model", [image])
+    assert found.shape == SHAPE
+    assert set(np.unique(found).tolist()) <= {0, *values}
+
+
+def test_two_sequences_of_a_patient_are_learned_together(tmp_path: Path) -> None:
+    images = [write(tmp_path, f"mr_000{index}", channel) for index, channel in enumerate(scan(2))]
+    told = teach(tmp_path, images, write(tmp_path, "labels", blocks(3)))
+    assert len(told.channels) == told.architecture["arguments"]["in_channels"] == 2
+    assert told.preparation["normalisation"]["kind"] == "percentiles"
+    assert segment(tmp_path / "model", images).shape == SHAPE
+
+
+def test_the_model_tells_of_sides(tmp_path: Path) -> None:
+    image = write(tmp_path, "scan", scan()[0])
+    names = tmp_path / "names.json"
+    names.write_text(json.dumps({"labels": {"liver": 1}}))
+    told = teach(tmp_path, [image], write(tmp_path, "labels", blocks(1)), names=names)
+    assert told.training["mirroring"] == {
+        "allowed": False,
+        "swaps": [],
+        "reason": "off: 'liver' lies on one side of the body",
+    }
+
+
+def test_the_papers_schedule_on_a_share_of_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the door, with a small network in the place of the paper's large one."""
+    small = replace(teaching.PRESETS["paper-one-shot"], variant="hi_end_mae_vit_tiny_8p", spacing=(4.0, 4.0, 4.0))
+    monkeypatch.setitem(teaching.PRESETS, "paper-one-shot", small)
+    for part in ("imagesTr", "labelsTr"):
+        (tmp_path / part).mkdir()
+    for index in range(12):
+        write(tmp_path / "imagesTr", f"p{index:02d}_0000", scan()[0])
+        write(tmp_path / "labelsTr", f"p{index:02d}", blocks(2))
+    about = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "eye_left": 1, "eye_right": 2}}
+    (tmp_path / "dataset.json").write_text(json.dumps({**about, "file_ending": ".nii.gz"}))
+    settings = {"preset": "paper-one-shot", "steps": 1, "device": "cpu", "output": tmp_path / "model"}
+    report = Reporter(quiet=True)
+    for share, cases in ((10, 1), (1, 1)):
+        config = finetune.FinetuneConfig(dataset=tmp_path, share=share, **settings)  # type: ignore[arg-type]
+        finetune.run(config, report)
+        told = read_description(tmp_path / "model").training
+        assert (told["cases"], told["steps"], told["preset"]) == (cases, 1, "paper-one-shot")
+    assert "paper_flips_sides" in [warning["code"] for warning in report.warnings]
+
+
+def test_61_structures_of_a_real_abdomen(tmp_path: Path) -> None:
+    if not os.environ.get("HIENDMAE_DATA"):
+        pytest.skip("HIENDMAE_DATA does not name the folder of real scans")
+    folder = Path(os.environ["HIENDMAE_DATA"]) / "abdomen"
+    image, labels = folder / "ct_abdomen_A" / "ct.nii.gz", folder / "ct_abdomen_A" / "seg_total.nii.gz"
+    values = sorted(set(np.unique(np.asarray(nib.load(labels).dataobj)).tolist()) - {0})
+    assert len(values) == 61
+    told = teach(tmp_path, [image], labels, spacing=(6.0, 6.0, 6.0))
+    assert [label["value"] for label in told.labels] == values
+    assert len(told.training["self_check"]["structures"]) == 61
+    assert not told.training["mirroring"]["allowed"]
+    assert segment(tmp_path / "model", [image]).shape == nib.load(image).shape
+
+
+OFTEN = """
+import sys
+from HiEndMAECore import finetune
+from HiEndMAECore.training import finetuning
+finetuning._SNAPSHOT_SECONDS = 0.0  # a snapshot after every step instead of every 45 seconds
+raise SystemExit(finetune.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+def test_a_run_resumed_after_sigkill_equals_one_never_stopped(tmp_path: Path) -> None:
+    image, labels = write(tmp_path, "scan", scan()[0]), write(tmp_path, "labels", blocks(2))
+    command = [sys.executable, "-c", OFTEN, "--image", image, "--label", labels, "--steps", 8, "--device", "cpu"]
+
+    def start(name: str, *more: str) -> subprocess.Popen[str]:
+        arguments = [str(part) for part in (*command, "--output", tmp_path / name, "--events", *more)]
+        return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+    whole = start("whole")
+    whole.communicate()
+    assert whole.returncode == 0
+    killed = start("killed")
+    assert killed.stdout is not None
+    for line in killed.stdout:
+        event = json.loads(line)
+        if event["event"] == "progress" and event["stage"] == "learning" and event["step"] >= 3:
+            killed.send_signal(signal.SIGKILL)
+            break
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "killed").exists()
+    resumed = start("killed", "--resume")
+    out, _ = resumed.communicate()
+    assert resumed.returncode == 0
+    steps = [e["step"] for e in map(json.loads, out.splitlines()) if e.get("stage") == "learning"]
+    assert steps[0] > 2  # it did go on, not start over
+    one, other = read_description(tmp_path / "whole"), read_description(tmp_path / "killed")
+    assert one.weights_sha256 == other.weights_sha256
+    assert one.training["losses"] == other.training["losses"]
+    assert one.training["self_check"] == other.training["self_check"]
