@@ -105,6 +105,8 @@ class ImprovePanel:
             self.session.models_changed()
             self.session.parameters.model = output.name
             told = _("'{name}' has learned from {count} scans. '{old}' is kept as it was.")
+            if len(files) == 1:
+                told = _("'{name}' has learned from the corrected scan. '{old}' is kept as it was.")
             self.strip.say(told.format(name=name, count=len(files), old=model.name), mood="good")
 
         if not self.strip.run("finetune", config, on_end=ended, on_event=watching.hear, again=self.improve):

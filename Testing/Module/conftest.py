@@ -169,6 +169,7 @@ def shared_model(drawn: Path, engine_python: str, tmp_path_factory: pytest.TempP
         "--label",
         folder / "labels.nii",
     ]
-    line += ["--names", folder / "names.json", "--output", folder / "model.zip", "--name", "Bauch", "--steps", "3"]
+    line += ["--names", folder / "names.json", "--output", folder / "model.zip", "--name", "Bauch"]
+    line += ["--steps", "3", "--init", "none"]
     subprocess.run(line, check=True, cwd=REPOSITORY, capture_output=True)
     return folder / "model.zip"
