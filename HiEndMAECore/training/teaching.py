@@ -103,29 +103,43 @@ def choose_plan(
 ) -> PreparationPlan:
     """Spacing and intensities for these scans.
 
-    spacing, mm along R, A, S: what is given; else that of the weights, where they have learned to segment, or were pretrained
-    on scans of this kind and the body fills a quarter of a crop there; else isotropic, as fine as the scans themselves allow
+    spacing, mm along R, A, S: what is given; else that of the weights, where they have learned to segment, or were
+    pretrained on scans of this kind and it suits these (`_suits`); else isotropic, as fine as the scans themselves allow
     (geometric mean of the voxel edges), but so coarse that no body has more voxels than the preset's.
     """
     normalisation = suggest_normalisation(cases[0].scan)
+    finest = float(np.median([np.prod(case.scan.spacing) ** (1 / 3) for case in cases]))
     bodies = []
     for case in cases:
         box = body_box(case.scan, hounsfield=normalisation.kind == "window")
-        bodies.append(np.prod([end - first for first, end in box]) * case.scan.geometry.voxel_ml * 1000)
+        bodies.append(float(np.prod([end - first for first, end in box])) * case.scan.geometry.voxel_ml * 1000)
     if initial and initial.description:
         known = PreparationPlan.from_json(
             {key: initial.description.preparation[key] for key in ("spacing", "normalisation")}
         )
-        crop = np.prod(initial.description.architecture["arguments"]["image_size"]) * np.prod(known.spacing)
-        if initial.is_segmentation or (known.normalisation.kind == normalisation.kind and min(bodies) > crop / 4):
+        if initial.is_segmentation:
             return known if spacing is None else replace(known, spacing=_three(spacing))
+        crop = float(np.prod(initial.description.architecture["arguments"]["image_size"]))
+        same_kind = known.normalisation.kind == normalisation.kind
+        if spacing is None and same_kind and _suits(known.spacing, cases, finest=finest, body=min(bodies), crop=crop):
+            return known
     if spacing is None:
         spacing = preset.spacing
     if spacing is None:
-        finest = float(np.median([np.prod(case.scan.spacing) ** (1 / 3) for case in cases]))
-        edge = round(max(finest, float(max(bodies) / preset.voxels) ** (1 / 3)), 2)
+        edge = round(max(finest, (max(bodies) / preset.voxels) ** (1 / 3)), 2)
         spacing = (edge, edge, edge)
     return PreparationPlan(_three(spacing), normalisation)
+
+
+def _suits(spacing: Sequence[float], cases: Sequence[LabelledCase], *, finest: float, body: float, crop: float) -> bool:
+    """May scans be seen at the `spacing` an encoder was pretrained at? Not where they are far coarser themselves (finest,
+    mm), where their body (mm3) fills less than a quarter of a crop (voxels), or where a structure would all but vanish."""
+    voxel = float(np.prod(spacing))
+    smallest = float("inf")
+    for case in cases:
+        counts = np.bincount(case.labels.array.ravel())[1:]
+        smallest = min([smallest, *(float(count) * case.scan.geometry.voxel_ml * 1000 for count in counts[counts > 0])])
+    return finest <= 1.5 * voxel ** (1 / 3) and 4 * body > crop * voxel and smallest >= FEW_VOXELS * voxel
 
 
 def _three(spacing: Sequence[float]) -> tuple[float, float, float]:
