@@ -1,0 +1,107 @@
+"""The encoder that comes with the package: it is what its card says, and it is used where it suits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from HiEndMAECore.checkpoints import catalogue, model_folder
+from HiEndMAECore.checkpoints.official import load_strictly
+from HiEndMAECore.checkpoints.transfer import InitialWeights, read_initial
+from HiEndMAECore.networks import HiEndMAE
+from HiEndMAECore.networks.encoder import gather, patchify
+from HiEndMAECore.networks.hi_end_mae import normalise_patches
+from HiEndMAECore.training.teaching import PRESETS, LabelledCase, architecture_for, choose_plan
+from HiEndMAECore.volumes.phantom import make_patient
+from HiEndMAECore.volumes.preparation import prepare
+from HiEndMAECore.volumes.volume import Geometry, Volume
+
+
+@pytest.fixture(scope="module")
+def ours() -> InitialWeights:
+    found = read_initial(catalogue.OURS)
+    assert found is not None
+    return found
+
+
+def test_it_is_small_and_tells_what_it_is(ours: InitialWeights) -> None:
+    folder = catalogue.in_the_box(catalogue.find_entry(catalogue.OURS))
+    assert folder is not None
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 25e6
+    assert {value.dtype for value in ours.state.values()} == {torch.float16}
+    description = model_folder.read_description(folder)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert description.kind == "pretraining"
+    assert not description.labels
+    assert f"{description.training['steps']:,} steps" in card
+    assert f"{description.training['watch_loss']:.3f}" in card
+    assert f"{description.training['scans']} CT scans" in card
+    assert "must not be used" in card
+
+
+def test_it_rebuilds_what_it_never_saw(ours: InitialWeights) -> None:
+    """Crops of a digital patient: better than predicting nothing, which a network that learned nothing is not."""
+    assert ours.description is not None
+    scan, labels = make_patient(5, shape=(110, 90, 80), spacing=(3.0, 3.0, 3.0))
+    plan = choose_plan([LabelledCase(scan, labels)], preset=PRESETS["cpu"], spacing=(3.0, 3.0, 3.0))
+    array = torch.from_numpy(prepare(scan, plan, crop=False).array)
+    crops = torch.stack([array[:, x : x + 48, 20:68, 16:64] for x in (8, 31, 54)])
+    losses = {}
+    for trained in (True, False):
+        torch.manual_seed(0)
+        model = HiEndMAE(**ours.description.architecture["arguments"]).eval()
+        if trained:
+            load_strictly(model, {name: value.float() for name, value in ours.state.items()}, what="weights")
+        permutation = model.draw_permutation(3, torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            losses[trained] = float(model(crops, permutation).loss)
+    hidden = gather(patchify(crops, model.patch_size), permutation[:, model.visible :])
+    nothing = float(normalise_patches(hidden).square().mean())
+    assert losses[True] < 0.95 * nothing < losses[False]
+
+
+def case(shape: tuple[int, int, int], spacing: float, labelled: int) -> LabelledCase:
+    """Soft tissue all over, and one structure of that many voxels."""
+    grid = Geometry(shape, np.diag([spacing, spacing, spacing, 1.0]))
+    scan = np.full((1, *shape), 40.0, np.float32)
+    scan[0, -10:] = -1000.0  # air: it is CT
+    labels = np.zeros((1, *shape), np.int16)
+    labels.flat[:labelled] = 1
+    return LabelledCase(Volume(scan, grid), Volume(labels, grid))
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "labelled", "chosen"),
+    [
+        ((150, 130, 120), 2.0, 5000, 3.0),  # a body: the encoder's own grid
+        ((40, 40, 40), 1.5, 5000, 1.5),  # a corner of a body, at 3 mm too small for a crop
+        ((150, 130, 120), 2.0, 40, 2.0),  # 40 voxels at 2 mm would be 12 at 3 mm
+        ((50, 50, 50), 8.0, 5000, 8.0),  # far coarser than 3 mm
+    ],
+)
+def test_its_grid_is_taken_where_it_suits(
+    ours: InitialWeights, shape: tuple[int, int, int], spacing: float, labelled: int, chosen: float
+) -> None:
+    plan = choose_plan([case(shape, spacing, labelled)], preset=PRESETS["gpu"], initial=ours)
+    assert plan.spacing == pytest.approx((chosen,) * 3)
+    given = choose_plan([case(shape, spacing, labelled)], preset=PRESETS["gpu"], initial=ours, spacing=(4, 4, 5))
+    assert given.spacing == (4, 4, 5)
+
+
+def test_mri_keeps_its_own_grid_and_intensities(ours: InitialWeights) -> None:
+    scan = case((40, 50, 40), 1.0, 900)
+    bright = np.random.default_rng(0).uniform(0, 900, scan.scan.array.shape).astype(np.float32)
+    plan = choose_plan(
+        [LabelledCase(Volume(bright, scan.scan.geometry), scan.labels)], preset=PRESETS["cpu"], initial=ours
+    )
+    assert plan.spacing == (1.0, 1.0, 1.0)
+    assert plan.normalisation.kind == "percentiles"
+
+
+def test_the_network_is_that_of_the_weights(ours: InitialWeights) -> None:
+    started = architecture_for(PRESETS["gpu"], ours, classes=3, channels=2)
+    assert started["variant"] == "hi_end_mae_vit_tiny_8p"
+    assert started["network"] == "HybridUNETR"
+    assert architecture_for(PRESETS["gpu"], None, classes=3, channels=1)["variant"] == PRESETS["gpu"].variant
+    assert architecture_for(PRESETS["paper-one-shot"], None, classes=3, channels=1)["network"] == "UNETR"
