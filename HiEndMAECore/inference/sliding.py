@@ -54,7 +54,7 @@ def forward(network: nn.Module, tiles: Tensor, *, exact: bool) -> Tensor:
         if exact:
             stack.enter_context(_no_tf32())
         else:
-            stack.enter_context(autocast(tiles.device))
+            stack.enter_context(autocast(tiles.device, inference=True))
             torch.set_autocast_cache_enabled(False)  # weights are used once a tile: no copy of all of them is kept
         if tiles.device.type == "cpu":
             stack.enter_context(Lean(full=exact or not cpu_has_bf16()))

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from HiEndMAECore.checkpoints.model_folder import ModelDescription
+from HiEndMAECore.devices import autocast
 from HiEndMAECore.errors import InputError, OutOfMemoryError
 from HiEndMAECore.inference import predictor as predictor_module
 from HiEndMAECore.inference.cleaning import drop_islands, fill_holes, keep_largest
@@ -458,3 +459,23 @@ def test_islands_below_a_size_go_and_holes_are_filled() -> None:
     assert added == {1: 2}
     assert filled[6, 6, 6] == 2
     assert int((filled == 1).sum()) == int((labels == 1).sum()) + 2
+
+
+@pytest.mark.parametrize(
+    ("capability", "inference", "kind"),
+    [
+        ((8, 0), True, torch.bfloat16),
+        ((7, 5), True, torch.float16),
+        ((7, 5), False, None),
+        ((9, 0), False, torch.bfloat16),
+    ],
+)
+def test_half_precision_suits_the_card(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], inference: bool, kind: torch.dtype | None
+) -> None:
+    """Which of the two: a stand-in for the card's capability, for no card is here; torch may warn that there is none."""
+    asked: dict[str, object] = {}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch, "autocast", lambda kind, **options: asked.update(options))
+    autocast(torch.device("cuda"), inference=inference)
+    assert (asked["dtype"] if asked["enabled"] else None) == kind
