@@ -57,7 +57,10 @@ class Calibration:
         return None if value is None else min(1.0, max(0.0, self.slope * value + self.intercept))
 
 
-CALIBRATION = Calibration()  # the identity: not measured yet
+# The identity, which needs no fit. Measured on OpenKBP's seven `tune` cases (head-and-neck CT) after 300 s of processor time
+# from two teachers, with and without pretraining: 28 structures, mean absolute error 0.09, correlation only 0.34. A line
+# fitted to one teacher missed the other by 0.11; `agreement` told nothing (correlation 0.00).
+CALIBRATION = Calibration(error=0.09)
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,11 @@ class SelfCheck:
             report.metric("self_check", _rounded(check.expected), **named, **features, note=check.note)
         counts = {"structures": len(self.structures), "estimated": sum(c.expected is not None for c in self.structures)}
         report.metric("self_check", _rounded(self.mean), structure="mean", error=error, **counts)
-        how = f"give or take {error:.2f} a structure" if error is not None else "an estimate that no patient has tested"
+        how = (
+            f"give or take {error:.2f} a structure, as measured on head-and-neck CT"
+            if error is not None
+            else "an estimate that no patient has tested"
+        )
         mean = "nothing" if self.mean is None else f"a mean Dice of about {self.mean:.2f}"
         report.say(f"Self-check: expect {mean} on other patients ({how}).")
         for check in self.structures:
