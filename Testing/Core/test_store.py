@@ -291,9 +291,11 @@ def test_cancelling_keeps_what_is_done_and_ends_the_workers(tmp_path: Path) -> N
 def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     for index in range(12):
         write(tmp_path / f"in/{index:02}.nii.gz", scan_of(index, (90, 90, 60)), spacing=3.0)
-    # A spacing so fine that a scan takes far longer than a look at the manifest.
-    store, options = tmp_path / "store", ("--workers", "2", "--spacing", "1", "1", "1")
-    line = [sys.executable, "-m", "HiEndMAECore.prepare", "--input", tmp_path / "in", "--output", store, *options]
+    # A spacing so fine that a scan takes far longer than a look at the manifest, which is written after each.
+    store, options = tmp_path / "store", ["--workers", "2", "--spacing", "1", "1", "1"]
+    asked = ["--input", str(tmp_path / "in"), "--output", str(store), *options]
+    code = "import sys; from HiEndMAECore.volumes import shelf; shelf._SAVE_EVERY = 0.0; from HiEndMAECore.prepare import main"
+    line = [sys.executable, "-c", f"{code}\nif __name__ == '__main__': sys.exit(main(sys.argv[1:]))", *asked]
     running = subprocess.Popen(line, cwd=REPOSITORY, stderr=subprocess.DEVNULL)
     until = time.monotonic() + 120
     while len(crop_store.read_manifest(store).get("scans", [])) < 3 and time.monotonic() < until:
