@@ -38,7 +38,7 @@ class DemoConfig(DoorConfig):
     teacher: str | None = option(None, help="Case of the data set to learn from (default: the first).")
     targets: int = option(1, help="How many other cases to segment.")
     pretraining_steps: int = option(250, help="Steps of pretraining, 4 crops each.")
-    steps: int = option(1400, help="Steps of learning from the labelled scan.")
+    steps: int = option(550, help="Steps of learning from the labelled scan.")
     spacing: float | None = option(None, help="Working grid in mm (default: 5 for the digital patients, else chosen).")
 
     def __post_init__(self) -> None:
