@@ -50,8 +50,8 @@ class Onlooker(Protocol):
 class FinetuningPlan:
     """Settings of a run.
 
-    crop: voxels (H, W, D). learning_rate is of the convolutions; the encoder's is `encoder_rate`. Either `steps` is
-    given, or `seconds`, from which a probe makes steps once. ema: decay of the averaged weights that are kept.
+    crop: voxels (H, W, D). learning_rate is of the convolutions; the encoder's is `encoder_rate`, 0 freezes it. Either
+    `steps` is given, or `seconds`, from which a probe makes steps once. ema: decay of the averaged weights that are kept.
     layer_decay: each block of the encoder learns at this share of the rate of the one after it; 1 is one rate for all.
     mirrored: share of crops that are mirrored where the labels allow it. clip: the gradients' largest norm.
     """
@@ -233,6 +233,7 @@ def finetune(
     `finish` ends early with a usable result; `cancel` raises `Cancelled`.
     """
     network.to(device).train()
+    network.encoder.requires_grad_(plan.encoder_rate > 0)
     scans = [TeachingScan(scan.name, scan.image.to(device), scan.classes.to(device)) for scan in scans]
     if method is None:
         method = OurMethod(scans, classes=network.classes, plan=plan, mirroring=mirroring)
@@ -299,7 +300,8 @@ def _optimiser(network: UNETR | HybridUNETR, plan: FinetuningPlan) -> torch.opti
     inside = {id(parameter) for parameter in encoder}
     rest = [parameter for parameter in network.parameters() if id(parameter) not in inside]
     groups = [{"params": rest, "lr": plan.learning_rate}]
-    groups += decayed_by_depth(network.encoder, plan.encoder_rate, decay=plan.layer_decay)
+    if plan.encoder_rate > 0:
+        groups += decayed_by_depth(network.encoder, plan.encoder_rate, decay=plan.layer_decay)
     return build_adamw(groups, learning_rate=plan.learning_rate, betas=(0.9, 0.999), weight_decay=plan.weight_decay)
 
 

@@ -8,7 +8,8 @@ Arms: `hi-end-mae` starts from --init (default: the encoder in the box), `mae` f
 the same steps), `scratch` from nothing, `scratch-long` from nothing with --longer times the steps (pretraining's compute
 as well), `unetr` is the paper's network with the same encoder from scratch, `dynunet` MONAI's residual U-Net from scratch.
 All learn in the same loop: the same crops, changes, loss, averaging and schedule; `dynunet` and `unetr` get their own best
-rate by --rate NAME=VALUE, chosen on `tune` as ours was.
+rate by --set ARM:learning_rate=VALUE, chosen on `tune` as ours was. `elastix` learns nothing: the labelled scan is registered
+to each tested scan and its labels carried over (needs itk-elastix, the extra `bench`).
 
 The budget is processor time, for clocks of shared machines lie: a probe of the arm's own steps turns it into a number of
 steps, which is written down with the processor time that the run took. Each run appends one line to the output; what is
@@ -49,7 +50,7 @@ from HiEndMAECore.volumes.datasets import Case, read_dataset
 from HiEndMAECore.volumes.preparation import PreparationPlan, suggest_normalisation
 
 VARIANT = "hi_end_mae_vit_tiny_8p"
-ARMS = ("hi-end-mae", "mae", "scratch", "scratch-long", "unetr", "dynunet")
+ARMS = ("hi-end-mae", "mae", "scratch", "scratch-long", "unetr", "dynunet", "elastix")
 CPU = torch.device("cpu")
 NOWHERE = Path("snapshots")  # none is written: a run of a benchmark is not taken up in its middle
 finetuning._SNAPSHOT_SECONDS = float("inf")
@@ -108,10 +109,10 @@ def run_one(arm: str, teacher: Case, seed: int, tests: Sequence[Case], options: 
     structures = teaching.collect_structures(read, read_dataset(options.data).structures)
     scans = teaching.prepare_teaching(read, grid, structures, report=report)
     network, architecture = build(arm, options, classes=len(structures) + 1, channels=read[0].scan.channels)
-    rates = dict(rate.split("=") for rate in options.rate)
     settings: dict[str, Any] = {"crop": architecture["arguments"]["image_size"], "seed": seed, "steps": 1}
-    if arm in rates:
-        settings["learning_rate"] = float(rates[arm])
+    for of, name, value in options.set:
+        if of == arm:
+            settings[name] = value
     plan = finetuning.FinetuningPlan(**settings)
     mirroring = teaching.mirroring_of(scans, structures, report=report)
     steps = options.steps or steps_for(options.cpu_seconds, scans, network, plan)
@@ -144,17 +145,63 @@ def run_one(arm: str, teacher: Case, seed: int, tests: Sequence[Case], options: 
     return {
         "arm": arm, "teacher": teacher.name, "seed": seed, "steps": steps, "cpu_seconds": round(spent, 1),
         "clock_seconds": round(clock, 1), "test_cpu_seconds": round(time.process_time() - begin, 1),
-        "threads": torch.get_num_threads(), "budget": options.cpu_seconds, "split": options.split, "dice": dice,
+        "threads": torch.get_num_threads(), "budget": options.cpu_seconds, "split": options.split,
+        "settings": {name: value for of, name, value in options.set if of == arm}, "dice": dice,
         "self_check": checked.to_json()["structures"],
         "parameters": sum(parameter.numel() for parameter in taught.network.parameters()),
+    }  # fmt: skip
+
+
+def run_elastix(
+    arm: str, teacher: Case, seed: int, tests: Sequence[Case], options: argparse.Namespace
+) -> dict[str, Any]:
+    """Single-atlas registration, as one would try it first: elastix' own settings for rigid, affine and B-spline (mutual
+    information), but for control points 20 mm apart (of 10 and 20 mm the better on the first two `tune` cases, and three
+    times as fast), started where the bodies' centres of mass coincide."""
+    import itk
+
+    stages = itk.ParameterObject.New()
+    for stage in ("rigid", "affine", "bspline"):
+        settings = stages.GetDefaultParameterMap(stage, 4, 20.0)
+        settings["AutomaticTransformInitialization"] = ["true" if stage == "rigid" else "false"]
+        settings["AutomaticTransformInitializationMethod"] = ["CenterOfGravity"]
+        settings["RandomSeed"] = [str(seed + 1)]
+        stages.AddParameterMap(settings)
+
+    def read(case: Case) -> Any:
+        image = itk.imread(str(case.channels[0]), itk.F)
+        voxels = itk.array_view_from_image(image)
+        voxels[:] = np.clip(voxels, -1024, 1000) + 1024  # air weighs nothing
+        return image
+
+    structures, dice, quiet = read_dataset(options.data).structures, {}, Reporter(quiet=True)
+    values, moving = [s.value for s in structures], read(teacher)
+    labels = itk.imread(str(teacher.label), itk.F)
+    begin, clock = time.process_time(), time.monotonic()
+    for case in tests:
+        _, found = itk.elastix_registration_method(
+            read(case), moving, parameter_object=stages, log_to_console=False, number_of_threads=options.threads
+        )
+        for index in range(3):
+            found.SetParameter(index, "ResampleInterpolator", "FinalNearestNeighborInterpolator")
+        carried = np.rint(itk.array_from_image(itk.transformix_filter(labels, found))).astype(np.int16).T
+        target = teaching.read_case(case, report=quiet)
+        carried, _ = keep_largest(carried, values)
+        scores = score_case(carried, target.labels.array[0], affine=target.scan.affine)
+        dice[case.name] = {s.name: scores[s.value].dice if s.value in scores else None for s in structures}
+    return {
+        "arm": arm, "teacher": teacher.name, "seed": seed, "steps": 0, "cpu_seconds": 0.0, "clock_seconds": 0.0,
+        "test_cpu_seconds": round(time.process_time() - begin, 1), "test_clock_seconds": round(time.monotonic() - clock, 1),
+        "threads": options.threads, "budget": options.cpu_seconds, "split": options.split, "settings": {}, "dice": dice,
     }  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
     dataset = {case.name: case for case in read_dataset(options.data).cases}
-    splits = json.loads((options.data / "splits.json").read_text())
-    tests = [dataset[name] for name in splits[options.split]]
+    splits = options.data / "splits.json"
+    tested = json.loads(splits.read_text())[options.split] if splits.exists() else set(dataset) - set(options.cases)
+    tests = [dataset[name] for name in sorted(tested)]
     if unfit := set(options.cases) & {case.name for case in tests}:
         raise SystemExit(f"{', '.join(sorted(unfit))} would be taught and tested.")
     done = {_key(line) for line in _lines(options.output)} if options.output.exists() else set()
@@ -164,7 +211,7 @@ def run(options: argparse.Namespace) -> None:
                 key = (arm, name, seed, options.cpu_seconds, options.split)
                 if key in done:
                     continue
-                line = run_one(arm, dataset[name], seed, tests, options)
+                line = (run_elastix if arm == "elastix" else run_one)(arm, dataset[name], seed, tests, options)
                 with options.output.open("a") as file:
                     file.write(json.dumps(line) + "\n")
                 mean = _mean_of_structures(line["dice"].values())
@@ -172,6 +219,14 @@ def run(options: argparse.Namespace) -> None:
                     f"{arm} {name} seed {seed}: {line['steps']} steps, {line['cpu_seconds']} s, {mean:.3f}\n"
                 )
                 sys.stdout.flush()
+
+
+def _setting(text: str) -> tuple[str, str, float]:
+    arm, _, setting = text.partition(":")
+    name, _, value = setting.partition("=")
+    if arm not in ARMS or name not in finetuning.FinetuningPlan.__dataclass_fields__:
+        raise argparse.ArgumentTypeError(f"'{text}' names no arm or no setting")
+    return arm, name, float(value)
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -238,7 +293,12 @@ def main() -> None:
     doors = parser.add_subparsers(required=True)
     runs = doors.add_parser("run")
     runs.set_defaults(door=run)
-    runs.add_argument("--data", type=Path, required=True, help="OpenKBP in nnU-Net's layout with splits.json")
+    runs.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        help="a data set in nnU-Net's layout; without a splits.json, every case that is not taught is tested",
+    )
     runs.add_argument("--output", type=Path, required=True)
     runs.add_argument("--arms", nargs="+", choices=ARMS, default=("hi-end-mae", "scratch", "dynunet"))
     runs.add_argument("--cases", nargs="+", default=("OKBP_004", "OKBP_168", "OKBP_061"))
@@ -251,7 +311,7 @@ def main() -> None:
     runs.add_argument("--init", default=OURS)
     runs.add_argument("--mae", default="none")
     runs.add_argument("--longer", type=int, default=3)
-    runs.add_argument("--rate", nargs="*", default=(), help="NAME=VALUE: the convolutions' rate of an arm")
+    runs.add_argument("--set", nargs="*", type=_setting, default=(), help="ARM:NAME=VALUE, a number of FinetuningPlan")
     told = doors.add_parser("report")
     told.set_defaults(door=report)
     told.add_argument("files", nargs="+", type=Path)
