@@ -142,6 +142,7 @@ def run(config: FinetuneConfig, report: Reporter | None = None) -> dict[str, Any
             seconds=BUDGETS[config.budget] * (1 - self_check.SHARE - (looking.share if looking else 0)),
             batch_size=preset.batch_size,
             seed=config.seed,
+            **({"encoder_rate": finetuning.PRETRAINED_RATE} if initial else {}),
         )
     result = finetuning.finetune(
         scans,

@@ -36,6 +36,7 @@ SNAPSHOT = "snapshot.safetensors"
 _SNAPSHOT_SECONDS = 45.0  # a killed run loses less than a minute
 _CENTRES = 50_000  # voxels of one structure to choose crop centres from
 _ANYWHERE = 0.4  # share of crops centred anywhere in the body instead of on a structure
+PRETRAINED_RATE = 1e-4  # `encoder_rate` of an encoder that has learned before; Testing/Benchmarks/results.md has why
 _TOLD_STEPS = 100  # a shorter run is over before a probe would tell how long it takes
 
 
@@ -50,8 +51,9 @@ class Onlooker(Protocol):
 class FinetuningPlan:
     """Settings of a run.
 
-    crop: voxels (H, W, D). learning_rate is of the convolutions; the encoder's is `encoder_rate`, 0 freezes it. Either
-    `steps` is given, or `seconds`, from which a probe makes steps once. ema: decay of the averaged weights that are kept.
+    crop: voxels (H, W, D). learning_rate is of the convolutions; the encoder's is `encoder_rate`, as suits one that starts
+    from nothing (`PRETRAINED_RATE` suits one that does not); 0 freezes it. Either `steps` is given, or `seconds`, from
+    which a probe makes steps once. ema: decay of the averaged weights that are kept.
     layer_decay: each block of the encoder learns at this share of the rate of the one after it; 1 is one rate for all.
     mirrored: share of crops that are mirrored where the labels allow it. clip: the gradients' largest norm.
     """

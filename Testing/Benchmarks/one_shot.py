@@ -110,6 +110,8 @@ def run_one(arm: str, teacher: Case, seed: int, tests: Sequence[Case], options: 
     scans = teaching.prepare_teaching(read, grid, structures, report=report)
     network, architecture = build(arm, options, classes=len(structures) + 1, channels=read[0].scan.channels)
     settings: dict[str, Any] = {"crop": architecture["arguments"]["image_size"], "seed": seed, "steps": 1}
+    if arm in ("hi-end-mae", "mae"):
+        settings["encoder_rate"] = finetuning.PRETRAINED_RATE
     for of, name, value in options.set:
         if of == arm:
             settings[name] = value

@@ -19,7 +19,7 @@ from HiEndMAECore import finetune
 from HiEndMAECore.checkpoints.model_folder import read_description
 from HiEndMAECore.inference.predictor import Predictor
 from HiEndMAECore.reporting.reporter import Reporter
-from HiEndMAECore.training import teaching
+from HiEndMAECore.training import finetuning, teaching
 from HiEndMAECore.volumes.files import read_volume
 
 SHAPE = (30, 28, 26)
@@ -84,7 +84,7 @@ def teach(folder: Path, images: list[Path], labels: Path, **options: Any) -> Any
     """A few steps through the door, then what the model tells of itself."""
     config: dict[str, Any] = {"steps": 2, "device": "cpu", "output": folder / "model", **options}
     finetune.run(finetune.FinetuneConfig(image=(",".join(map(str, images)),), label=(labels,), **config))
-    return read_description(folder / "model")
+    return read_description(config["output"])
 
 
 def segment(model: Path, images: list[Path]) -> np.ndarray:
@@ -117,6 +117,20 @@ def test_two_sequences_of_a_patient_are_learned_together(tmp_path: Path) -> None
     assert len(told.channels) == told.architecture["arguments"]["in_channels"] == 2
     assert told.preparation["normalisation"]["kind"] == "percentiles"
     assert segment(tmp_path / "model", images).shape == SHAPE
+
+
+def test_an_encoder_that_has_learned_learns_slower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates, learn = {}, finetuning.finetune
+    for init in ("hi-end-mae-tiny", "none"):
+
+        def listen(*args: Any, init: str = init, **options: Any) -> Any:
+            rates[init] = options["plan"].encoder_rate
+            return learn(*args, **options)
+
+        monkeypatch.setattr(finetuning, "finetune", listen)
+        image, labels = write(tmp_path, "scan", scan()[0]), write(tmp_path, "labels", blocks(1))
+        teach(tmp_path, [image], labels, init=init, output=tmp_path / init, steps=1)
+    assert rates["hi-end-mae-tiny"] < 0.5 * rates["none"]
 
 
 def test_the_model_tells_of_sides(tmp_path: Path) -> None:

@@ -110,6 +110,16 @@ def test_a_plan_may_slow_the_early_layers(tmp_path: Path) -> None:
     assert moved[0.1] < 1e-2 * moved[1.0]
 
 
+def test_a_frozen_encoder_stays_as_it_is(tmp_path: Path) -> None:
+    network = small_unetr()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    plan = finetuning.FinetuningPlan(crop=(16, 16, 16), steps=3, encoder_rate=0.0)
+    finetuning.finetune([cube_scan()], network, plan=plan, device=CPU, folder=tmp_path, report=Reporter(quiet=True))
+    moved = {name for name, value in network.state_dict().items() if not value.equal(before[name])}
+    assert moved
+    assert not any(name.startswith("encoder.") for name in moved)
+
+
 # -- the budget --------------------------------------------------------------------------------------------------------
 
 
