@@ -32,7 +32,7 @@ class SegmentConfig(DoorConfig):
     series: str | None = option(None, help="Series UID, where a DICOM folder holds several.")
     frame: int | None = option(None, help="Frame of a 4D scan, counted from 0.")
     spacing: tuple[float, float, float] | None = option(None, help="Working grid in mm instead of the model's.")
-    mirror: bool = option(False, help="Average over mirrored scans (8 times slower); not for models of left and right.")
+    mirror: bool = option(False, help="Average with the scan mirrored from right to left (twice as slow).")
     uncertainty: bool = option(False, help="Also write NAME_entropy: 0 where the model is sure, 1 where it is not.")
     clean: bool = option(False, help="Keep only the largest piece of each structure.")
     fill_holes: bool = option(False, help="Fill background that a structure encloses.")
@@ -57,13 +57,15 @@ def run(config: SegmentConfig, report: Reporter | None = None) -> dict[str, Any]
     from .inference.conveyor import convey, gather, my_share
     from .inference.memory import has_room_for
     from .inference.predictor import Predictor
-    from .inference.trust import knows_sides
+    from .inference.trust import mirrored_classes
 
     jobs = _jobs(config)
     predictor = Predictor.load(config.model, device=choose_device(config.device))
     asked = cases.Options(**{name: getattr(config, name) for name in cases.Options.__dataclass_fields__})
-    if asked.mirror and knows_sides(predictor.description):
-        told = "The model knows left from right, which averaging over mirrored scans would confuse: it is not done."
+    if asked.mirror and mirrored_classes(predictor.description) is None:
+        told = (
+            "The model has not learned from mirrored scans, for its structures do not allow it: --mirror is left out."
+        )
         report.warning("mirror_confuses_sides", told, "Leave --mirror out.")
         asked = replace(asked, mirror=False)
     fresh = config.overwrite or len(jobs) == 1

@@ -37,7 +37,7 @@ from HiEndMAECore.volumes.volume import Structure, Volume
 
 from .memory import Footprint, refuse_if_home_is_short, watch
 from .sliding import Sweep, forward
-from .trust import read_logits, slices_to_review
+from .trust import mirrored_classes, read_logits, slices_to_review
 
 _LONG = 1.0  # seconds
 
@@ -114,8 +114,8 @@ class Predictor:
     ) -> Segmentation:
         """Segment one scan; its labels lie on its own grid, voxel by voxel.
 
-        spacing: mm along R, A, S instead of the model's own. mirror: average over the mirrored scan as well.
-        Raises `InputError` when the scan has other channels than the model.
+        spacing: mm along R, A, S instead of the model's own. mirror: average with the scan mirrored from right to
+        left, where the model knows such patients. Raises `InputError` when the scan has other channels than the model.
         """
         prepared = self.prepare(volume, spacing=spacing)
         return self.home(self.infer(prepared, report=report, mirror=mirror), prepared, uncertainty=uncertainty)
@@ -209,7 +209,7 @@ class Predictor:
             classes=len(self.structures) + 1,
             device=self.device,
             report=report or Reporter(quiet=True),
-            mirror=mirror,
+            mirror=mirrored_classes(self.description) if mirror else None,
             exact=self.exact,
             probe=self.probe(),
         )

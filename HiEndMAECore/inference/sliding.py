@@ -78,9 +78,10 @@ def _no_tf32() -> Iterator[None]:
 class Sweep:
     """One scan under the window.
 
-    image: (C, H, W, D), at least a tile's size everywhere. exact: float32 throughout, no autocast. mirror: average over
-    all eight mirrorings. probe: what one tile costs, from which the plan is made where none is given. Out of memory is
-    a step down (`_step_down`); tiles that are done stay done.
+    image: (C, H, W, D), at least a tile's size everywhere. exact: float32 throughout, no autocast. mirror: average with the
+    scan mirrored along its first axis (right-left), where classes become these (`trust.mirrored_classes`). probe: what one
+    tile costs, from which the plan is made where none is given. Out of memory is a step down (`_step_down`); tiles that are
+    done stay done.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class Sweep:
         classes: int,
         device: torch.device,
         report: Reporter,
-        mirror: bool = False,
+        mirror: Sequence[int] | None = None,
         exact: bool = False,
         probe: Footprint | None = None,
         plan: MemoryPlan | None = None,
@@ -224,17 +225,13 @@ class Sweep:
         return None
 
     def _scores(self, tiles: Tensor) -> Tensor:
-        """(B, C, *tile) -> (B, classes, *tile) float32 logits, averaged over all mirrorings when asked."""
+        """(B, C, *tile) -> (B, classes, *tile) float32 logits, averaged with those of the mirrored tiles when asked."""
         tiles = tiles.to(self.device)
-        turns = list(itertools.product((False, True), repeat=3)) if self.mirror else [(False, False, False)]
-        total: Tensor | None = None
-        for turn in turns:
-            axes = [axis + 2 for axis, flipped in enumerate(turn) if flipped]
-            scores = forward(self.network, tiles.flip(axes) if axes else tiles, exact=self.exact)
-            scores = scores.flip(axes) if axes else scores
-            total = scores if total is None else total.add_(scores)
-        assert total is not None
-        return total / len(turns) if len(turns) > 1 else total
+        scores = forward(self.network, tiles, exact=self.exact)
+        if self.mirror is None:
+            return scores
+        mirrored = forward(self.network, tiles.flip(2), exact=self.exact).flip(2)
+        return (scores + mirrored[:, list(self.mirror)]) / 2
 
     def _make_plan(self) -> MemoryPlan:
         return plan_memory(
@@ -242,7 +239,7 @@ class Sweep:
             classes=self.classes,
             tiles=self.tiles,
             device=self.device,
-            probe=Footprint(self.probe.bytes, self.probe.seconds * (8 if self.mirror else 1)),
+            probe=Footprint(self.probe.bytes, self.probe.seconds * (2 if self.mirror else 1)),
             free_device=free_memory(self.device),
             free_system=free_memory(CPU),
         )

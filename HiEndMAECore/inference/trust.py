@@ -104,12 +104,22 @@ def facts_of(native: Geometry, array: np.ndarray, spacing: Sequence[float]) -> d
     }
 
 
-def knows_sides(description: ModelDescription) -> bool:
-    """Does the model tell left from right, by what teaching found of its structures (or their names, in older models)?"""
+def mirrored_classes(description: ModelDescription) -> list[int] | None:
+    """What each class, background first, becomes where a scan is mirrored from right to left, by what teaching found of the
+    structures (or their names, in models that do not tell); None where a mirrored scan is no patient the model knows."""
+    values = [int(label["value"]) for label in description.labels]
+    classes = list(range(len(values) + 1))
     found = description.training.get("mirroring")
-    if isinstance(found, Mapping):
-        return bool(found.get("swaps")) or not found.get("allowed", True)
-    return bool(named_sides(label["name"] for label in description.labels))
+    if not isinstance(found, Mapping):
+        return None if named_sides(label["name"] for label in description.labels) else classes
+    if not found.get("allowed", False):
+        return None
+    for one, other in found.get("swaps", ()):
+        if not {one, other} <= set(values):
+            return None
+        first, second = values.index(one) + 1, values.index(other) + 1
+        classes[first], classes[second] = second, first
+    return classes
 
 
 def unlike(facts: Mapping[str, Any], taught: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:

@@ -392,13 +392,19 @@ def test_labels_lie_on_the_scans_own_grid_in_the_models_values(shape: tuple[int,
     assert 0 <= result.entropy.min() <= result.entropy.max() <= 1.0001
 
 
-def test_mirroring_averages_over_mirrored_scans() -> None:
+@pytest.mark.parametrize("swaps", [[], [[3, 300]]])
+def test_mirroring_averages_with_the_mirrored_scan(swaps: list[list[int]]) -> None:
+    """A mirrored scan gives the mirrored result, in which the classes of a pair have changed places."""
     predictor = make_predictor()
+    predictor.description.training["mirroring"] = {"allowed": True, "swaps": swaps}
+    order = [0, 2, 1] if swaps else [0, 1, 2]
     array = np.random.default_rng(1).random((1, 16, 16, 16), dtype=np.float32)
     once = predictor.logits(array, mirror=True)
-    mirrored = predictor.logits(np.ascontiguousarray(array[:, ::-1]), mirror=True).flip(1)
+    mirrored = predictor.logits(np.ascontiguousarray(array[:, ::-1]), mirror=True).flip(1)[order]
     torch.testing.assert_close(once, mirrored, atol=2e-2, rtol=1e-2)
     assert (predictor.logits(array) - once).abs().max() > 1e-3
+    upside_down = predictor.logits(np.ascontiguousarray(array[..., ::-1]), mirror=True).flip(-1)
+    assert (upside_down - once).abs().max() > 1e-3  # of such a patient no model has learned
 
 
 @pytest.fixture

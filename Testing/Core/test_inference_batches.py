@@ -476,18 +476,26 @@ def test_how_a_real_scan_is_stored_does_not_matter(
     assert_same_in_space(*taught, turn)
 
 
-def test_models_of_left_and_right_are_not_mirrored(model: Path, tmp_path: Path) -> None:
+def test_scans_are_mirrored_only_where_the_model_has_learned_from_such(model: Path, tmp_path: Path) -> None:
     description = read_description(model)
-    sided = replace(description, labels=[{"value": 3, "name": "left kidney"}, {"value": 9, "name": "right kidney"}])
-    write_model(tmp_path / "sided", sided, read_weights(model, description))
-    scan, found = write_scan(tmp_path / "scan.nii.gz"), {}
-    for name, path, mirror in (("a", tmp_path / "sided", True), ("b", model, True), ("c", model, False)):
+    names = [{"value": 3, "name": "left kidney"}, {"value": 9, "name": "right kidney"}]
+    kinds = {  # of model: (description, is it mirrored?)
+        "untold": (description, True),
+        "untold sides": (replace(description, labels=names), False),
+        "swapped": (replace(description, training={"mirroring": {"allowed": True, "swaps": [[3, 9]]}}), True),
+        "refused": (replace(description, training={"mirroring": {"allowed": False, "swaps": []}}), False),
+        "wrong": (replace(description, training={"mirroring": {"allowed": True, "swaps": [[3, 77]]}}), False),
+    }
+    scan = write_scan(tmp_path / "scan.nii.gz")
+    run(config(model, scan, tmp_path / "plain.nii.gz"), Reporter(quiet=True))
+    plain = read_labels(tmp_path / "plain.nii.gz", allow_empty=True).array
+    for name, (told, expected) in kinds.items():
+        write_model(tmp_path / name, told, read_weights(model, description))
         report = Reporter(quiet=True)
-        run(config(path, scan, tmp_path / f"{name}.nii.gz", mirror=mirror), report)
-        assert ("mirror_confuses_sides" in {warning["code"] for warning in report.warnings}) == (name == "a")
-        found[name] = read_labels(tmp_path / f"{name}.nii.gz", allow_empty=True).array
-    np.testing.assert_array_equal(found["a"], found["c"])
-    assert (found["b"] != found["c"]).any()
+        run(config(tmp_path / name, scan, tmp_path / f"{name}.nii.gz", mirror=True), report)
+        assert ("mirror_confuses_sides" in {warning["code"] for warning in report.warnings}) != expected, name
+        found = read_labels(tmp_path / f"{name}.nii.gz", allow_empty=True).array
+        assert np.array_equal(found, plain) != expected, name
 
 
 # -- how far to trust --------------------------------------------------------------------------------------------
