@@ -3,6 +3,7 @@
     python Testing/Benchmarks/one_shot.py run --data OpenKBP --output results.jsonl --arms scratch hi-end-mae dynunet \
         --cases OKBP_004 OKBP_168 OKBP_061 --seeds 0 1 --cpu-seconds 600 --split tune
     python Testing/Benchmarks/one_shot.py report results.jsonl
+    python Testing/Benchmarks/one_shot.py plot results.jsonl --output dice_against_minutes.png
 
 Arms: `hi-end-mae` starts from --init (default: the encoder in the box), `mae` from --mae (a run of the other objective with
 the same steps), `scratch` from nothing, `scratch-long` from nothing with --longer times the steps (pretraining's compute
@@ -251,6 +252,11 @@ def _mean_of_structures(cases: Any) -> float:
 def report(options: argparse.Namespace) -> None:
     """Markdown: every run, per structure with intervals over cases, and paired comparisons with the first arm."""
     lines = [line for file in options.files for line in _lines(file)]
+    if len({line["split"] for line in lines}) > 1 or (
+        len({line["budget"] for line in lines}) > 1 and not options.budget
+    ):
+        raise SystemExit("These runs had different budgets or tests: give files of one kind, or --budget.")
+    lines = [line for line in lines if options.budget in (None, line["budget"])]
     say = sys.stdout.write
     say("| arm | teacher | seed | steps | processor s | mean Dice | structures at 0 |\n|---|---|---|---|---|---|---|\n")
     for line in lines:
@@ -277,6 +283,58 @@ def report(options: argparse.Namespace) -> None:
         differences = np.array([ours[case] - theirs[case] for case in ours if case in theirs])
         p = stats.wilcoxon(differences).pvalue if len(differences) > 5 else np.nan
         say(f"| {arm} | {differences.mean():+.3f} | {(differences > 0).sum()} of {len(differences)} | {p:.2g} |\n")
+    say("\nThe self-check beside the truth, over structures and runs:\n\n")
+    say(
+        "| arm | structures | error of the expected Dice | of always saying the mean | correlation | of the agreement |\n"
+    )
+    say("|---|---|---|---|---|---|\n")
+    for arm in arms:
+        pairs = [pair for line in of_arm[arm] for pair in _checked(line)]
+        if pairs:
+            expected, agreement, true = np.array(pairs).T
+            say(
+                f"| {arm} | {len(true)} | {np.abs(expected - true).mean():.3f} | {np.abs(true.mean() - true).mean():.3f} "
+            )
+            say(f"| {np.corrcoef(expected, true)[0, 1]:.2f} | {np.corrcoef(agreement, true)[0, 1]:.2f} |\n")
+
+
+def _checked(line: dict[str, Any]) -> list[tuple[float, float, float]]:
+    """(expected Dice, agreement of averaged and last weights, true Dice over the tested cases) of each structure."""
+    found = []
+    for check in line.get("self_check", ()):
+        true = [case[check["name"]] for case in line["dice"].values() if case[check["name"]] is not None]
+        if check["expected"] is not None and true:
+            found.append((check["expected"], check["agreement"], statistics.fmean(true)))
+    return found
+
+
+def plot(options: argparse.Namespace) -> None:
+    """Mean Dice against the budget, one line an arm through the means over runs, one dot a run."""
+    import matplotlib.pyplot as plt
+
+    points: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for line in (line for file in options.files for line in _lines(file)):
+        points[line["arm"]][line["budget"] / 120].append(_mean_of_structures(line["dice"].values()))
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    colours = {"hi-end-mae": "#2f6fb0", "scratch": "#d17b0f", "dynunet": "#6b7785"}
+    for arm in sorted(points, key=ARMS.index):
+        minutes = sorted(points[arm])
+        means = [statistics.fmean(points[arm][at]) for at in minutes]
+        (drawn,) = axes.plot(minutes, means, marker="o", label=arm, color=colours.get(arm), linewidth=2)
+        for at in minutes:
+            axes.plot(
+                [at] * len(points[arm][at]), points[arm][at], ".", color=drawn.get_color(), alpha=0.5, markersize=5
+            )
+    axes.set_xscale("log")
+    ticks = sorted({at for arm in points.values() for at in arm})
+    axes.set_xticks(ticks, [f"{at:g}" for at in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("minutes of learning on two cores (processor time / 2)")
+    axes.set_ylabel("mean Dice on other patients")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(options.output, dpi=140)
 
 
 def _of_cases(lines: Sequence[dict[str, Any]], structure: str | None) -> dict[str, float]:
@@ -317,6 +375,11 @@ def main() -> None:
     told = doors.add_parser("report")
     told.set_defaults(door=report)
     told.add_argument("files", nargs="+", type=Path)
+    told.add_argument("--budget", type=float, help="only runs of so many processor seconds")
+    drawn = doors.add_parser("plot")
+    drawn.set_defaults(door=plot)
+    drawn.add_argument("files", nargs="+", type=Path)
+    drawn.add_argument("--output", type=Path, default=Path("dice_against_minutes.png"))
     options = parser.parse_args()
     options.door(options)
 
