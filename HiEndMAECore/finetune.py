@@ -158,7 +158,7 @@ def run(config: FinetuneConfig, report: Reporter | None = None) -> dict[str, Any
     )
     work = self_check.plan_work(scans, crop=crop, steps=result.steps, batch_size=recipe.batch_size)
     checked = self_check.self_check(
-        scans, result.network, result.last, structures,
+        scans, result.network, structures,
         crop=crop, work=work, seed=config.seed, device=device, report=report,
     )  # fmt: skip
     description = describe_model(

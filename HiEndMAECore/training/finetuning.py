@@ -86,11 +86,9 @@ class TeachingScan:
 
 @dataclass
 class FinetuningResult:
-    """The averaged network and one with the last weights, steps done of those planned, seconds spent, and (step, loss)
-    along the way."""
+    """The averaged network, steps done of those planned, seconds spent, and (step, loss) along the way."""
 
     network: UNETR | HybridUNETR
-    last: UNETR | HybridUNETR
     steps: int = 0
     planned: int = 0
     seconds: float = 0.0
@@ -255,7 +253,7 @@ def finetune(
 
     optimiser = _optimiser(network, plan)
     averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(plan.ema))
-    result = FinetuningResult(cast(UNETR, averaged.module), network, planned=planned)
+    result = FinetuningResult(cast(UNETR, averaged.module), planned=planned)
     if values:
         load_snapshot(snapshot, {"network": network, "averaged": averaged}, optimiser)
         result.steps, before = int(values["step"]), float(values["seconds"])
@@ -293,7 +291,6 @@ def finetune(
     if result.seconds > _SNAPSHOT_SECONDS:
         save()  # what comes after learning may fail, too
     result.network.eval()
-    result.last.eval()
     return result
 
 

@@ -287,7 +287,11 @@ def score(training: Any) -> str:
     if not isinstance(check, dict) or not isinstance(check.get("mean"), int | float):
         return ""
     told = _("expect a Dice of about {dice:.2f} on other scans").format(dice=check["mean"])
-    if not check.get("calibrated"):
+    if isinstance(check.get("error"), int | float):
+        told += " " + _("(a structure give or take {error:.2f}, as measured on head-and-neck CT)").format(
+            error=check["error"]
+        )
+    else:
         told += " " + _("(an estimate that no patient has tested)")
     known = [one for one in check.get("structures", ()) if isinstance(one.get("expected"), int | float)]
     parts = ", ".join(f"{one['name']} {one['expected']:.2f}" for one in known)
