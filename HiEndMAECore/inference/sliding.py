@@ -35,6 +35,8 @@ Start = tuple[int, int, int]
 Place = tuple[slice, slice, slice]
 Column = tuple[int, int]
 
+BACKGROUND = 10.0  # logit of the background where there is nothing but air; the others' are 0
+
 
 @dataclass
 class _Block:
@@ -108,7 +110,7 @@ class Sweep:
         # The slowest axis is the one whose planes are smallest, the last the shorter of the others.
         self.axes = sorted(range(3), key=lambda axis: math.prod(shape) // shape[axis] * self.tile[axis])
         self.axes[1:] = sorted(self.axes[1:], key=lambda axis: -shape[axis])
-        self.tiles = len(self.starts) - max(0, len(self.air) - 1)  # that the network is shown
+        self.tiles = len(self.starts) - max(0, len(self.air) - 1)  # air is one piece of work
         self._columns: dict[Column, list[Start]] = {}
         slow, across, last = self.axes
         cut = len({start[last] for start in self.starts}) >= LARGEST_BATCH
@@ -166,7 +168,8 @@ class Sweep:
         return logits.div_(weights)
 
     def _add(self, starts: list[Start], column: Column) -> None:
-        """Add up the tiles of one column. Air tiles (zero everywhere) all get the network's one answer to air."""
+        """Add up the tiles of one column. Air tiles (zero everywhere) are background, and not shown to the network: where
+        there is nothing to normalise, networks that learned from crops of the body may find organs."""
         air = [start for start in starts if start in self.air]
         body = [start for start in starts if start not in self.air]
         while body:
@@ -209,7 +212,7 @@ class Sweep:
                 self.plan = self._make_plan()
                 self.report.say(str(self.plan))
                 self.report.metric("expected_seconds", self.plan.expected, **self.plan.told())
-            scores = self._scores(tiles)
+            scores = self._background() if starts[0] in self.air else self._scores(tiles)
             self._make_room(column)
             scores = scores.to(self.plan.accumulate, self.plan.dtype)
             scores.mul_(self._window.to(scores.device, scores.dtype))
@@ -223,6 +226,12 @@ class Sweep:
             if not self._can_step_down():
                 raise known from error
         return None
+
+    def _background(self) -> Tensor:
+        """Logits (1, classes, *tile) of a tile that holds nothing."""
+        logits = torch.zeros((1, self.classes, *self.tile), device=self.device)
+        logits[:, 0] = BACKGROUND
+        return logits
 
     def _scores(self, tiles: Tensor) -> Tensor:
         """(B, C, *tile) -> (B, classes, *tile) float32 logits, averaged with those of the mirrored tiles when asked."""

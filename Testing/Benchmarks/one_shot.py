@@ -136,23 +136,28 @@ def run_one(arm: str, teacher: Case, seed: int, tests: Sequence[Case], options: 
         kind="segmentation", name=arm, architecture=architecture, preparation={**grid.to_json(), "orientation": "RAS"},
         channels=[f"channel {index}" for index in range(read[0].scan.channels)], labels=labels, training={},
     )  # fmt: skip
-    predictor, dice = Predictor(taught.network, description, CPU), {}
-    values, begin = [s.value for s in structures], time.process_time()
+    predictor = Predictor(taught.network, description, CPU)
+    dice, raw, begin = {}, {}, time.process_time()
     for case in tests:
         target = teaching.read_case(case, report=report)
-        found, _ = keep_largest(predictor.segment(target.scan).labels, values)
-        scores = score_case(found, target.labels.array[0], affine=target.scan.affine)
-        dice[case.name] = {
-            s.name: scores[s.value].dice if s.value in scores else None for s in structures
-        }  # None: not contoured
+        found = predictor.segment(target.scan).labels
+        raw[case.name] = _dice(found, target, structures)
+        dice[case.name] = _dice(keep_largest(found, [s.value for s in structures])[0], target, structures)
     return {
         "arm": arm, "teacher": teacher.name, "seed": seed, "steps": steps, "cpu_seconds": round(spent, 1),
         "clock_seconds": round(clock, 1), "test_cpu_seconds": round(time.process_time() - begin, 1),
         "threads": torch.get_num_threads(), "budget": options.cpu_seconds, "split": options.split,
         "settings": {name: value for of, name, value in options.set if of == arm}, "dice": dice,
+        "dice_of_all_pieces": raw,
         "self_check": checked.to_json()["structures"],
         "parameters": sum(parameter.numel() for parameter in taught.network.parameters()),
     }  # fmt: skip
+
+
+def _dice(found: np.ndarray, target: teaching.LabelledCase, structures: Sequence[Any]) -> dict[str, float | None]:
+    """{structure: Dice, None where the case does not contour it}."""
+    scores = score_case(found, target.labels.array[0], affine=target.scan.affine)
+    return {s.name: scores[s.value].dice if s.value in scores else None for s in structures}
 
 
 def run_elastix(
@@ -189,9 +194,7 @@ def run_elastix(
             found.SetParameter(index, "ResampleInterpolator", "FinalNearestNeighborInterpolator")
         carried = np.rint(itk.array_from_image(itk.transformix_filter(labels, found))).astype(np.int16).T
         target = teaching.read_case(case, report=quiet)
-        carried, _ = keep_largest(carried, values)
-        scores = score_case(carried, target.labels.array[0], affine=target.scan.affine)
-        dice[case.name] = {s.name: scores[s.value].dice if s.value in scores else None for s in structures}
+        dice[case.name] = _dice(keep_largest(carried, values)[0], target, structures)
     return {
         "arm": arm, "teacher": teacher.name, "seed": seed, "steps": 0, "cpu_seconds": 0.0, "clock_seconds": 0.0,
         "test_cpu_seconds": round(time.process_time() - begin, 1), "test_clock_seconds": round(time.monotonic() - clock, 1),
