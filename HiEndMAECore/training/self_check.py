@@ -54,7 +54,9 @@ class Calibration:
         return max(0.0, min(2 * deformed, 1 - 1.5 * self.border / radius))
 
 
-CALIBRATION = Calibration(border=1.4)
+# border: chosen on OpenKBP's seven `tune` cases (head-and-neck CT). error: on its 20 `test` cases, after 5 minutes of learning
+# from each of three scans, with and without pretraining (42 structures; 0.057, correlation 0.69).
+CALIBRATION = Calibration(border=1.4, error=0.06)
 
 
 @dataclass(frozen=True)
