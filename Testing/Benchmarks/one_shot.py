@@ -8,8 +8,8 @@
 Arms: `hi-end-mae` starts from --init (default: the encoder in the box), `mae` from --mae (a run of the other objective with
 the same steps), `scratch` from nothing, `scratch-long` from nothing with --longer times the steps (pretraining's compute
 as well), `unetr` is the paper's network with the same encoder from scratch, `dynunet` MONAI's residual U-Net from scratch.
-All learn in the same loop: the same crops, changes, loss, averaging and schedule; `dynunet` and `unetr` get their own best
-rate by --set ARM:learning_rate=VALUE, chosen on `tune` as ours was. `elastix` learns nothing: the labelled scan is registered
+All learn in the same loop: the same crops, changes, loss, averaging and schedule. What an arm does better with was chosen on
+`tune` (`CHOSEN`; --set ARM:NAME=VALUE tries others; `unetr` has the loop's own). `elastix` learns nothing: the labelled scan is registered
 to each tested scan and its labels carried over (needs itk-elastix, the extra `bench`).
 
 The budget is processor time, for clocks of shared machines lie: a probe of the arm's own steps turns it into a number of
@@ -52,6 +52,11 @@ from HiEndMAECore.volumes.preparation import PreparationPlan, suggest_normalisat
 
 VARIANT = "hi_end_mae_vit_tiny_8p"
 ARMS = ("hi-end-mae", "mae", "scratch", "scratch-long", "unetr", "dynunet", "elastix")
+CHOSEN = {  # on `tune`, where an arm's best setting is not the loop's own
+    "hi-end-mae": {"encoder_rate": finetuning.PRETRAINED_RATE},
+    "mae": {"encoder_rate": finetuning.PRETRAINED_RATE},
+    "dynunet": {"learning_rate": 1e-3},
+}
 CPU = torch.device("cpu")
 NOWHERE = Path("snapshots")  # none is written: a run of a benchmark is not taken up in its middle
 finetuning._SNAPSHOT_SECONDS = float("inf")
@@ -111,8 +116,7 @@ def run_one(arm: str, teacher: Case, seed: int, tests: Sequence[Case], options: 
     scans = teaching.prepare_teaching(read, grid, structures, report=report)
     network, architecture = build(arm, options, classes=len(structures) + 1, channels=read[0].scan.channels)
     settings: dict[str, Any] = {"crop": architecture["arguments"]["image_size"], "seed": seed, "steps": 1}
-    if arm in ("hi-end-mae", "mae"):
-        settings["encoder_rate"] = finetuning.PRETRAINED_RATE
+    settings.update(CHOSEN.get(arm, {}))
     for of, name, value in options.set:
         if of == arm:
             settings[name] = value
@@ -147,7 +151,7 @@ def run_one(arm: str, teacher: Case, seed: int, tests: Sequence[Case], options: 
         "arm": arm, "teacher": teacher.name, "seed": seed, "steps": steps, "cpu_seconds": round(spent, 1),
         "clock_seconds": round(clock, 1), "test_cpu_seconds": round(time.process_time() - begin, 1),
         "threads": torch.get_num_threads(), "budget": options.cpu_seconds, "split": options.split,
-        "settings": {name: value for of, name, value in options.set if of == arm}, "dice": dice,
+        "settings": {**CHOSEN.get(arm, {}), **{name: value for of, name, value in options.set if of == arm}}, "dice": dice,
         "dice_of_all_pieces": raw,
         "self_check": checked.to_json()["structures"],
         "parameters": sum(parameter.numel() for parameter in taught.network.parameters()),
