@@ -9,8 +9,8 @@ Arms: `hi-end-mae` starts from --init (default: the encoder in the box), `mae` f
 the same steps), `scratch` from nothing, `scratch-long` from nothing with --longer times the steps (pretraining's compute
 as well), `unetr` is the paper's network with the same encoder from scratch, `dynunet` MONAI's residual U-Net from scratch.
 All learn in the same loop: the same crops, changes, loss, averaging and schedule. What an arm does better with was chosen on
-`tune` (`CHOSEN`; --set ARM:NAME=VALUE tries others; `unetr` has the loop's own). `elastix` learns nothing: the labelled scan is registered
-to each tested scan and its labels carried over (needs itk-elastix, the extra `bench`).
+`tune` (`CHOSEN`; --set ARM:NAME=VALUE tries others; `unetr` has the loop's own). `elastix` learns nothing: the labelled scan is
+registered to each tested scan and its labels carried over (needs itk-elastix, the extra `bench`).
 
 The budget is processor time, for clocks of shared machines lie: a probe of the arm's own steps turns it into a number of
 steps, which is written down with the processor time that the run took. Each run appends one line to the output; what is
