@@ -258,7 +258,7 @@ def _mean_of_structures(cases: Any) -> float:
 
 def report(options: argparse.Namespace) -> None:
     """Markdown: every run, per structure with intervals over cases, and paired comparisons with the first arm."""
-    lines = [line for file in options.files for line in _lines(file)]
+    lines = [line for file in options.files for line in _lines(file) if line["seed"] in options.seeds]
     if len({line["split"] for line in lines}) > 1 or (
         len({line["budget"] for line in lines}) > 1 and not options.budget
     ):
@@ -284,9 +284,11 @@ def report(options: argparse.Namespace) -> None:
     say(f"\nPaired differences in mean Dice, {arms[0]} less the other:\n\n")
     say("| other | difference | cases won | p |\n|---|---|---|---|\n")
     for arm in arms[1:]:
-        shared = {(line["teacher"], line["seed"]) for line in of_arm[arm]}
-        ours = _of_cases([line for line in of_arm[arms[0]] if (line["teacher"], line["seed"]) in shared], None)
-        theirs = _of_cases(of_arm[arm], None)
+        pair = [of_arm[arms[0]], of_arm[arm]]
+        shared = set.intersection(*({(line["teacher"], line["seed"]) for line in of} for of in pair))
+        ours, theirs = (
+            _of_cases([line for line in of if (line["teacher"], line["seed"]) in shared], None) for of in pair
+        )
         differences = np.array([ours[case] - theirs[case] for case in ours if case in theirs])
         p = stats.wilcoxon(differences).pvalue if len(differences) > 5 else np.nan
         say(f"| {arm} | {differences.mean():+.3f} | {(differences > 0).sum()} of {len(differences)} | {p:.2g} |\n")
@@ -383,6 +385,7 @@ def main() -> None:
     told = doors.add_parser("report")
     told.set_defaults(door=report)
     told.add_argument("files", nargs="+", type=Path)
+    told.add_argument("--seeds", nargs="+", type=int, default=(0, 1))
     told.add_argument("--budget", type=float, help="only runs of so many processor seconds")
     drawn = doors.add_parser("plot")
     drawn.set_defaults(door=plot)
