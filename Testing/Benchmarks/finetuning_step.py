@@ -22,7 +22,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -39,7 +38,7 @@ from monai.transforms import (
     RandGaussianSmoothd,
     RandScaleIntensityd,
     RandShiftIntensityd,
-)  # fmt: skip
+)
 
 from HiEndMAECore.devices import autocast, choose_device
 from HiEndMAECore.networks import build_segmentation
@@ -98,25 +97,21 @@ def build_arms(options: argparse.Namespace) -> dict[str, Callable[[int], float]]
         held = finetuning.TeachingScan(scan.name, scan.image.to(device), scan.classes.to(device))
         method = finetuning.OurMethod([held], classes=CLASSES, plan=plan)
         method.criterion.to(device)
-        ours = network
-        optimiser = finetuning._optimiser(ours, plan)
+        optimiser = finetuning._optimiser(network, plan)
         arms["engine"] = lambda step: finetuning._step(
-            [held], method, ours, optimiser, step=step, done=0.5, plan=plan, device=device
+            [held], method, network, optimiser, step=step, done=0.5, plan=plan, device=device
         )
     if options.only in (None, "plain"):
         crops = plain_crops(scan, crop, batch, options.workers)
         theirs = copy.deepcopy(network) if options.only is None else network
         stock = torch.optim.AdamW(theirs.parameters(), lr=1e-3)
+        smallest = min(crop) // network.encoder.patch_size
         criterion = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
 
         def plain(step: int) -> float:
             found = next(crops)
             image, label = found["image"].to(device), found["label"].to(device)
-            with (
-                autocast(device, smallest_edge=min(crop) // network.encoder.patch_size)
-                if options.autocast
-                else nullcontext()
-            ):
+            with autocast(device, smallest_edge=smallest, precision="auto" if options.autocast else "fp32"):
                 logits = theirs(image)
             loss = criterion(logits.float(), label)
             stock.zero_grad()

@@ -116,10 +116,8 @@ def run_one(arm: str, teacher: Case, seed: int, tests: Sequence[Case], options: 
     scans = teaching.prepare_teaching(read, grid, structures, report=report)
     network, architecture = build(arm, options, classes=len(structures) + 1, channels=read[0].scan.channels)
     settings: dict[str, Any] = {"crop": architecture["arguments"]["image_size"], "seed": seed, "steps": 1}
-    settings.update(CHOSEN.get(arm, {}))
-    for of, name, value in options.set:
-        if of == arm:
-            settings[name] = value
+    own = {**CHOSEN.get(arm, {}), **{name: value for of, name, value in options.set if of == arm}}
+    settings.update(own)
     plan = finetuning.FinetuningPlan(**settings)
     mirroring = teaching.mirroring_of(scans, structures, report=report)
     steps = options.steps or steps_for(options.cpu_seconds, scans, network, plan)
@@ -151,7 +149,7 @@ def run_one(arm: str, teacher: Case, seed: int, tests: Sequence[Case], options: 
         "arm": arm, "teacher": teacher.name, "seed": seed, "steps": steps, "cpu_seconds": round(spent, 1),
         "clock_seconds": round(clock, 1), "test_cpu_seconds": round(time.process_time() - begin, 1),
         "threads": torch.get_num_threads(), "budget": options.cpu_seconds, "split": options.split,
-        "settings": {**CHOSEN.get(arm, {}), **{name: value for of, name, value in options.set if of == arm}}, "dice": dice,
+        "settings": own, "dice": dice,
         "dice_of_all_pieces": raw,
         "self_check": checked.to_json()["structures"],
         "parameters": sum(parameter.numel() for parameter in taught.network.parameters()),
