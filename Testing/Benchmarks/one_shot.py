@@ -3,7 +3,7 @@
     python Testing/Benchmarks/one_shot.py run --data OpenKBP --output results.jsonl --arms scratch hi-end-mae dynunet \
         --cases OKBP_004 OKBP_168 OKBP_061 --seeds 0 1 --cpu-seconds 600 --split tune
     python Testing/Benchmarks/one_shot.py report results.jsonl
-    python Testing/Benchmarks/one_shot.py plot results.jsonl --output dice_against_minutes.png
+    python Testing/Benchmarks/one_shot.py plot results.jsonl --cases OKBP_004 --seeds 0 --output dice_against_minutes.png
 
 Arms: `hi-end-mae` starts from --init (default: the encoder in the box), `mae` from --mae (a run of the other objective with
 the same steps), `scratch` from nothing, `scratch-long` from nothing with --longer times the steps (pretraining's compute
@@ -322,6 +322,8 @@ def plot(options: argparse.Namespace) -> None:
 
     points: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for line in (line for file in options.files for line in _lines(file)):
+        if line["teacher"] not in options.cases or line["seed"] not in options.seeds or line["arm"] not in options.arms:
+            continue
         points[line["arm"]][line["budget"] / 120].append(_mean_of_structures(line["dice"].values()))
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     colours = {"hi-end-mae": "#2f6fb0", "scratch": "#d17b0f", "dynunet": "#6b7785"}
@@ -388,6 +390,9 @@ def main() -> None:
     drawn = doors.add_parser("plot")
     drawn.set_defaults(door=plot)
     drawn.add_argument("files", nargs="+", type=Path)
+    drawn.add_argument("--cases", nargs="+", default=("OKBP_004",), help="taught: of every budget the same ones")
+    drawn.add_argument("--seeds", nargs="+", type=int, default=(0,))
+    drawn.add_argument("--arms", nargs="+", choices=ARMS, default=("hi-end-mae", "scratch", "dynunet"))
     drawn.add_argument("--output", type=Path, default=Path("dice_against_minutes.png"))
     options = parser.parse_args()
     options.door(options)
