@@ -59,6 +59,8 @@ class DoorConfig:
             raise UsageError(
                 "device_unknown", f"'{self.device}' is not a device.", "Use auto, cpu, cuda, cuda:1 or mps."
             )
+        if self.seed < 0:
+            raise UsageError("value_negative", f"--seed is {self.seed}.", "It must be 0 or more.")
         for item in dataclasses.fields(self):
             choices, value = item.metadata.get("choices"), getattr(self, item.name)
             if choices and value is not None and value not in choices:

@@ -5,7 +5,10 @@ torch is imported inside the functions, so that doors and `doctor` can import th
 
 from __future__ import annotations
 
+import functools
 import os
+import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .errors import MissingDependencyError, UsageError
@@ -23,20 +26,75 @@ def require_torch() -> None:
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The torch device for `auto`, `cpu`, `cuda`, `cuda:1` or `mps`; raises `UsageError` when it is not there."""
+    """The torch device for `auto`, `cpu`, `cuda`, `cuda:1` or `mps`, a graphics card always with its number; raises
+    `UsageError` when it is not there or this torch cannot use it."""
     require_torch()
     import torch
 
+    rank, cards = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        usable = [index for index in range(cards) if card_is_usable(index)]
+        if usable:
+            return torch.device("cuda", usable[rank % len(usable)])  # a cluster may show each process a single card
+        return torch.device("mps" if torch.backends.mps.is_available() and _mps_is_usable() else "cpu")
     device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError("device_absent", f"This computer has no usable {name}.", "Use --device cpu, or see: doctor.")
+    if device.type == "cuda":
+        index = rank % max(1, cards) if device.index is None else device.index
+        if index >= cards:
+            raise _absent(name)
+        if not card_is_usable(index):
+            raise UsageError("device_unfit", f"This torch has no code for the card {name}.", "See: doctor.")
+        return torch.device("cuda", index)
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UsageError("device_absent", "This computer has no usable mps device.", "Use --device cpu.")
+        raise _absent(name)
+    if device.type == "mps" and not _mps_is_usable():
+        raise UsageError("device_unfit", "This torch lacks what the networks need on mps.", "Use --device cpu.")
     return device
+
+
+def _absent(name: str) -> UsageError:
+    return UsageError("device_absent", f"This computer has no usable {name}.", "Use --device cpu, or see: doctor.")
+
+
+def card_is_usable(index: int) -> bool:
+    """Has this torch code for the graphics card of this number?"""
+    import torch
+
+    if torch.version.hip is not None:
+        return True
+    card = torch.cuda.get_device_properties(index)
+    return compiled_for((card.major, card.minor), torch.cuda.get_arch_list())
+
+
+def compiled_for(capability: tuple[int, int], built: Sequence[str]) -> bool:
+    """Does a torch built for `built` (`sm_80`, `sm_90a`, `compute_90`) run on a card of this compute capability?
+
+    Machine code (sm) runs on its own major version from its minor version on; PTX (compute) on every newer card.
+    """
+    for arch in built:
+        kind, _, digits = arch.partition("_")
+        number = int(re.sub(r"\D", "", digits))
+        major, minor = divmod(number, 10)
+        if (kind == "compute" and (major, minor) <= capability) or (major == capability[0] and minor <= capability[1]):
+            return True
+    return False
+
+
+@functools.cache
+def _mps_is_usable() -> bool:
+    """Apple's graphics: torch before 2.8 had no 3D convolutions there, and later ones not all 3D sampling."""
+    import torch
+    from torch.nn import functional as F
+
+    try:
+        volume = torch.rand(1, 1, 4, 4, 4, device="mps", requires_grad=True)
+        F.conv_transpose3d(volume, torch.rand(1, 1, 2, 2, 2, device="mps"), stride=2).sum().backward()
+        places = torch.zeros(1, 4, 4, 4, 3, device="mps")
+        for mode in ("bilinear", "nearest"):
+            F.grid_sample(volume.detach(), places, mode=mode, align_corners=True)
+    except (RuntimeError, NotImplementedError):
+        return False
+    return True
 
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")

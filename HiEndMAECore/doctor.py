@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from .configuration import DoorConfig, option
+from .devices import card_is_usable
 from .errors import MissingDependencyError
 from .reporting.front_door import open_door
 from .reporting.reporter import Reporter
@@ -123,7 +124,7 @@ def _devices(report: Reporter) -> list[dict[str, Any]]:
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             card = torch.cuda.get_device_properties(index)
-            if torch.version.hip is None and not compiled_for((card.major, card.minor), torch.cuda.get_arch_list()):
+            if not card_is_usable(index):
                 told = f"torch {version} has no code for {card.name} (compute capability {card.major}.{card.minor})."
                 advice = f"Use --device cpu, or a build that has it: {pip_install('torch')} --upgrade {_CUDA_WHEELS}"
                 report.warning("gpu_unsupported", told, advice)
@@ -144,20 +145,6 @@ def _devices(report: Reporter) -> list[dict[str, Any]]:
     if torch.backends.mps.is_available():
         devices.append({"device": "mps", "name": "Apple graphics"})
     return [*devices, {"device": "cpu", "name": "CPU"}]
-
-
-def compiled_for(capability: tuple[int, int], built: Sequence[str]) -> bool:
-    """Does a torch built for `built` (`sm_80`, `sm_90a`, `compute_90`) run on a card of this compute capability?
-
-    Machine code (sm) runs on its own major version from its minor version on; PTX (compute) on every newer card.
-    """
-    for arch in built:
-        kind, _, digits = arch.partition("_")
-        number = int(re.sub(r"\D", "", digits))
-        major, minor = divmod(number, 10)
-        if (kind == "compute" and (major, minor) <= capability) or (major == capability[0] and minor <= capability[1]):
-            return True
-    return False
 
 
 def _driver_cuda() -> str:

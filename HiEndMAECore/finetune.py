@@ -93,14 +93,16 @@ def run(config: FinetuneConfig, report: Reporter | None = None) -> dict[str, Any
             "model_not_for_segmentation", f"{config.improve} has not learned to segment.", "Use it as --init."
         )
     if config.dataset:
-        known, cases = teaching.cases_of(config.dataset, config.cases, share=config.share, seed=config.seed)
+        dataset = teaching.cases_of(config.dataset, config.cases, share=config.share, seed=config.seed)
+        known, cases, ignore = dataset.structures, dataset.cases, dataset.ignore
     else:
-        known, cases = (), teaching.cases_from(config.image, config.label)
+        known, cases, ignore = (), tuple(teaching.cases_from(config.image, config.label)), None
     if config.names:
         known = teaching.named_structures(config.names)
     read = []
     for step in report.steps("reading", len(cases)):
         read.append(teaching.read_case(cases[step], report=report))
+    teaching.check_together(read, ignore=ignore)
     plan = teaching.choose_plan(read, preset=preset, spacing=config.spacing, initial=initial)
     if config.improve and initial and initial.description:
         from .inference.predictor import structures_of

@@ -124,7 +124,11 @@ def _jobs(config: SegmentConfig) -> list[Job]:
     assert config.output is not None
     inputs = [files_of(text) for text in config.input]
     alone = [files[0] for files in inputs if len(files) == 1]  # together, so that equal names are told apart
-    cases = find_cases(alone) if alone else []
+    output = config.output.resolve()
+    if any(path.is_dir() and path.resolve() == output for path in alone):
+        told = f"The results would lie among the scans of {output}, and the next run would take them for scans."
+        raise UsageError("output_is_input", told, "Give another --output; a folder within it will do.")
+    cases = find_cases(alone, leave_out=output) if alone else []
     cases += [Case(case_name(files[0]), files) for files in inputs if len(files) > 1]
     names = [case.name for case in cases]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -132,7 +136,13 @@ def _jobs(config: SegmentConfig) -> list[Job]:
     into_file = (is_scan_file(config.output) or config.output.suffix.lower() == ".dcm") and not config.output.is_dir()
     if into_file and len(cases) > 1:
         raise UsageError("usage", f"{len(cases)} scans do not fit into one file {config.output}.", "Give a folder.")
-    return [Job(c, config.output if into_file else config.output / f"{c.name}.{config.format}") for c in cases]
+    jobs = [Job(c, config.output if into_file else config.output / f"{c.name}.{config.format}") for c in cases]
+    scans = {path.resolve() for case in cases for path in case.channels}
+    for job in jobs:
+        if taken := scans & {path.resolve() for path in (job.path, job.entropy)}:
+            told = f"The result of {job.case.name} would replace the scan {taken.pop()}."
+            raise UsageError("output_is_input", told, "Give another --output.")
+    return jobs
 
 
 def _tell(rows: Sequence[tuple[str, float | None, HiEndMAEError | None]], report: Reporter) -> None:

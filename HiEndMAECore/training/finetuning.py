@@ -7,6 +7,7 @@ Step `i` draws from generators keyed by (seed, i), so that a resumed run goes on
 from __future__ import annotations
 
 import copy
+import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from HiEndMAECore.devices import autocast
-from HiEndMAECore.errors import HiEndMAEError
+from HiEndMAECore.errors import HiEndMAEError, InputError
 from HiEndMAECore.networks import UNETR, HybridUNETR
 from HiEndMAECore.reporting.reporter import Reporter
 from HiEndMAECore.volumes.preparation import Grid
@@ -234,12 +235,19 @@ def finetune(
     """
     network.to(device).train()
     network.encoder.requires_grad_(plan.encoder_rate > 0)
+    mark = _mark_of(plan, scans)
     scans = [TeachingScan(scan.name, scan.image.to(device), scan.classes.to(device)) for scan in scans]
     if method is None:
         method = OurMethod(scans, classes=network.classes, plan=plan, mirroring=mirroring)
     method.criterion.to(device)
     snapshot = folder / SNAPSHOT
     values = read_values(snapshot) if resume else None
+    if values and values.get("run") != mark:
+        raise InputError(
+            "snapshot_unfit",
+            f"The snapshot {snapshot} is of other scans, labels or settings.",
+            "Resume with what it was started with, or start anew without --resume.",
+        )
     budget = None if plan.steps else plan.seconds
     what = f"Learning from {len(scans)} labelled scan{'s' if len(scans) > 1 else ''}"
     pace = None if values or (plan.steps and plan.steps < _TOLD_STEPS) else _probe(scans, method, network, plan, device)
@@ -257,13 +265,13 @@ def finetune(
     if values:
         load_snapshot(snapshot, {"network": network, "averaged": averaged}, optimiser)
         result.steps, before = int(values["step"]), float(values["seconds"])
-        result.losses = [(int(step), float(loss)) for step, loss in values["losses"]]
+        result.losses, result.seconds = [(int(step), float(loss)) for step, loss in values["losses"]], before
     else:
         before = 0.0
 
     def save() -> None:
         told = {"step": result.steps, "planned": planned, "seconds": result.seconds, "losses": result.losses}
-        told["fastest"] = fastest
+        told |= {"fastest": fastest, "run": mark}
         save_snapshot(snapshot, {"network": network, "averaged": averaged}, optimiser, told)
 
     started = saved = time.monotonic()
@@ -292,6 +300,15 @@ def finetune(
         save()  # what comes after learning may fail, too
     result.network.eval()
     return result
+
+
+def _mark_of(plan: FinetuningPlan, scans: Sequence[TeachingScan]) -> str:
+    """What a snapshot must have in common with a run that goes on from it: the plan, and every voxel."""
+    digest = hashlib.blake2b(repr(plan).encode(), digest_size=16)
+    for scan in scans:
+        for part in (scan.image, scan.classes):
+            digest.update(part.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _optimiser(network: UNETR | HybridUNETR, plan: FinetuningPlan) -> torch.optim.Optimizer:

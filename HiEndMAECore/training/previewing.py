@@ -12,6 +12,7 @@ from monai.inferers import sliding_window_inference
 from torch import nn
 
 from HiEndMAECore.devices import autocast
+from HiEndMAECore.errors import HiEndMAEError
 from HiEndMAECore.reporting.reporter import Reporter
 from HiEndMAECore.volumes.files import write_labels
 from HiEndMAECore.volumes.preparation import Grid, labels_to_native
@@ -69,17 +70,24 @@ class Preview:
             )
         network.train(training)
         classes = logits[0].argmax(0)
-        write_labels(self.path, labels_to_native(self.values[classes.numpy()], self.grid), self.grid.native)
+        try:
+            write_labels(self.path, labels_to_native(self.values[classes.numpy()], self.grid), self.grid.native)
+        except (OSError, HiEndMAEError) as error:  # a full disk, or another program has the last one open
+            self.report.warning("preview_left_out", f"A preview could not be written ({error}); learning goes on.")
+        else:
+            self.report.preview(self.path)
         self._last = time.monotonic() - started
         self._spent += self._last
-        self.report.preview(self.path)
-        self.report.metric("agreement", round(self._dice(classes), 4), step=step, seconds=round(self._last, 2))
+        agreement = self._dice(classes)
+        if agreement is not None:
+            self.report.metric("agreement", round(agreement, 4), step=step, seconds=round(self._last, 2))
 
-    def _dice(self, classes: torch.Tensor) -> float:
+    def _dice(self, classes: torch.Tensor) -> float | None:
+        """None where nothing labelled is left of this scan at this spacing."""
         truth = self.scan.classes.cpu()
         found = [
             float(2 * ((classes == value) & (truth == value)).sum() / ((classes == value).sum() + there))
             for value in range(1, len(self.values))
             if (there := (truth == value).sum())
         ]
-        return sum(found) / len(found)
+        return sum(found) / len(found) if found else None

@@ -80,12 +80,12 @@ def keep_newest(folder: Path, count: int) -> None:
 
 def load_snapshot(path: Path, modules: Mapping[str, nn.Module], optimiser: torch.optim.Optimizer) -> dict[str, Any]:
     """Put a snapshot back into `modules` and `optimiser`; returns its plain values. Raises `InputError`."""
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
     values = read_values(path)
     if values is None:
         raise InputError("snapshot_absent", f"There is no snapshot at {path}.", "Start without --resume.")
-    tensors = load_file(str(path))
+    tensors = load(path.read_bytes())  # not mapped: Windows could not replace the file while the run goes on
     try:
         for name, module in modules.items():
             start = f"{name}/"

@@ -16,14 +16,16 @@ from HiEndMAECore.errors import InputError
 from HiEndMAECore.metrics.pairs import structure_names
 from HiEndMAECore.networks.registry import find_variant, segmentation_architecture
 from HiEndMAECore.reporting.reporter import Reporter
-from HiEndMAECore.volumes.datasets import Case, label_colours, nested_share, read_dataset
+from HiEndMAECore.volumes.datasets import Case, Dataset, label_colours, nested_share, read_dataset
 from HiEndMAECore.volumes.files import case_name, files_of, on_grid_of, read_labels, read_volume
+from HiEndMAECore.volumes.intake import looks_like_labels
 from HiEndMAECore.volumes.preparation import PreparationPlan, body_box, prepare, prepare_labels, suggest_normalisation
 from HiEndMAECore.volumes.sides import Mirroring, decide_mirroring
 from HiEndMAECore.volumes.volume import Structure, Volume
 
 from .finetuning import TeachingScan
 
+_MANY = 64  # different labels, from which on a label map is looked at more closely
 FEW_VOXELS = 20  # on the network's grid: fewer are too little to learn from
 
 
@@ -61,18 +63,16 @@ def cases_from(images: Sequence[str], labels: Sequence[Path]) -> list[Case]:
     return [Case(case_name(f[0]), f, label) for f, label in zip(files, labels)]
 
 
-def cases_of(
-    folder: Path, names: Sequence[str] = (), *, share: int | None = None, seed: int = 0
-) -> tuple[tuple[Structure, ...], list[Case]]:
-    """(structures, labelled cases) of the data set in `folder`: those called `names`, or all; of them `share` percent.
-    Raises `InputError`."""
+def cases_of(folder: Path, names: Sequence[str] = (), *, share: int | None = None, seed: int = 0) -> Dataset:
+    """The data set in `folder` with the labelled cases called `names`, or all; of them `share` percent. Raises
+    `InputError`."""
     dataset = read_dataset(folder)
     found = {case.name: case for case in dataset.cases}
     absent = [name for name in names if name not in found]
     if absent:
         raise InputError("case_absent", f"{folder} has no labelled case {', '.join(absent)}.", "Check --cases.")
     cases = [found[name] for name in names or found]
-    return dataset.structures, cases if share is None else nested_share(cases, share, seed=seed)
+    return replace(dataset, cases=tuple(cases if share is None else nested_share(cases, share, seed=seed)))
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,28 @@ def read_case(case: Case, *, report: Reporter) -> LabelledCase:
     labels = on_grid_of(scan, read_labels(case.label))
     for note in (*scan.notes, *labels.notes):
         report.warning(**note)
+    if labels.array.max() > 65535:
+        told = f"The label map {case.label} has values up to {labels.array.max()}."
+        raise InputError("labels_too_large", told, "Renumber them: 65535 at most.")
+    values = len(np.unique(labels.array)) - 1
+    if values > _MANY and not looks_like_labels(labels):
+        told = f"{case.label} has {values} different values, mixed like those of a scan."
+        raise InputError("labels_look_like_a_scan", told, "Give the label map that belongs to the scan.")
     return LabelledCase(scan, labels)
+
+
+def check_together(cases: Sequence[LabelledCase], *, ignore: int | None = None) -> None:
+    """Raise `InputError` where the cases cannot teach one network: other channels than the first has, or voxels labelled
+    `ignore`, which learning cannot leave out."""
+    first = cases[0].scan
+    for case in cases:
+        if case.scan.channels != first.channels:
+            told = f"{case.scan.name} has {case.scan.channels} channel(s), {first.name} has {first.channels}."
+            raise InputError("channels_do_not_fit", told, "Give every scan the same channels, in the same order.")
+        if ignore is not None and (case.labels.array == ignore).any():
+            told = f"The label map of {case.scan.name} has voxels of the label 'ignore' ({ignore})."
+            advice = "Learning cannot leave them out: choose cases without, or label them."
+            raise InputError("ignore_not_supported", told, advice)
 
 
 def choose_plan(
@@ -179,7 +200,8 @@ def prepare_teaching(
 ) -> list[TeachingScan]:
     """The cases on the network's grid, label values turned into classes 1 to K in the order of `structures`.
 
-    Warns of structures with next to no voxel left at this spacing; raises `InputError` when none is left at all.
+    Warns of structures with next to no voxel left at this spacing, outside of the body, or missing from one of the scans;
+    raises `InputError` when none is left at all.
     """
     scans = []
     counts = np.zeros(len(structures), dtype=int)
@@ -187,12 +209,24 @@ def prepare_teaching(
     for case in cases:
         prepared = prepare(case.scan, plan)
         labels = prepare_labels(case.labels, prepared, values=values)
-        unknown = sorted({int(value) for value in np.unique(case.labels.array)} - {0, *values})
-        if unknown:
+        drawn = {int(value) for value in np.unique(case.labels.array)}
+        if unknown := sorted(drawn - {0, *values}):
             report.warning(
                 "labels_unknown",
                 f"{case.scan.name} labels {', '.join(map(str, unknown))}, which the model does not know: left out.",
                 "To learn new structures, start from the model with --init instead of --improve.",
+            )
+        if absent := [structure.name for structure in structures if structure.value not in drawn]:
+            report.warning(
+                "structures_not_drawn",
+                f"{case.scan.name} has no {', '.join(absent)}: where it shows them, it teaches that they are background.",
+                "Label them there, or leave the scan out.",
+            )
+        if lost := _outside_the_body(case, structures, plan):
+            report.warning(
+                "labels_outside_body",
+                f"In {case.scan.name} more than a tenth of {', '.join(lost)} lies outside of what was taken for the body.",
+                "A part that lies apart, such as an arm, is not learned: crop the scan to it.",
             )
         classes = np.zeros(labels.shape, dtype=np.int16)
         for index, value in enumerate(values):
@@ -216,6 +250,17 @@ def prepare_teaching(
                 "Use a finer --spacing, or expect nothing of this structure.",
             )
     return scans
+
+
+def _outside_the_body(case: LabelledCase, structures: Sequence[Structure], plan: PreparationPlan) -> list[str]:
+    """Names of structures of which more than a tenth lies outside of the box that is learned from."""
+    labels = case.labels.array[0]
+    if labels.shape != case.scan.shape:
+        return []
+    box = tuple(slice(*ends) for ends in body_box(case.scan, hounsfield=plan.normalisation.kind == "window"))
+    size = max(structure.value for structure in structures) + 1
+    whole, kept = (np.bincount(part.ravel(), minlength=size) for part in (labels, labels[box]))
+    return [s.name for s in structures if kept[s.value] < 0.9 * whole[s.value]]
 
 
 def mirroring_of(scans: Sequence[TeachingScan], structures: Sequence[Structure], *, report: Reporter) -> Mirroring:

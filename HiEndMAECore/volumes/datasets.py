@@ -38,13 +38,15 @@ class Case:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A labelled dataset. `unlabelled`: its scans without a label map; test sets are not among them."""
+    """A labelled dataset. `unlabelled`: its scans without a label map; test sets are not among them. `ignore`: the label
+    value of voxels that nobody judged, if there is one; it is none of the structures."""
 
     name: str
     structures: tuple[Structure, ...]
     cases: tuple[Case, ...]
     unlabelled: tuple[Case, ...] = ()
     channel_names: tuple[str, ...] = field(default=())
+    ignore: int | None = None
 
 
 def label_colours(n: int) -> list[tuple[int, int, int]]:
@@ -61,13 +63,14 @@ def label_colours(n: int) -> list[tuple[int, int, int]]:
 # -- loose files -------------------------------------------------------------------------------------------------
 
 
-def find_cases(inputs: Sequence[str | Path]) -> list[Case]:
+def find_cases(inputs: Sequence[str | Path], *, leave_out: Path | None = None) -> list[Case]:
     """Every scan among files, folders (and what they contain) and .txt lists, sorted by name.
 
     `NAME_0000`, `NAME_0001`, … of one folder are the channels of one case; a folder that holds DICOM files is one case.
-    Folders of label maps (labelsTr, labelsTs) and hidden ones are passed over. Same names get their folder in front.
+    Folders of label maps (labelsTr, labelsTs), hidden ones, `leave_out` (resolved; results of an earlier run, say) and
+    segmentations (.seg.nrrd) in folders are passed over. Same names get their folder in front.
     """
-    paths = list(dict.fromkeys(found for one in inputs for found in _scans(Path(one))))
+    paths = list(dict.fromkeys(found for one in inputs for found in _scans(Path(one), leave_out)))
     if not paths:
         raise InputError(
             "no_scans",
@@ -96,15 +99,15 @@ def _own_name(path: Path) -> str:
     return _stem(path) or case_name(path)
 
 
-def _scans(path: Path, *, listed: bool = False) -> Iterator[Path]:
+def _scans(path: Path, leave_out: Path | None, *, listed: bool = False) -> Iterator[Path]:
     if path.is_dir():
-        yield from _scans_below(path)
+        yield from _scans_below(path, leave_out)
     elif not path.exists():
         raise InputError("file_missing", f"There is no file or folder {path}.", "Check the path.")
     elif path.suffix.lower() == ".txt" and not listed:
         for line in path.read_text(encoding="utf-8-sig").splitlines():
             if line.strip():
-                yield from _scans(path.parent / line.strip(), listed=True)
+                yield from _scans(path.parent / line.strip(), leave_out, listed=True)
     elif is_scan_file(path):
         yield path
     elif is_dicom_file(path):
@@ -117,11 +120,15 @@ def _scans(path: Path, *, listed: bool = False) -> Iterator[Path]:
         )
 
 
-def _scans_below(folder: Path) -> Iterator[Path]:
+def _scans_below(folder: Path, leave_out: Path | None) -> Iterator[Path]:
     for here, folders, names in os.walk(folder):
-        folders[:] = sorted(n for n in folders if not n.startswith(".") and n.lower() not in _LABEL_FOLDERS)
+        folders[:] = sorted(
+            n
+            for n in folders
+            if not n.startswith(".") and n.lower() not in _LABEL_FOLDERS and Path(here, n).resolve() != leave_out
+        )
         files = [Path(here, name) for name in sorted(names) if not name.startswith(".")]
-        scans = [file for file in files if is_scan_file(file)]
+        scans = [file for file in files if is_scan_file(file) and suffix_of(file) != ".seg.nrrd"]
         yield from (s for s in scans if not (suffix_of(s) == ".img" and _header_of(s) in names))
         if any(is_dicom_file(file) for file in files if file not in scans):
             yield Path(here)
@@ -171,7 +178,7 @@ def read_dataset(folder: str | Path) -> Dataset:
         raise _ill_formed(source, f"it is not JSON ({error})") from error
     if not isinstance(data, dict):
         raise _ill_formed(source, "it is not a JSON object")
-    structures = _structures(source, data)
+    structures, ignore = _structures(source, data)
     channels = data.get("channel_names", data.get("modality", {"0": "scan"}))
     if not isinstance(channels, dict) or not channels:
         raise _ill_formed(source, "'channel_names' is no object of channel numbers and names")
@@ -182,7 +189,7 @@ def read_dataset(folder: str | Path) -> Dataset:
         cases, unlabelled = _nnunet_cases(source, data, len(names))
     if not cases and not unlabelled:
         raise InputError("dataset_empty", f"The dataset {folder} has no cases.", "Put scans into its imagesTr folder.")
-    return Dataset(str(data.get("name") or folder.name), structures, tuple(cases), tuple(unlabelled), names)
+    return Dataset(str(data.get("name") or folder.name), structures, tuple(cases), tuple(unlabelled), names, ignore)
 
 
 def nested_share(cases: Sequence[Case], percent: float, *, seed: int) -> list[Case]:
@@ -194,7 +201,7 @@ def nested_share(cases: Sequence[Case], percent: float, *, seed: int) -> list[Ca
     return sorted(drawn[: max(1, round(len(drawn) * percent / 100))], key=lambda case: case.name)
 
 
-def _structures(source: Path, data: Mapping[str, Any]) -> tuple[Structure, ...]:
+def _structures(source: Path, data: Mapping[str, Any]) -> tuple[tuple[Structure, ...], int | None]:
     labels = data.get("labels")
     if not isinstance(labels, dict) or not labels:
         raise _ill_formed(source, "'labels' is no object of names and values")
@@ -207,11 +214,12 @@ def _structures(source: Path, data: Mapping[str, Any]) -> tuple[Structure, ...]:
             if isinstance(value, bool) or not str(value).isdigit():
                 raise _ill_formed(source, f"label '{name}' has the value {value!r}, not a whole number")
         pairs = [(str(name), int(value)) for name, value in labels.items()]
+    ignore = dict(pairs).get("ignore")
     pairs = sorted((pair for pair in pairs if pair[1] != 0 and pair[0] != "ignore"), key=lambda pair: pair[1])
     if not pairs or len({value for _, value in pairs}) < len(pairs):
         raise _ill_formed(source, "'labels' has no structure, or one value twice")
     colours = label_colours(len(pairs))
-    return tuple(Structure(value, name, colour) for (name, value), colour in zip(pairs, colours))
+    return tuple(Structure(value, name, colour) for (name, value), colour in zip(pairs, colours)), ignore
 
 
 def _decathlon_cases(source: Path, data: Mapping[str, Any]) -> tuple[list[Case], list[Case]]:

@@ -25,6 +25,7 @@ from .volume import Geometry, Structure, Volume
 
 SUFFIXES = (".nii.gz", ".nii", ".hdr", ".img", ".seg.nrrd", ".nrrd", ".nhdr", ".mha", ".mhd")
 WRITTEN_SUFFIXES = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".mha")
+_ROUNDING = 1e-3  # how far off a whole number a label may be: floats saved with a slope are
 _NIFTI = (".nii.gz", ".nii", ".hdr", ".img")
 _LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _NO_IMAGE = {"RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "SR", "PR", "KO", "REG", "FID", "DOC", "PLAN"}
@@ -134,12 +135,15 @@ def read_labels(
     loaded = _load(path, series=series, frame=frame)
     array = loaded.array
     _refuse_not_finite(array, path)
-    if array.dtype.kind == "f" and (array != np.rint(array)).any():
-        raise InputError(
-            "labels_not_whole",
-            f"The label map {path} has values that are not whole numbers.",
-            "Give a label map (0 background, 1, 2, … structures), resampled with nearest neighbour, not a scan.",
-        )
+    if array.dtype.kind == "f":
+        whole = np.rint(array)
+        if (np.abs(array - whole) > _ROUNDING).any():
+            raise InputError(
+                "labels_not_whole",
+                f"The label map {path} has values that are not whole numbers.",
+                "Give a label map (0 background, 1, 2, … structures), resampled with nearest neighbour, not a scan.",
+            )
+        array = whole
     low, high = (array.min(), array.max()) if array.size else (0, 0)
     if low < 0:
         raise InputError(

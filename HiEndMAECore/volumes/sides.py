@@ -15,11 +15,33 @@ import numpy as np
 _SIDES = {
     **dict.fromkeys(("left", "l", "lt", "sin", "sinister", "links", "linke", "linker", "linkes"), "left"),
     **dict.fromkeys(("right", "r", "rt", "dex", "dexter", "rechts", "rechte", "rechter", "rechtes"), "right"),
+    **dict.fromkeys(("gauche", "izquierdo", "izquierda", "sinistro", "sinistra", "esquerdo", "esquerda"), "left"),
+    **dict.fromkeys(("droit", "droite", "derecho", "derecha", "destro", "destra", "direito", "direita"), "right"),
 }
 _SHORT = {"l", "r", "lt", "rt", "sin", "dex"}  # a side only as the first or last part of a name
 _ONE_SIDED = {"liver", "spleen", "heart", "stomach", "gallbladder", "pancreas", "duodenum", "colon", "appendix"}
 _PARTS = re.compile(r"[A-Z]+(?![a-z])\d*|[A-Z]?[a-z]+\d*|[^\W_]+")
 _ALIKE = 0.5  # correlation of the scan with its mirror image, from which on it shows a mid-plane
+_NAMELESS = re.compile(
+    r"(structure|segment|label|region|roi|class|object|mask|organ)?[\W_]*(\d+|[a-z])?", re.IGNORECASE
+)
+_DIRECTIONS = {
+    "med",
+    "lat",
+    "in",
+    "out",
+    "inn",
+    "ext",
+    "int",
+    "inf",
+    "sup",
+    "ant",
+    "pos",
+    "up",
+    "low",
+    "top",
+}  # not sides
+_ALIKE_INSIDE = 0.1  # of the window: means of a pair differ by less (42 HU on CT)
 _OFF = 0.04  # of the body's width: a centre further from the mid-plane is clearly off it
 _OVERLAP = 0.15  # Dice of one structure's mirror image with the other of a pair
 _SIZES = 2.5  # times as large, at most, is one of a pair
@@ -53,6 +75,19 @@ def named_pairs(names: Sequence[str]) -> list[tuple[int, int]]:
         places.setdefault(split_side(name), index)
     lefts = [(index, rest) for (side, rest), index in places.items() if side == "left"]
     return [(index, places["right", rest]) for index, rest in lefts if ("right", rest) in places]
+
+
+def may_be_pair(one: str, other: str) -> bool:
+    """Do the names leave it open that the two are one organ of both sides? Names that tell nothing do (`Segment_1`), and
+    names that differ in one short part, such as a side in another language; `aorta` and `IVC`, or medial and lateral, do not.
+    """
+    if _NAMELESS.fullmatch(one) and _NAMELESS.fullmatch(other):
+        return True
+    parts = [[part.lower() for part in _PARTS.findall(name)] for name in (one, other)]
+    if len(parts[0]) != len(parts[1]) or len(parts[0]) < 2:
+        return False
+    differ = [pair for pair in zip(*parts) if pair[0] != pair[1]]
+    return len(differ) == 1 and all(part.isalpha() and len(part) <= 3 and part not in _DIRECTIONS for part in differ[0])
 
 
 @dataclass(frozen=True)
@@ -94,7 +129,9 @@ def decide_mirroring(names: Sequence[str], scans: Sequence[tuple[np.ndarray, np.
         partners = [
             other
             for other in range(one + 1, len(names))
-            if other not in paired and all(body.mirrored(one, other) for body in bodies)
+            if other not in paired
+            and may_be_pair(names[one], names[other])
+            and all(body.mirrored(one, other) for body in bodies)
         ]
         if not partners:
             return Mirroring(False, (), f"off: '{names[one]}' lies on one side of the body")
@@ -140,6 +177,7 @@ class _Bodyplan:
         self.width = float(body[-1] - body[0] + 1) if len(body) else float(len(image))
         self.classes, self.plane = classes, plane
         self.voxels = [np.argwhere(classes == value) for value in range(1, count + 1)]
+        self.means = [float(image[tuple(there.T)].mean()) if len(there) else np.nan for there in self.voxels]
 
     @classmethod
     def of(cls, image: np.ndarray, classes: np.ndarray, count: int) -> _Bodyplan | None:
@@ -176,6 +214,7 @@ class _Bodyplan:
         return (
             sizes[0] > 0
             and sizes[1] <= _SIZES * sizes[0]
+            and abs(self.means[one] - self.means[other]) < _ALIKE_INSIDE
             and self.opposite(one, other)
             and self.overlap(one, other) >= _OVERLAP
         )

@@ -17,6 +17,7 @@ import pytest
 
 from HiEndMAECore import finetune
 from HiEndMAECore.checkpoints.model_folder import read_description
+from HiEndMAECore.errors import InputError, UsageError
 from HiEndMAECore.inference.predictor import Predictor
 from HiEndMAECore.reporting.reporter import Reporter
 from HiEndMAECore.training import finetuning, teaching
@@ -109,6 +110,58 @@ def test_whatever_is_labelled_can_be_taught(kind: str, tmp_path: Path) -> None:
     found = segment(tmp_path / "model", [image])
     assert found.shape == SHAPE
     assert set(np.unique(found).tolist()) <= {0, *values}
+
+
+def test_cases_that_cannot_teach_one_network_are_refused(tmp_path: Path) -> None:
+    images = [write(tmp_path, f"ct_{index}", channel) for index, channel in enumerate(scan(3))]
+    labels = [write(tmp_path, name, blocks(2)) for name in ("one", "other")]
+    for first in (f"{images[0]},{images[1]}", str(images[2])):
+        second = str(images[2]) if "," in first else f"{images[0]},{images[1]}"
+        config = finetune.FinetuneConfig(image=(first, second), label=tuple(labels), output=tmp_path / "m", steps=1)
+        with pytest.raises(InputError, match=r"channel\(s\)"):
+            finetune.run(config)
+    with pytest.raises(InputError, match="like those of a scan"):
+        teach(tmp_path, images[:1], write(tmp_path, "mr", np.rint(np.abs(scan()[0]))))
+    nib.save(nib.Nifti1Image(blocks(1).astype(np.int32) * 100_000, AFFINE), tmp_path / "high.nii.gz")
+    with pytest.raises(InputError, match="65535"):
+        teach(tmp_path, images[:1], tmp_path / "high.nii.gz")
+    with pytest.raises(UsageError, match="--seed is -1"):
+        teach(tmp_path, images[:1], labels[0], seed=-1)
+
+
+def test_voxels_that_nobody_judged_are_no_structure(tmp_path: Path) -> None:
+    for part in ("imagesTr", "labelsTr"):
+        (tmp_path / part).mkdir()
+    write(tmp_path / "imagesTr", "p_0000", scan()[0])
+    write(tmp_path / "labelsTr", "p", blocks(2))
+    about = {
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0, "organ": 1, "ignore": 2},
+        "file_ending": ".nii.gz",
+    }
+    (tmp_path / "dataset.json").write_text(json.dumps(about))
+    with pytest.raises(InputError, match="'ignore'"):
+        finetune.run(finetune.FinetuneConfig(dataset=tmp_path, output=tmp_path / "m", steps=1, device="cpu"))
+
+
+def test_what_a_scan_does_not_teach_is_told(tmp_path: Path) -> None:
+    """A structure that one of two scans lacks; and one in a piece that lies apart, and is not looked at."""
+    images = tuple(str(write(tmp_path, name, scan()[0])) for name in ("p", "q"))
+    labels = (write(tmp_path, "both", blocks(2)), write(tmp_path, "one", blocks(1)))
+    report = Reporter(quiet=True)
+    settings = {"output": tmp_path / "m", "steps": 1, "device": "cpu"}
+    finetune.run(finetune.FinetuneConfig(image=images, label=labels, **settings), report)  # type: ignore[arg-type]
+    told = {warning["code"]: warning["message"] for warning in report.warnings}
+    assert "q has no structure 2" in told["structures_not_drawn"]
+
+    apart = np.full((60, 28, 26), -1000.0)
+    apart[:30], drawn = scan()[0], np.zeros((60, 28, 26), np.int16)
+    apart[50:54, 10:14], drawn[50:54, 10:14], drawn[10:14, 10:14] = 40.0, 2, 1
+    image, label = write(tmp_path, "arm", apart), write(tmp_path, "drawn", drawn)
+    report = Reporter(quiet=True)
+    finetune.run(finetune.FinetuneConfig(image=(str(image),), label=(label,), **settings), report)  # type: ignore[arg-type]
+    told = {warning["code"]: warning["message"] for warning in report.warnings}
+    assert "structure 2 lies outside" in told["labels_outside_body"]
 
 
 def test_two_sequences_of_a_patient_are_learned_together(tmp_path: Path) -> None:

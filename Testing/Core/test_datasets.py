@@ -34,10 +34,11 @@ def test_everything_below_a_folder(tmp_path: Path) -> None:
         "b": ["b.nii.gz"],
         "c": ["c.nrrd"],
         "d": ["d.mha"],
-        "e": ["e.seg.nrrd"],
         "f": ["f.hdr"],
         "patient 7": ["patient 7"],
     }
+    assert list(found(tmp_path / "a/e.seg.nrrd")) == ["e"]  # who names it means it
+    assert "c" not in {case.name for case in find_cases([tmp_path], leave_out=(tmp_path / "a").resolve())}
 
 
 def test_channels_of_one_case(tmp_path: Path) -> None:
@@ -109,6 +110,7 @@ def test_nnunet_layout(tmp_path: Path) -> None:
     assert read.name == "Two organs"
     assert [(one.value, one.name) for one in read.structures] == [(1, "spleen"), (2, "liver")]
     assert len({one.colour for one in read.structures}) == 2
+    assert read.ignore == 3
     assert [case.name for case in read.cases] == ["a"]
     assert read.cases[0].label == tmp_path / "labelsTr/a.nii.gz"
     assert [path.name for path in read.cases[0].channels] == ["a_0000.nii.gz", "a_0001.nii.gz"]

@@ -8,13 +8,15 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from bare_python import REPOSITORY, run_bare
 
 from HiEndMAECore import doctor
-from HiEndMAECore.doctor import DoctorConfig, compiled_for
-from HiEndMAECore.errors import MissingDependencyError
+from HiEndMAECore.devices import compiled_for
+from HiEndMAECore.doctor import DoctorConfig
+from HiEndMAECore.errors import MissingDependencyError, UsageError
 from HiEndMAECore.reporting import events
 from HiEndMAECore.requirements import OPTIONAL, REQUIRED, name_of, outside
 
@@ -127,6 +129,29 @@ def test_versions_are_compared_as_numbers(version: str, fault: str) -> None:
 )
 def test_a_card_needs_code_that_it_understands(capability: tuple[int, int], built: list[str], runs: bool) -> None:
     assert compiled_for(capability, built) is runs
+
+
+def test_only_devices_that_this_torch_can_use_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two cards, the first too old for this torch; then Apple's graphics. Both are stand-ins for what is not here."""
+    import torch
+
+    from HiEndMAECore import devices
+
+    cards = [SimpleNamespace(major=6, minor=1), SimpleNamespace(major=9, minor=0)]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(cards))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", cards.__getitem__)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_80", "sm_90"])
+    assert devices.choose_device() == torch.device("cuda", 1)
+    monkeypatch.setenv("LOCAL_RANK", "1")  # the second process of a machine that shows each but one card
+    assert devices.choose_device() == devices.choose_device("cuda") == torch.device("cuda", 1)
+    with pytest.raises(UsageError, match="no code for the card cuda:0"):
+        devices.choose_device("cuda:0")
+    cards.clear()
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert devices.choose_device() == torch.device("cpu")  # this torch has no kernels for mps at all
+    with pytest.raises(UsageError, match="mps"):
+        devices.choose_device("mps")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="puts a shell script in the place of nvidia-smi")

@@ -21,7 +21,7 @@ import torch
 from dicom_series import write_series
 
 from HiEndMAECore.checkpoints.model_folder import ModelDescription, read_description, read_weights, write_model
-from HiEndMAECore.errors import Cancelled, HiEndMAEError, InputError, MissingDependencyError
+from HiEndMAECore.errors import Cancelled, HiEndMAEError, InputError, MissingDependencyError, UsageError
 from HiEndMAECore.inference.conveyor import convey, gather, my_share
 from HiEndMAECore.inference.predictor import Predictor
 from HiEndMAECore.inference.trust import facts_of, slices_to_review, unlike
@@ -143,6 +143,24 @@ def test_a_rerun_does_only_what_is_missing(model: Path, tmp_path: Path) -> None:
     assert all(third[name] != second[name] for name in third)
     run(config(model, tmp_path / "in", tmp_path / "out", clean=True, overwrite=True))
     assert all(written()[name] != third[name] for name in third)
+
+
+def test_no_result_takes_the_place_of_a_scan(model: Path, tmp_path: Path) -> None:
+    scan = write_scan(tmp_path / "in" / "a.nii.gz")
+    before = scan.read_bytes()
+    for scans, output in ((tmp_path / "in", tmp_path / "in"), (scan, scan), (scan, tmp_path / "in")):
+        with pytest.raises(UsageError) as caught:
+            run(config(model, scans, output))
+        assert caught.value.code == "output_is_input"
+    assert [path.name for path in (tmp_path / "in").iterdir()] == ["a.nii.gz"]
+    assert scan.read_bytes() == before
+
+
+def test_results_among_the_scans_are_no_scans(model: Path, tmp_path: Path) -> None:
+    write_scan(tmp_path / "in" / "a.nii.gz")
+    write_scan(tmp_path / "in" / "b.nii.gz")
+    wanted = config(model, tmp_path / "in", tmp_path / "in" / "results", uncertainty=True)
+    assert sorted(run(wanted)) == sorted(run(wanted)) == ["a", "b"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")

@@ -391,6 +391,43 @@ def test_a_killed_fine_tuning_goes_on_as_if_never_stopped(tmp_path: Path, monkey
     assert all(torch.equal(a, b) for a, b in zip(whole.network.parameters(), resumed.network.parameters()))
 
 
+@pytest.mark.parametrize("other", ["seed", "steps", "labels", "scan"])
+def test_a_snapshot_of_another_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str) -> None:
+    monkeypatch.setattr(finetuning, "_SNAPSHOT_SECONDS", 0.0)
+    with pytest.raises(Cancelled):
+        finetune(tmp_path, StopAt(3, "cancel"), steps=6)
+    plan = {
+        "crop": (16, 16, 16),
+        "steps": 6,
+        "learning_rate": 5e-3,
+        **({other: 7} if other in ("seed", "steps") else {}),
+    }
+    scan = cube_scan()
+    if other in ("labels", "scan"):
+        (scan.classes if other == "labels" else scan.image[0])[0, 0, 0] = 1
+    with pytest.raises(InputError, match="other scans, labels or settings"):
+        finetuning.finetune(
+            [scan], small_unetr(), plan=finetuning.FinetuningPlan(**plan), device=CPU, folder=tmp_path,  # type: ignore[arg-type]
+            report=Reporter(quiet=True), resume=True,
+        )  # fmt: skip
+
+
+def test_a_snapshot_can_be_replaced_while_its_run_goes_on(tmp_path: Path) -> None:
+    """Windows refuses to replace a file that is mapped into memory: nothing of it may be, once it is loaded."""
+    from HiEndMAECore.training.optimiser import build_adamw
+    from HiEndMAECore.training.snapshots import load_snapshot, save_snapshot
+
+    network, path = small_unetr(), tmp_path / "kept.safetensors"
+    optimiser = build_adamw(network.parameters(), learning_rate=1e-3, betas=(0.9, 0.999), weight_decay=0.0)
+    network(torch.rand(1, 1, 16, 16, 16)).sum().backward()
+    optimiser.step()
+    save_snapshot(path, {"network": network}, optimiser, {"step": 1})
+    load_snapshot(path, {"network": network}, optimiser)
+    if not Path("/proc/self/maps").exists():
+        pytest.skip("needs Linux' list of mapped files")
+    assert str(path) not in Path("/proc/self/maps").read_text()
+
+
 def test_finish_ends_early_with_a_usable_network(tmp_path: Path) -> None:
     result = finetune(tmp_path, StopAt(4, "finish"), steps=50)
     assert (result.steps, result.planned) == (4, 50)
@@ -514,3 +551,13 @@ def test_previews_lie_on_the_scans_own_grid_and_change_nothing(tmp_path: Path) -
     assert set(np.unique(values)) == {0, 5, 9}
     places = np.argwhere(values == 5) @ finer[:3, :3].T + finer[:3, 3]
     np.testing.assert_allclose(places.mean(0), 2 * np.array([9.0, 10, 12]), atol=4)
+
+    # A preview that cannot be written, or a scan of which nothing labelled is left, does not end the run.
+    (tmp_path / "preview.nii").unlink()
+    (tmp_path / "preview.nii").mkdir()
+    report = Reporter(quiet=True)
+    bare = cube_scan()
+    bare.classes.zero_()
+    looking = Preview(bare, grid, structures, path=tmp_path / "preview.nii", report=report)
+    looking.look(small_unetr(), step=1, crop=(16, 16, 16), device=CPU)
+    assert [warning["code"] for warning in report.warnings] == ["preview_left_out"]

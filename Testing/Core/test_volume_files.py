@@ -234,9 +234,21 @@ def test_labels_take_the_smallest_type(tmp_path: Path) -> None:
         assert labels.array[0, 1, 2, 3] == highest
 
 
+def test_labels_saved_with_a_slope_are_whole_again(tmp_path: Path) -> None:
+    """nibabel scales floats into whole numbers: 1 comes back as 1.00001526."""
+    array = np.zeros(SHAPE)
+    array[1:3], array[4] = 1, 2
+    header = nib.Nifti1Header()
+    header.set_data_dtype(np.int16)
+    nib.save(nib.Nifti1Image(array, OBLIQUE, header), tmp_path / "scaled.nii.gz")
+    assert set(np.unique(np.asarray(nib.load(tmp_path / "scaled.nii.gz").dataobj))) - {0.0, 1.0, 2.0}
+    np.testing.assert_array_equal(read_labels(tmp_path / "scaled.nii.gz").array[0], array)
+
+
 def test_labels_refused(tmp_path: Path) -> None:
     refusal("labels_not_whole", save(tmp_path / "scan.nii.gz", scan()), read_labels)
     refusal("labels_negative", save(tmp_path / "neg.nii.gz", np.full(SHAPE, -1, np.int16)), read_labels)
+    refusal("labels_not_whole", save(tmp_path / "blurred.nii.gz", np.full(SHAPE, 0.99, np.float32)), read_labels)
     empty = save(tmp_path / "zero.nii.gz", np.zeros(SHAPE, np.uint8))
     refusal("empty_label", empty, read_labels)
     assert not read_labels(empty, allow_empty=True).array.any()
