@@ -112,9 +112,8 @@ def run(config: FinetuneConfig, report: Reporter | None = None) -> dict[str, Any
     else:
         structures = teaching.collect_structures(read, known)
     scans = teaching.prepare_teaching(read, plan, structures, report=report)
-    architecture = teaching.architecture_for(
-        preset, initial, classes=len(structures) + 1, channels=read[0].scan.channels
-    )
+    del read  # half a gigabyte a large scan
+    architecture = teaching.architecture_for(preset, initial, classes=len(structures) + 1, channels=len(scans[0].image))
     crop = architecture["arguments"]["image_size"]
 
     import torch
@@ -166,7 +165,7 @@ def run(config: FinetuneConfig, report: Reporter | None = None) -> dict[str, Any
     description = describe_model(
         config.name or config.output.stem,
         architecture=architecture,
-        plan=plan, structures=structures, cases=read, scans=scans, result=result, checked=checked,
+        plan=plan, structures=structures, scans=scans, result=result, checked=checked,
         origin={**origin, "preset": config.preset, **teaching.told_mirroring(mirroring, structures)},
         seed=config.seed, device=device,
     )  # fmt: skip

@@ -15,7 +15,6 @@ from HiEndMAECore.volumes.volume import Structure
 
 from .finetuning import FinetuningResult, TeachingScan
 from .self_check import SelfCheck
-from .teaching import LabelledCase
 
 
 def describe_model(
@@ -24,7 +23,6 @@ def describe_model(
     architecture: Mapping[str, Any],
     plan: PreparationPlan,
     structures: Sequence[Structure],
-    cases: Sequence[LabelledCase],
     scans: Sequence[TeachingScan],
     result: FinetuningResult,
     checked: SelfCheck,
@@ -37,7 +35,7 @@ def describe_model(
         kind="segmentation",
         name=name,
         architecture=architecture,
-        channels=[f"channel {index}" for index in range(cases[0].scan.channels)],
+        channels=[f"channel {index}" for index in range(len(scans[0].image))],
         preparation={**plan.to_json(), "orientation": "RAS"},
         labels=[
             {"value": s.value, "name": s.name, "colour": list(s.colour), "terminology": s.terminology}
@@ -46,9 +44,7 @@ def describe_model(
         training={
             **origin,
             "cases": len(scans),
-            "teaching": [
-                facts_of(case.scan.geometry, scan.image.numpy(), plan.spacing) for case, scan in zip(cases, scans)
-            ],
+            "teaching": [facts_of(scan.grid.native, scan.image.numpy(), plan.spacing) for scan in scans if scan.grid],
             "steps": result.steps,
             "steps_planned": result.planned,
             "seconds": round(result.seconds, 1),
