@@ -103,8 +103,7 @@ class HiEndMAESegmentationWidget(ScriptedLoadableModuleWidget, VTKObservationMix
 
     def onSceneStartClose(self, _caller: Any, _event: str) -> None:
         """The scans go away: what segments them is cancelled. What learns goes on, its files are its own."""
-        if self.apply.running:
-            self.apply.stop()
+        self.apply.forget()
         self.setParameterNode(None)
 
     def onSceneEndClose(self, _caller: Any, _event: str) -> None:

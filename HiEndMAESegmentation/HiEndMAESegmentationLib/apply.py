@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from . import scene, sources
 from .advice import advise
 from .jobs import JobEnd
 from .library import Model
-from .panel import JobStrip, Session, fit_height, load, strong
+from .panel import JobStrip, Session, fit_height, load, strong, typed
 
 # Errors that the next scan would meet as well
 _HOPELESS = ("dependency_missing", "python_absent", "not_started", "disk_full", "device_absent", "out_of_memory")
@@ -33,13 +34,15 @@ _FILE = "scan"  # what every scan is called on the disk: names of nodes may be t
 class Case:
     """A scan in the queue: a volume of the scene, or a source that becomes one at its turn.
 
-    state: "waiting", "running", "done", "failed" or "skipped"; told: why, in a sentence.
+    state: "waiting", "running", "done", "failed" or "skipped"; told: why, in a sentence. tried: was it its own turn that
+    failed, or that of one before, whose error it would have met as well?
     """
 
     volume: Any = None
     source: str = ""
     state: str = "waiting"
     told: str = ""
+    tried: bool = False
 
     @property
     def key(self) -> str:
@@ -67,7 +70,9 @@ class ApplyPanel(VTKObservationMixin):
         self.reviews: list[tuple[Any, Any, scene.SliceToReview]] = []  # scan, map of uncertainty or None, slice
         self._filling = False
         self._stopped = False
-        self._spacing: float | None = None  # mm, instead of the model's own
+        self._spacing: float | None = None  # mm, instead of the model's own: of one queue, the next starts without
+        self._folder: Path | None = None  # of the scan at work
+        self._rows: list[Any] = []  # what the table of scans shows
         strong(self.ui.applyButton)
         for table, titles in (
             (self.ui.casesTable, (_("Scan"), _("State"))),
@@ -94,6 +99,7 @@ class ApplyPanel(VTKObservationMixin):
         self.strip.ui.cancelButton.connect("clicked()", self.stop)
         session.on_models_changed.append(self._fill_models)
         session.on_job_changed.append(self.show)
+        session.on_close.append(self._clean_up)
         for event in ("NodeAddedEvent", "NodeRemovedEvent", "EndCloseEvent", "EndImportEvent", "EndBatchProcessEvent"):
             self.addObserver(slicer.mrmlScene, getattr(slicer.mrmlScene, event), self.show)
         self._fill_models()
@@ -122,7 +128,7 @@ class ApplyPanel(VTKObservationMixin):
         self._show_reviews()
         running = self.running
         self.ui.applyButton.setVisible(not running)
-        wanted = chosen.targets or chosen.sources
+        wanted = scene.there(chosen.targets) or chosen.sources
         self.ui.applyButton.enabled = bool(self.ui.modelCombo.count and wanted) and not self.session.busy
         for button in (self.ui.folderButton, self.ui.dicomButton):
             button.enabled = not running
@@ -137,21 +143,28 @@ class ApplyPanel(VTKObservationMixin):
 
     def _show_cases(self) -> None:
         table, chosen = self.ui.casesTable, self.session.parameters
-        cases = {case.key: case for case in self.cases if case.volume is None or case.volume.GetID()}
-        rows = [(node.GetID(), node.GetName(), node in chosen.targets) for node in scene.scans()]
-        rows += [(source, sources.name_of(source), source in chosen.sources) for source in chosen.offered]
+        cases = {case.key: case for case in self.cases if case.volume is None or scene.there([case.volume])}
+        targets, ticked = chosen.targets, set(chosen.sources)
+        rows = [(node.GetID(), node.GetName(), "", node in targets) for node in scene.scans()]
+        rows += [
+            (source, sources.name_of(source), sources.hint_of(source), source in ticked) for source in chosen.offered
+        ]
+        states = [(cases[key].state, cases[key].told) if key in cases else ("", "") for key, *_row in rows]
+        if [rows, states] == self._rows:  # asked at every node that comes or goes
+            return
+        self._rows = [rows, states]
         self._filling = True
         table.setRowCount(len(rows))
-        for row, (key, name, ticked) in enumerate(rows):
+        for row, ((key, name, hint, checked), (named, told)) in enumerate(zip(rows, states)):
             item = qt.QTableWidgetItem(name)
+            item.setToolTip(hint)
             item.setData(qt.Qt.UserRole, key)
-            item.setCheckState(qt.Qt.Checked if ticked else qt.Qt.Unchecked)
+            item.setCheckState(qt.Qt.Checked if checked else qt.Qt.Unchecked)
             table.setItem(row, 0, item)
-            case = cases.get(key)
-            state = qt.QTableWidgetItem(_STATES[case.state]() if case else "")
-            state.setToolTip(case.told if case else "")
-            if case and case.state in _STATE_COLOURS:
-                state.setForeground(qt.QBrush(qt.QColor(_STATE_COLOURS[case.state])))
+            state = qt.QTableWidgetItem(_STATES[named]() if named else "")
+            state.setToolTip(told)
+            if named in _STATE_COLOURS:
+                state.setForeground(qt.QBrush(qt.QColor(_STATE_COLOURS[named])))
             table.setItem(row, 1, state)
         table.resizeRowsToContents()
         fit_height(table, len(rows))
@@ -215,11 +228,14 @@ class ApplyPanel(VTKObservationMixin):
     def apply(self) -> None:
         """Segment the ticked scans, one after the other."""
         chosen = self.session.parameters
-        self._start([Case(volume) for volume in chosen.targets] + [Case(source=source) for source in chosen.sources])
+        self._spacing = None
+        volumes = scene.there(chosen.targets)
+        self._start([Case(volume) for volume in volumes] + [Case(source=source) for source in chosen.sources])
 
     def retry(self) -> None:
-        """Segment those that failed once more."""
-        self._start([Case(case.volume, case.source) for case in self.cases if case.state == "failed"])
+        """Segment those that failed once more; the queue keeps the others."""
+        again = [Case(case.volume, case.source) if case.state == "failed" else case for case in self.cases]
+        self._start(again, results=self.results)
 
     def remedy(self, action: str) -> Callable[[], None] | None:
         """What this panel can do about an error: a coarser grid where 2 mm is one, a smaller scan."""
@@ -234,19 +250,25 @@ class ApplyPanel(VTKObservationMixin):
 
     def _crop(self) -> None:
         """Segment what lies in the ROI of the scans that failed; without an ROI, make one and let it be placed."""
-        volumes = [case.volume for case in self.cases if case.state == "failed" and case.volume is not None]
-        if volumes and not scene.roi():
+        failed = [case for case in self.cases if case.state == "failed" and case.tried]
+        volumes = scene.there([case.volume for case in failed])
+        box = scene.roi()
+        if volumes and box is None:
             scene.make_roi(volumes[0])
             self.strip.say(_("Place the box (ROI), then press the button."), action="crop", act=self._crop)
             return
         try:
-            cropped = {volume: scene.crop(volume, scene.roi()) for volume in volumes}
+            cropped = {volume: scene.crop(volume, box) for volume in volumes}
         except HiEndMAEError as error:
             self.strip.say(str(error), mood="bad", action="crop", act=self._crop)
             return
+        if cropped:
+            scene.put_away(box)
         chosen = self.session.parameters
-        chosen.targets = [cropped.get(volume, volume) for volume in chosen.targets]
-        self._start([Case(volume) for volume in cropped.values()])
+        chosen.targets = [cropped.get(volume, volume) for volume in scene.there(chosen.targets)]
+        for case in self.cases:
+            case.volume = cropped.get(case.volume, case.volume)
+        self.retry()
 
     def skip(self) -> None:
         """Leave the running scan out, go on with the next."""
@@ -260,7 +282,13 @@ class ApplyPanel(VTKObservationMixin):
         self._stopped = True
         self.strip.cancel()
 
-    def _start(self, cases: list[Case]) -> None:
+    def forget(self) -> None:
+        """The scene is closing: its scans and results are nobody's any more, and their IDs will be those of others."""
+        if self.running:
+            self.stop()
+        self.cases, self.results, self.reviews = [], [], []
+
+    def _start(self, cases: list[Case], *, results: Sequence[Any] = ()) -> None:
         if self.session.busy:
             self.strip.say(_("Another job is running. Wait for it, or cancel it first."), mood="bad")
             return
@@ -268,7 +296,8 @@ class ApplyPanel(VTKObservationMixin):
         if model is None:
             self.strip.say(_("The model is no longer on this computer. Choose another one."), mood="bad")
             return
-        self.cases, self._stopped, self.results = cases, False, []
+        self.strip.say("")  # what was said of an earlier queue
+        self.cases, self._stopped, self.results = cases, False, scene.there(results)
         self._next(model)
 
     def _next(self, model: Model) -> None:
@@ -276,17 +305,19 @@ class ApplyPanel(VTKObservationMixin):
         if case is None or self._stopped:
             self._sum_up(model)
             return
+        case.tried = True
         if case.volume is not None and not slicer.mrmlScene.IsNodePresent(case.volume):
             case.state, case.told = "failed", _("The scan was removed from the scene.")
             self._next(model)
             return
-        folder = Path(tempfile.mkdtemp(prefix="HiEndMAE-", dir=slicer.app.temporaryPath))
+        folder = self._folder = Path(tempfile.mkdtemp(prefix="HiEndMAE-", dir=slicer.app.temporaryPath))
         try:
             if case.volume is None:
                 self._load(case)
             scene.write_scan(case.volume, folder / f"{_FILE}.nii")
-        except HiEndMAEError as error:
-            shutil.rmtree(folder, ignore_errors=True)
+        except (HiEndMAEError, OSError) as problem:
+            error = typed(problem)
+            self._clean_up()
             case.state, case.told = "failed", advise(error.code, error.message, error.advice).text
             self._next(model)
             return
@@ -303,8 +334,13 @@ class ApplyPanel(VTKObservationMixin):
         def ended(end: JobEnd) -> None:
             try:
                 self._take(case, end, model, result)
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
+            except Exception as error:  # whatever it is: the queue must not stand still without a word
+                logging.exception("HiEndMAE: a result could not be taken over")
+                told = _("The result could not be taken over ({reason}).").format(
+                    reason=str(error) or type(error).__name__
+                )
+                case.state, case.told = "failed", told
+            self._clean_up()
             self._next(model)
 
         case.state = "running"
@@ -312,13 +348,18 @@ class ApplyPanel(VTKObservationMixin):
             case.state = "failed"
         self.show()
 
+    def _clean_up(self) -> None:
+        """The files of the scan at work go."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
     def _load(self, case: Case) -> None:
         """The source becomes a volume of the scene, and is listed as such from then on. Raises `InputError`."""
         case.volume = sources.load(case.source)
         chosen = self.session.parameters
         chosen.offered = [one for one in chosen.offered if one != case.source]
         chosen.sources = [one for one in chosen.sources if one != case.source]
-        chosen.targets = [*chosen.targets, case.volume]
+        chosen.targets = [*scene.there(chosen.targets), case.volume]
 
     def _take(self, case: Case, end: JobEnd, model: Model, result: Path) -> None:
         """What became of a case."""
@@ -328,11 +369,15 @@ class ApplyPanel(VTKObservationMixin):
             return
         if end.state != "finished":
             case.state, case.told = "failed", advise(end.code, end.message, end.advice).text
-            self._stopped = self._stopped or end.code in _HOPELESS or end.code.startswith("model_")
+            if end.code in _HOPELESS or end.code.startswith("model_"):
+                for other in self.cases:  # they would meet the same error; once it is mended, they are tried as well
+                    if other.state == "waiting":
+                        other.state, other.told = "failed", case.told
             return
         if not slicer.mrmlScene.IsNodePresent(volume):
             case.state, case.told = "failed", _("The scan was removed from the scene.")
             return
+        told = json.loads(result.with_suffix(".json").read_text(encoding="utf-8"))
         labels = model.description.labels
         name = f"{volume.GetName()} - {model.name}"
         try:
@@ -341,8 +386,7 @@ class ApplyPanel(VTKObservationMixin):
             case.state, case.told = "failed", str(error)
             return
         node.SetAttribute(scene.MADE_WITH, model.key)
-        told = json.loads(result.with_suffix(".json").read_text(encoding="utf-8"))
-        scene.update_volumes_table(volume.GetName(), model.name, told["structures"])
+        scene.update_volumes_table(volume, model.name, told["structures"])
         self._take_reviews(volume, result.with_name("result_entropy.nii"), told["review_slices"])
         # The engine knows the scan by its file's name, which is neutral
         case.state, case.told = "done", " ".join(text.removeprefix(f"{_FILE}: ") for text in self.strip.warnings)
@@ -369,8 +413,8 @@ class ApplyPanel(VTKObservationMixin):
             warned = [f"{case.name}: {case.told}" for case in done if case.told]
             text = "\n".join([told.format(count=len(done), name=model.name), *warned])
             self.strip.say(text, mood="plain" if warned else "good")
-        if self.results:
-            self.session.parameters.corrected = self.results[-1]
+        if scene.there(self.results):
+            self.session.parameters.corrected = scene.there(self.results)[-1]
         self.show()
 
     # -- uncertainty -----------------------------------------------------------------------------------------------

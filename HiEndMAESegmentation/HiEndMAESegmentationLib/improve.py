@@ -14,9 +14,9 @@ from HiEndMAECore.errors import HiEndMAEError, InputError
 from HiEndMAECore.finetune import FinetuneConfig
 
 from . import scene
-from .jobs import JobEnd
+from .learning import Learning
 from .library import Model
-from .panel import JobStrip, Session, dimmed, load, strong
+from .panel import JobStrip, Session, dimmed, load, strong, typed
 from .watching import Watching
 
 
@@ -29,10 +29,12 @@ class ImprovePanel:
         self.widget, self.ui = load("Improve")
         layout.addWidget(self.widget)
         self.strip = JobStrip(session, layout, can_finish=True)
+        self._learning: Learning | None = None
         strong(self.ui.improveButton)
         dimmed(self.ui.improveHint)
         self.ui.improveButton.connect("clicked()", self.improve)
         session.on_job_changed.append(self.show)
+        session.on_close.append(self.give_up)
 
     def show(self, *_args: Any) -> None:
         """Bring the panel to what the parameters say."""
@@ -63,8 +65,15 @@ class ImprovePanel:
             chosen.append((one, segmentation, ids))
         return [(volume, corrected, [segment.id for segment in scene.segments_of(corrected)]), *chosen]
 
+    def give_up(self) -> None:
+        """The files of a run that failed, and will not go on, are removed."""
+        if self._learning is not None and not self.session.busy:
+            self._learning.clear()
+            self._learning = None
+
     def improve(self) -> None:
         """Write all files, start the engine."""
+        self.give_up()
         corrected = self.session.parameters.corrected
         folder = Path(tempfile.mkdtemp(prefix="HiEndMAE-", dir=slicer.app.temporaryPath))
         try:
@@ -75,9 +84,9 @@ class ImprovePanel:
                 scene.write_teaching(volume, segmentation, folder / str(index), segments=ids, values=values)
                 for index, (volume, segmentation, ids) in enumerate(chosen)
             ]
-        except HiEndMAEError as error:
+        except (HiEndMAEError, OSError) as error:
             shutil.rmtree(folder, ignore_errors=True)
-            self.strip.show_error(error)
+            self.strip.show_error(typed(error))
             return
         name = self.session.library.free_name(model.name)
         output = self.session.library.free_path(name)
@@ -92,22 +101,26 @@ class ImprovePanel:
             preview=True,  # of the first scan: the corrected one
         )
         watching = Watching(chosen[0][0], model.description.labels)
+        taught = int(model.description.training.get("cases", 0))
 
-        def ended(end: JobEnd) -> None:
-            shutil.rmtree(folder, ignore_errors=True)
-            shutil.rmtree(output.with_name(output.name + ".training"), ignore_errors=True)
-            watching.end()
-            if end.state != "finished":
-                return
-            for _volume, segmentation, _ids in chosen:
+        def learned() -> None:
+            for volume, segmentation, _ids in chosen:
                 if slicer.mrmlScene.IsNodePresent(segmentation):
-                    scene.mark_taught(segmentation, output.name)
+                    scene.mark_taught(segmentation, output.name, volume)
             self.session.models_changed()
             self.session.parameters.model = output.name
             told = _("'{name}' has learned from {count} scans. '{old}' is kept as it was.")
             if len(files) == 1:
                 told = _("'{name}' has learned from the corrected scan. '{old}' is kept as it was.")
-            self.strip.say(told.format(name=name, count=len(files), old=model.name), mood="good")
+            text, absent = told.format(name=name, count=len(files), old=model.name), taught - (len(files) - 1)
+            if absent > 0:
+                told = _(
+                    "{absent} of the {taught} scans that it was taught on are not in this scene, and were left out."
+                )
+                text += "\n" + told.format(absent=absent, taught=taught)
+            self.strip.say(text, mood="plain" if absent > 0 else "good")
 
-        if not self.strip.run("finetune", config, on_end=ended, on_event=watching.hear, again=self.improve):
-            shutil.rmtree(folder, ignore_errors=True)
+        self._learning = Learning(
+            self.strip, config, folder=folder, watching=watching, learned=learned, anew=self.improve
+        )
+        self._learning.run()

@@ -83,16 +83,22 @@ class Job:
         self._cancelled_at: float | None = None
         self._gone_at: float | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._log: IO[str] | None = None
         self._timer = qt.QTimer()
         self._timer.setInterval(_LOOK_EVERY)
         self._timer.connect("timeout()", self._look)
 
     def start(self) -> None:
         """Start the child. A computer without PythonSlicer, or one that forbids it, ends the job at once, in words."""
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        self._log = self.log.open("w", encoding="utf-8", errors="replace")
         settings = self._folder / "config.json"
-        settings.write_text(json.dumps(to_json(self._config)), encoding="utf-8")
+        try:
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            self._log = self.log.open("w", encoding="utf-8", errors="replace")
+            settings.write_text(json.dumps(to_json(self._config)), encoding="utf-8")
+        except OSError as error:
+            told = _("The job's files could not be written ({reason}).").format(reason=error.strerror)
+            self._finish(JobEnd("failed", "disk_full", told, _("Free some space on the disk, and try again.")))
+            return
         python = shutil.which("PythonSlicer")
         if python is None:
             advice = _("Install Slicer again: its folder lacks PythonSlicer.")
@@ -175,6 +181,7 @@ class Job:
                 self._hear(line)
 
     def _hear(self, line: str) -> None:
+        assert self._log is not None
         with contextlib.suppress(OSError):  # the disk is full: the job goes on, its log does not
             self._log.write(line + "\n")
             self._log.flush()
@@ -218,8 +225,9 @@ class Job:
         self._on_end(end)
 
     def _clean_up(self) -> None:
-        with contextlib.suppress(OSError):
-            self._log.close()
+        if self._log is not None:
+            with contextlib.suppress(OSError):
+                self._log.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _end_tree(self) -> None:
@@ -244,6 +252,7 @@ def _new_log(door: str) -> Path:
     folder = Path(slicer.app.slicerUserSettingsFilePath).parent / "HiEndMAE" / "logs"
     kept = sorted(folder.glob("*.log"))
     for old in kept[: max(0, len(kept) - _LOGS_KEPT + 1)]:
-        old.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # open elsewhere, on Windows
+            old.unlink(missing_ok=True)
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
     return folder / f"{stamp}_{len(kept):03d}_{door}.log"

@@ -100,8 +100,12 @@ class Library:
         shutil.rmtree(aside, ignore_errors=True)
 
     def share(self, model: Model, file: Path) -> Path:
-        """Write the model as one zip; returns its path."""
-        file = file if file.suffix.lower() == ".zip" else file.with_name(file.name + ".zip")
+        """Write the model as one zip; returns its path. A name that gets its ending here has not been asked about:
+        raises `InputError` where there is such a file."""
+        if file.suffix.lower() == ".zip":
+            file = file.with_suffix(".zip")
+        elif (file := file.with_name(file.name + ".zip")).exists():
+            raise InputError("file_taken", f"There is a file {file} already.", "Choose another name.")
         model_folder.copy_model(model.path, file)
         return file
 

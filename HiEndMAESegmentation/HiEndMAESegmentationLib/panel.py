@@ -39,6 +39,7 @@ class Session:
         self.job: Job | None = None
         self.on_models_changed: list[Callable[[], None]] = []
         self.on_job_changed: list[Callable[[], None]] = []
+        self.on_close: list[Callable[[], None]] = []
 
     @property
     def busy(self) -> bool:
@@ -53,10 +54,12 @@ class Session:
             listener()
 
     def close(self) -> None:
-        """Slicer or the module ends: no process stays behind."""
+        """Slicer or the module ends: no process and no file of a patient stays behind."""
         if self.job is not None and self.busy:
             self.job.kill()
         self.job = None
+        for listener in self.on_close:
+            listener()
 
 
 class JobStrip:
@@ -232,6 +235,14 @@ class JobStrip:
         """Show the whole log in the system's text viewer."""
         if self._log is not None:
             qt.QDesktopServices.openUrl(qt.QUrl.fromLocalFile(str(self._log)))
+
+
+def typed(error: Exception) -> HiEndMAEError:
+    """The error itself, or what the system says of a file in a sentence."""
+    if isinstance(error, HiEndMAEError):
+        return error
+    told = _("The files could not be written or read ({reason}).")
+    return HiEndMAEError("disk_full", told.format(reason=getattr(error, "strerror", None) or error))
 
 
 def restart_told(wanted: bool) -> str:

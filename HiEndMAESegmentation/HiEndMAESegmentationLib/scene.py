@@ -27,8 +27,11 @@ from . import terminology
 
 MADE_WITH = "HiEndMAE.Model"  # attribute of a result: folder name of the model in the library
 TAUGHT = "HiEndMAE.Taught"  # attribute of a segmentation that a model learned from: folder names, one a line
+TAUGHT_ON = "HiEndMAE.TaughtOn"  # node reference of such a segmentation: the scan that the model saw
+BOX = "HiEndMAE.Box"  # attribute of the region of interest that the module made
 UNCERTAINTY = "HiEndMAE.Uncertainty"  # attribute of a map of uncertainty: it is no scan
 TABLE = "HiEndMAE volumes"
+_NODE = "Node"
 CURVE = "HiEndMAE learning curve"
 
 
@@ -218,8 +221,19 @@ def _temporary_label_map(volume: Any, labels: np.ndarray, *, step: int = 1) -> I
 
 
 def roi() -> Any:
-    """The first region of interest (markups) of the scene, or None."""
-    return slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLMarkupsROINode")
+    """The region of interest (markups) to crop to: the module's own, else one that is shown, or None. A hidden one is
+    nobody's choice: volume rendering makes some, and another patient's may be left."""
+    boxes = slicer.util.getNodesByClass("vtkMRMLMarkupsROINode")
+    own = [box for box in boxes if box.GetAttribute(BOX)]
+    shown = [box for box in boxes if box.GetDisplayNode() is not None and box.GetDisplayNode().GetVisibility()]
+    return next(iter([*own, *shown]), None)
+
+
+def put_away(box: Any) -> None:
+    """Our own box has done its work: the next crop asks again."""
+    if box.GetAttribute(BOX):
+        box.SetAttribute(BOX, None)
+        box.GetDisplayNode().SetVisibility(False)
 
 
 def make_roi(volume: Any, segmentation: Any = None, *, margin: float = 30.0) -> Any:
@@ -232,6 +246,7 @@ def make_roi(volume: Any, segmentation: Any = None, *, margin: float = 30.0) -> 
     node.CreateDefaultDisplayNodes()
     node.SetCenterWorld(*((low + high) / 2))
     node.SetSizeWorld(*size)
+    node.SetAttribute(BOX, "1")
     return node
 
 
@@ -246,6 +261,10 @@ def crop(volume: Any, box: Any) -> Any:
     name = slicer.mrmlScene.GenerateUniqueName(_("{name} cropped").format(name=volume.GetName()))
     node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", name)
     slicer.modules.cropvolume.logic().CropVoxelBased(box, volume, node)
+    if not has_voxels(node):
+        slicer.mrmlScene.RemoveNode(node)
+        told = _("'{name}' could not be cropped.").format(name=volume.GetName())
+        raise InputError("crop_failed", told, _("Harden the transform above it first, or use the module Crop Volume."))
     node.CreateDefaultDisplayNodes()
     _place_beside(node, volume)
     return node
@@ -285,7 +304,9 @@ def show_preview(
         return show_result(path, volume, labels=labels, name=name)
     first = int(np.frombuffer(head, "<f4", 1, 108)[0])
     voxels = np.memmap(path, kind, "r", offset=first, shape=shape)
-    return _show(np.array(voxels[::step, ::step, ::step]), volume, labels=labels, name=name, step=step)
+    thinned = np.array(voxels[::step, ::step, ::step])
+    del voxels  # the engine cannot replace a file on Windows that is mapped here
+    return _show(thinned, volume, labels=labels, name=name, step=step)
 
 
 def _show(
@@ -413,8 +434,10 @@ def look_at(volume: Any, overlay: Any, place: Sequence[float]) -> None:
 # -- what was taught, and numbers ----------------------------------------------------------------------------------
 
 
-def mark_taught(segmentation: Any, model: str) -> None:
-    """Remember in the scene that `model` learned from this segmentation."""
+def mark_taught(segmentation: Any, model: str, volume: Any) -> None:
+    """Remember in the scene that `model` learned from this segmentation and this scan."""
+    if slicer.mrmlScene.IsNodePresent(volume):
+        segmentation.SetNodeReferenceID(TAUGHT_ON, volume.GetID())
     known = (segmentation.GetAttribute(TAUGHT) or "").split("\n")
     segmentation.SetAttribute(TAUGHT, "\n".join(dict.fromkeys([*filter(None, known), model])))
 
@@ -423,7 +446,7 @@ def taught_to(model: str) -> list[tuple[Any, Any]]:
     """(volume, segmentation) pairs of the scene that `model` learned from."""
     pairs = []
     for segmentation in slicer.util.getNodesByClass("vtkMRMLSegmentationNode"):
-        volume = scan_of(segmentation)
+        volume = segmentation.GetNodeReference(TAUGHT_ON) or scan_of(segmentation)
         if model in (segmentation.GetAttribute(TAUGHT) or "").split("\n") and has_voxels(volume):
             pairs.append((volume, segmentation))
     return pairs
@@ -434,8 +457,16 @@ def scan_of(segmentation: Any) -> Any:
     return segmentation.GetNodeReference(slicer.vtkMRMLSegmentationNode.GetReferenceImageGeometryReferenceRole())
 
 
-def update_volumes_table(scan: str, model: str, rows: Sequence[Mapping[str, Any]]) -> Any:
-    """The table of volumes (ml) with this scan's `rows` ({"name", "volume_ml"}), replacing those of an earlier run."""
+def there(nodes: Sequence[Any]) -> list[Any]:
+    """Those of `nodes` that are in the scene: a list of a parameter node keeps the place of one that was deleted."""
+    return [node for node in nodes if node is not None and slicer.mrmlScene.IsNodePresent(node)]
+
+
+def update_volumes_table(volume: Any, model: str, rows: Sequence[Mapping[str, Any]]) -> Any:
+    """The table of volumes (ml) with this scan's `rows` ({"name", "volume_ml"}), replacing those of an earlier run.
+
+    A scan is known by its node: two patients' scans may be called alike. The column with the node's ID is for us.
+    """
     node = slicer.mrmlScene.GetFirstNodeByName(TABLE)
     if node is None:
         node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTableNode", TABLE)
@@ -444,12 +475,16 @@ def update_volumes_table(scan: str, model: str, rows: Sequence[Mapping[str, Any]
             column.SetName(title)
             node.AddColumn(column)
     table = node.GetTable()
+    if node.GetColumnIndex(_NODE) < 0:  # of a scene from before
+        column = vtk.vtkStringArray()
+        column.SetName(_NODE)
+        node.AddColumn(column)
     for row in reversed(range(table.GetNumberOfRows())):
-        if node.GetCellText(row, 0) == scan and node.GetCellText(row, 1) == model:
+        if node.GetCellText(row, node.GetColumnIndex(_NODE)) == volume.GetID() and node.GetCellText(row, 1) == model:
             node.RemoveRow(row)
     for told in rows:
         row = node.AddEmptyRow()
-        for column, value in enumerate((scan, model, told["name"], told["volume_ml"])):
+        for column, value in enumerate((volume.GetName(), model, told["name"], told["volume_ml"], volume.GetID())):
             table.GetColumn(column).SetValue(row, value)
     table.Modified()
     node.Modified()
@@ -466,9 +501,10 @@ def write_csv(node: Any, path: Path) -> None:
     table = node.GetTable()
     with path.open("w", encoding="utf-8-sig", newline="") as stream:
         writer = csv.writer(stream)
-        writer.writerow([table.GetColumnName(column) for column in range(table.GetNumberOfColumns())])
+        columns = [column for column in range(table.GetNumberOfColumns()) if table.GetColumnName(column) != _NODE]
+        writer.writerow([table.GetColumnName(column) for column in columns])
         for row in range(table.GetNumberOfRows()):
-            writer.writerow([node.GetCellText(row, column) for column in range(table.GetNumberOfColumns())])
+            writer.writerow([node.GetCellText(row, column) for column in columns])
 
 
 def show_curves(curves: Mapping[str, Sequence[tuple[float, float]]]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import sys
@@ -20,10 +21,10 @@ from HiEndMAECore.errors import HiEndMAEError
 from HiEndMAECore.finetune import BUDGETS, FinetuneConfig
 
 from . import scene
-from .jobs import JobEnd
+from .learning import Learning
 from .library import in_the_box
 from .models import score
-from .panel import JobStrip, Session, dimmed, fit_height, load, strong
+from .panel import JobStrip, Session, dimmed, fit_height, load, strong, typed
 from .watching import Watching
 
 _ANOTHER = "file"  # data of the entry that asks for a file
@@ -44,6 +45,8 @@ class TeachPanel(VTKObservationMixin):
         self.strip = JobStrip(session, layout, can_finish=True, remedy=self.remedy)
         self._spacing: float | None = None  # mm, instead of what the scan and the machine suggest
         self._watched: Any = None
+        self._shown: Any = None  # the parameters that were shown last
+        self._learning: Learning | None = None
         self._filling = False
         strong(self.ui.teachButton)
         dimmed(self.ui.estimateLabel)
@@ -71,6 +74,7 @@ class TeachPanel(VTKObservationMixin):
         self.ui.teachButton.connect("clicked()", self._on_teach)
         session.on_models_changed.append(self._fill_starts)
         session.on_job_changed.append(self.show)
+        session.on_close.append(self.give_up)
         self._fill_starts()
 
     # -- showing ---------------------------------------------------------------------------------------------------
@@ -112,7 +116,9 @@ class TeachPanel(VTKObservationMixin):
             return
         segmentation = chosen.teachSegmentation
         if segmentation is not self._watched:
-            self._watch(segmentation)
+            loaded = chosen is not self._shown and chosen.teachVolume is not None
+            self._watch(segmentation, choose_scan=not loaded)  # a saved scene knows better
+        self._shown = chosen
         for combo, value in ((self.ui.budgetCombo, chosen.budget), (self.ui.deviceCombo, chosen.device)):
             index = combo.findData(value)
             if index != combo.currentIndex:
@@ -126,7 +132,7 @@ class TeachPanel(VTKObservationMixin):
         self.ui.nameEdit.placeholderText = self.suggested_name()
         self.ui.estimateLabel.text = self._estimate(volume) if ready else self._what_is_missing(volume, segmentation)
 
-    def _watch(self, segmentation: Any) -> None:
+    def _watch(self, segmentation: Any, *, choose_scan: bool) -> None:
         self.removeObservers()
         self._watched = segmentation
         if segmentation is None:
@@ -134,7 +140,7 @@ class TeachPanel(VTKObservationMixin):
         for event in ("SegmentAdded", "SegmentRemoved", "SegmentModified"):
             self.addObserver(segmentation, getattr(slicer.vtkSegmentation, event), self.show)
         volume = scene.scan_of(segmentation)
-        if volume is not None:  # the segmentation knows the scan it was drawn on
+        if choose_scan and volume is not None:  # the segmentation knows the scan it was drawn on
             self.session.parameters.teachVolume = volume
 
     def _show_segments(self) -> None:
@@ -222,19 +228,28 @@ class TeachPanel(VTKObservationMixin):
     def _crop(self) -> None:
         """Learn from what lies in the ROI; without one, put one around the segments and let it be placed."""
         chosen = self.session.parameters
-        if not scene.roi():
+        box = scene.roi()
+        if box is None:
             scene.make_roi(chosen.teachVolume, chosen.teachSegmentation)
             self.strip.say(_("Adjust the box (ROI), then press the button."), action="crop", act=self._crop)
             return
         try:
-            chosen.teachVolume = scene.crop(chosen.teachVolume, scene.roi())
+            chosen.teachVolume = scene.crop(chosen.teachVolume, box)
         except HiEndMAEError as error:
             self.strip.say(str(error), mood="bad", action="crop", act=self._crop)
             return
+        scene.put_away(box)
         self.teach()
+
+    def give_up(self) -> None:
+        """The files of a run that failed, and will not go on, are removed."""
+        if self._learning is not None and not self.session.busy:
+            self._learning.clear()
+            self._learning = None
 
     def teach(self) -> None:
         """Write the files, start the engine."""
+        self.give_up()
         chosen = self.session.parameters
         volume, segmentation = chosen.teachVolume, chosen.teachSegmentation
         name = self.session.library.free_name(" ".join(chosen.modelName.split()) or self.suggested_name())
@@ -244,7 +259,7 @@ class TeachPanel(VTKObservationMixin):
             files = scene.write_teaching(volume, segmentation, folder, segments=self.ticked())
         except (HiEndMAEError, OSError) as error:
             shutil.rmtree(folder, ignore_errors=True)
-            self.strip.show_error(_typed(error))
+            self.strip.show_error(typed(error))
             return
         config = FinetuneConfig(
             image=(str(files.image),),
@@ -259,30 +274,23 @@ class TeachPanel(VTKObservationMixin):
             spacing=(self._spacing,) * 3 if self._spacing else None,
         )
         watching = Watching(volume, json.loads(files.names.read_text(encoding="utf-8"))["labels"])
+        learned = functools.partial(self._learned, output.name, volume, segmentation)
+        self._learning = Learning(
+            self.strip, config, folder=folder, watching=watching, learned=learned, anew=self.teach
+        )
+        self._learning.run()
 
-        def ended(end: JobEnd) -> None:
-            shutil.rmtree(folder, ignore_errors=True)
-            shutil.rmtree(output.with_name(output.name + ".training"), ignore_errors=True)
-            watching.end()
-            if end.state == "finished":
-                self._learned(output.name, segmentation)
-
-        if not self.strip.run("finetune", config, on_end=ended, on_event=watching.hear, again=self.teach):
-            shutil.rmtree(folder, ignore_errors=True)
-
-    def _learned(self, key: str, segmentation: Any) -> None:
+    def _learned(self, key: str, volume: Any, segmentation: Any) -> None:
         model = self.session.library.find(key)
         if model is None:
             self.strip.say(_("The model was written, but cannot be read."), mood="bad")
             return
         if slicer.mrmlScene.IsNodePresent(segmentation):
-            scene.mark_taught(segmentation, key)
+            scene.mark_taught(segmentation, key, volume)
         self.session.models_changed()
         self.session.parameters.model = key
-        if not self.session.parameters.targets:  # the others are most likely meant
-            self.session.parameters.targets = [
-                one for one in scene.scans() if one is not self.session.parameters.teachVolume
-            ]
+        if not scene.there(self.session.parameters.targets):  # the others are most likely meant
+            self.session.parameters.targets = [one for one in scene.scans() if one is not volume]
         told = _("'{name}' has learned {count} structures in {time}. Segment other scans with it below.")
         seconds = model.description.training.get("seconds", 0)
         text = told.format(name=model.name, count=len(model.description.labels), time=_duration(seconds))
@@ -294,13 +302,6 @@ class TeachPanel(VTKObservationMixin):
 def memory_needed(megabytes: float) -> float:
     """GB that learning from a scan of this size takes, rounded up to half: torch and network, and copies of the scan."""
     return -(-(1.5 + 6 * megabytes / 1000) // 0.5) * 0.5
-
-
-def _typed(error: Exception) -> HiEndMAEError:
-    if isinstance(error, HiEndMAEError):
-        return error
-    told = _("The scan could not be written to the disk ({reason}).").format(reason=getattr(error, "strerror", error))
-    return HiEndMAEError("disk_full", told)
 
 
 def _duration(seconds: float) -> str:

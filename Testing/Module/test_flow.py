@@ -317,7 +317,8 @@ def test_a_damaged_model_is_told_in_a_sentence(module: Any, patient: Callable[..
     module.apply.ui.applyButton.click()
     wait(lambda: not module.apply.running)
     assert module.apply.strip.job.end.exit_code == 3
-    assert [case.state for case in module.apply.cases] == ["failed", "skipped"]
+    assert [case.state for case in module.apply.cases] == ["failed", "failed"]
+    assert [case.tried for case in module.apply.cases] == [True, False]
     assert "damaged" in message(module.apply)
     assert "--" not in message(module.apply)
     assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 0
@@ -333,9 +334,11 @@ def test_scene_closed_while_segmenting(module: Any, patient: Callable[..., Any],
     module.apply.ui.applyButton.click()
     slicer.mrmlScene.Clear(0)
     wait(lambda: not module.session.busy)
-    assert [case.state for case in module.apply.cases] == ["skipped"]
+    assert (module.apply.cases, module.apply.results) == ([], [])
     assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 0
     assert module.apply.ui.casesTable.rowCount == 0
+    patient(1, "another patient")  # has the ID of the first
+    assert module.apply.ui.casesTable.item(0, 1).text() == ""
 
 
 def test_a_full_disk_is_told_in_a_sentence(

@@ -113,6 +113,24 @@ def test_without_pythonslicer_the_job_ends_in_a_sentence(monkeypatch: pytest.Mon
     assert [(end.state, end.code) for end in ends] == [("failed", "python_absent")]
 
 
+def test_files_that_cannot_be_written_end_the_job_in_a_sentence(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file in the place of the folder of logs stands for whatever keeps them from being written."""
+    import slicer
+    from HiEndMAESegmentationLib import jobs
+
+    from HiEndMAECore.doctor import DoctorConfig
+
+    ends: list[Any] = []
+    job = jobs.Job("doctor", DoctorConfig(), on_event=print, on_end=ends.append)
+    in_the_way = Path(slicer.app.temporaryPath) / "in the way"
+    in_the_way.write_text("")
+    job.log = in_the_way / "x.log"
+    job.start()
+    assert [end.code for end in ends] == ["disk_full"]
+    assert not job.running
+    in_the_way.unlink()
+
+
 def test_closing_slicer_ends_the_job(run: Callable[..., Any]) -> None:
     job = run("import time; time.sleep(100)")
     wait(lambda: len(group_of(job.pid)) == 2)

@@ -274,6 +274,217 @@ def test_one_failed_scan_does_not_stop_the_others(imported: Any, patient: Callab
     assert len(imported.apply.cases) == 3
 
 
+def test_what_stops_the_queue_does_not_lose_the_rest_of_it(
+    imported: Any, patient: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Packages are missing: once they are there, all scans are segmented, not the first alone. And no old praise stays."""
+    imported.apply.strip.say("Segmented 1 scan.", mood="good")
+    fake(tmp_path, failing("dependency_missing", "torch is missing."))
+    imported.session.parameters.targets = [patient(seed, f"CT {seed}")[0] for seed in (1, 2, 3)]
+    imported.apply.ui.applyButton.click()
+    wait(lambda: not imported.session.busy)
+    assert [case.state for case in imported.apply.cases] == ["failed"] * 3
+    assert "Segmented 1 scan." not in message(imported.apply)
+    fake(tmp_path, failing("file_unreadable", "This scan cannot be read."))
+    imported.apply.retry()
+    wait(lambda: not imported.session.busy)
+    assert [(case.name, case.tried) for case in imported.apply.cases] == [(f"CT {seed}", True) for seed in (1, 2, 3)]
+
+
+DONE = """
+import json, sys, time
+from pathlib import Path
+config = json.load(open(sys.argv[sys.argv.index("--config") + 1], encoding="utf-8"))
+import shutil
+shutil.copy(config["input"][0], config["output"])
+Path(config["output"]).with_suffix(".json").write_text({told!r})
+print(json.dumps(dict(v=1, event="finished", outputs={{}})), flush=True)
+"""
+
+
+def test_a_result_that_cannot_be_taken_over_leaves_the_panel_alive(
+    imported: Any, patient: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A report that is cut short, and (a stand-in for what cannot be had) no memory left for the segmentation."""
+    from HiEndMAESegmentationLib import scene
+
+    fake(tmp_path, DONE.format(told="{"))
+    volumes = [patient(seed, f"CT {seed}")[0] for seed in (1, 2)]
+    imported.session.parameters.targets = volumes
+    imported.apply.ui.applyButton.click()
+    wait(lambda: not imported.session.busy)
+    assert [case.state for case in imported.apply.cases] == ["failed", "failed"]
+    assert "could not be taken over" in message(imported.apply)
+
+    def no_memory(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    fake(tmp_path, DONE.format(told='{"structures": [], "review_slices": []}'))
+    monkeypatch.setattr(scene, "show_result", no_memory)
+    imported.apply.retry()
+    wait(lambda: not imported.session.busy)
+    assert [case.told for case in imported.apply.cases] == ["The result could not be taken over (MemoryError)."] * 2
+    assert imported.apply.ui.applyButton.isVisibleTo(imported.parent)
+
+
+def test_two_scans_of_one_name_keep_their_volumes(empty_scene: Any, tmp_path: Path) -> None:
+    from HiEndMAESegmentationLib import scene
+
+    one, other = (empty_scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "CT") for _ in range(2))
+    for volume, ml in ((one, 1.0), (other, 2.0), (one, 3.0)):
+        volume.SetName("CT")
+        table = scene.update_volumes_table(volume, "m", [{"name": "liver", "volume_ml": ml}])
+    scene.write_csv(table, tmp_path / "v.csv")
+    lines = (tmp_path / "v.csv").read_text(encoding="utf-8-sig").split()
+    assert lines[-2:] == ["CT,m,liver,2", "CT,m,liver,3"]
+    assert lines[0] == "Scan,Model,Structure,Volume"
+
+
+def test_a_deleted_scan_is_no_longer_ticked(imported: Any, patient: Callable[..., Any]) -> None:
+    import slicer
+
+    volume, _ = patient(2, "CT 2")
+    imported.session.parameters.targets = [volume]
+    assert imported.apply.ui.applyButton.enabled
+    slicer.mrmlScene.RemoveNode(volume)
+    assert imported.session.parameters.targets == [None]  # as Slicer's own list has it
+    assert not imported.apply.ui.applyButton.enabled
+    imported.apply.apply()
+    assert imported.apply.cases == []
+
+
+def test_2_mm_is_for_one_queue(imported: Any, patient: Callable[..., Any], tmp_path: Path) -> None:
+    seen = tmp_path / "spacing"
+    fake(tmp_path, _NOTE_SPACING.format(file=str(seen)) + failing("x"))
+    imported.session.parameters.targets = [patient(2, "CT 2")[0]]
+    imported.apply.ui.applyButton.click()
+    wait(lambda: not imported.session.busy)
+    for press, spacing in ((imported.apply._on_2_mm, "[2.0, 2.0, 2.0]"), (imported.apply.apply, "null")):
+        press()
+        wait(lambda: not imported.session.busy)
+        assert seen.read_text() == spacing
+
+
+SNAPSHOT = """
+import json, sys
+from pathlib import Path
+config = json.load(open(sys.argv[sys.argv.index("--config") + 1], encoding="utf-8"))
+training = Path(config["output"] + ".training")
+training.mkdir(exist_ok=True)
+(training / "snapshot.safetensors").write_bytes(b"an hour's work")
+Path({file!r}).write_text(json.dumps([config["resume"], config["output"], Path(config["image"][0]).is_file()]))
+"""
+
+
+def test_a_run_that_failed_at_its_end_goes_on_from_its_snapshot(
+    module: Any, patient: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Try again resumes the same run; on another device, or when Teach is pressed again, it starts anew."""
+    import slicer
+
+    seen = tmp_path / "seen"
+
+    def told() -> Any:
+        wait(lambda: not module.session.busy)
+        return json.loads(seen.read_text())
+
+    def left() -> list[str]:
+        found = [*Path(slicer.app.temporaryPath).glob("HiEndMAE-*"), *module.session.library.folder.glob("*")]
+        return sorted(path.name.split("-")[0] for path in found)
+
+    fake(tmp_path, SNAPSHOT.format(file=str(seen)) + failing("disk_full", "Full."))
+    taught, labels = patient(1, "CT")
+    module.session.parameters.teachSegmentation = draw_segments(taught, labels)
+    module.teach.ui.teachButton.click()
+    first = told()
+    assert (first[0], first[2]) == (False, True)
+    module.teach.strip._again()
+    assert told() == [True, first[1], True]
+    assert len(left()) == 3  # the scan, the place of the model, the snapshot
+    module.session.parameters.device = "cpu"
+    module.teach.strip._again()
+    assert told() == [False, first[1], True]
+    module.teach.ui.teachButton.click()
+    assert told()[0] is False
+    assert len(left()) == 3
+    module.cleanup()
+    assert left() == []
+
+
+def test_a_model_being_taught_keeps_its_place(
+    module: Any, patient: Callable[..., Any], shared_model: Path, tmp_path: Path
+) -> None:
+    """Somebody's model of the same name is imported meanwhile: both are there in the end."""
+    fake(tmp_path, LEARNED.format(model=str(shared_model)))
+    taught, labels = patient(1, "CT")
+    module.session.parameters.teachSegmentation = draw_segments(taught, labels)
+    module.session.parameters.modelName = "Bauch"
+    module.teach.ui.teachButton.click()
+    imported = module.session.library.take_in(shared_model)
+    wait(lambda: not module.session.busy)
+    assert len(module.session.library.models()) == 2
+    assert imported.path.name == "bauch-2"
+
+
+def test_improve_learns_from_the_scan_that_was_taught(module: Any, patient: Callable[..., Any]) -> None:
+    """Not from the one that the segmentation was drawn on; also where it was loaded from a file and names none."""
+    from HiEndMAESegmentationLib import scene
+
+    drawn_on, labels = patient(1, "MR A")
+    taught, _ = patient(1, "CT B")
+    segmentation = draw_segments(drawn_on, labels)
+    scene.mark_taught(segmentation, "m", taught)
+    assert scene.taught_to("m") == [(taught, segmentation)]
+    segmentation.SetReferenceImageGeometryParameterFromVolumeNode(None)
+    assert scene.taught_to("m") == [(taught, segmentation)]
+
+
+def test_a_shared_model_is_one_zip_and_replaces_nothing_unasked(imported: Any, tmp_path: Path) -> None:
+    from HiEndMAECore.errors import InputError
+
+    library = imported.session.library
+    (model,) = library.models()
+    assert library.share(model, tmp_path / "M.ZIP").is_file()
+    (tmp_path / "mine.zip").write_bytes(b"something else")
+    with pytest.raises(InputError, match="already"):
+        library.share(model, tmp_path / "mine")
+    assert (tmp_path / "mine.zip").read_bytes() == b"something else"
+
+
+def test_only_a_box_that_somebody_chose_crops(empty_scene: Any, patient: Callable[..., Any]) -> None:
+    import slicer
+    import vtk
+    from HiEndMAESegmentationLib import scene
+
+    from HiEndMAECore.errors import InputError
+
+    hidden = empty_scene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Volume rendering")
+    hidden.CreateDefaultDisplayNodes()
+    hidden.GetDisplayNode().SetVisibility(False)
+    assert scene.roi() is None
+    volume, _ = patient(1, "CT")
+    own = scene.make_roi(volume)
+    assert scene.roi() is own
+    scene.put_away(own)
+    assert scene.roi() is None
+    hidden.GetDisplayNode().SetVisibility(True)
+    assert scene.roi() is hidden
+    bend = empty_scene.AddNewNodeByClass("vtkMRMLTransformNode")
+    warp = vtk.vtkThinPlateSplineTransform()
+    warp.SetBasisToR()
+    for places in (warp.SetSourceLandmarks, warp.SetTargetLandmarks):
+        points = vtk.vtkPoints()
+        for corner in ((0, 0, 0), (50, 0, 0), (0, 50, 0), (0, 0, 50), (50, 50, 50)):
+            points.InsertNextPoint(*(part + 3 * (places is warp.SetTargetLandmarks) * (part > 0) for part in corner))
+        places(points)
+    bend.SetAndObserveTransformToParent(warp)
+    volume.SetAndObserveTransformNodeID(bend.GetID())
+    before = slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode")
+    with pytest.raises(InputError, match="could not be cropped"):
+        scene.crop(volume, own)
+    assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode") == before
+
+
 def test_a_scan_can_be_skipped_and_a_second_job_waits(
     imported: Any, patient: Callable[..., Any], tmp_path: Path
 ) -> None:

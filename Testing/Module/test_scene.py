@@ -189,6 +189,26 @@ def test_terminology_goes_round() -> None:
     assert terminology.to_tag({}) == "" == terminology.to_tag(terminology.from_tag("no~entry"))
 
 
+def test_a_scan_chosen_by_hand_stays_chosen_in_a_saved_scene(module: Any, oblique: Any, tmp_path: Path) -> None:
+    """Drawn on one scan, taught on another: on loading, the segmentation's own scan does not push in again."""
+    import slicer
+
+    module.session.parameters.teachSegmentation = segmentation_of(oblique, {"Leber": BOX})
+    assert module.session.parameters.teachVolume is oblique
+    other = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "CT B")
+    other.SetAndObserveImageData(oblique.GetImageData())
+    module.session.parameters.teachVolume = other
+    file = tmp_path / "scene.mrb"
+    assert slicer.mrmlScene.WriteToMRB(str(file), None)
+    slicer.mrmlScene.Clear(0)
+    assert slicer.mrmlScene.ReadFromMRB(str(file), True, None)
+    module.initializeParameterNode()
+    assert module.session.parameters.teachVolume.GetName() == "CT B"
+    another = segmentation_of(slicer.util.getNode(oblique.GetName()), {"Leber": BOX})
+    module.session.parameters.teachSegmentation = another  # chosen by the user: its scan comes along
+    assert module.session.parameters.teachVolume.GetName() == oblique.GetName()
+
+
 def test_every_choice_comes_back_with_a_saved_scene(module: Any, oblique: Any, tmp_path: Path) -> None:
     """As .mrb, with names that are not ASCII. A choice that is not in this test fails it."""
     import slicer

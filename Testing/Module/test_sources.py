@@ -32,6 +32,7 @@ def files(patient: Callable[..., Any], tmp_path: Path) -> Path:
         scene.write_scan(patient(seed, "x")[0], folder / f"CT {seed}.nii")
     (folder / "broken.nii.gz").write_bytes(b"no scan")
     (folder / "notes.txt").write_text("no scan either", encoding="utf-8")
+    (folder / "Segmentation.seg.nrrd").write_bytes(b"what Slicer saves beside a scan")
     slicer.mrmlScene.Clear(0)
     return folder
 
@@ -79,9 +80,19 @@ def test_series_of_the_dicom_database(ready: Any, files: Path, monkeypatch: pyte
             files=[str(files / "CT 1.nii")],
             Modality=modality,
             SeriesDescription="abdomen",
+            StudyDate="20260102",
+            PatientID="7",
         )
+    asked: list[str] = []
+    count = database.filesForSeries
+    monkeypatch.setattr(database, "filesForSeries", lambda series: asked.append(series) or count(series))
+    monkeypatch.setattr("HiEndMAESegmentationLib.sources._KNOWN", {})
     ready.apply.ui.dicomButton.click()
     assert names(ready.apply) == ["abdomen (DICOM, 1 files)"]
+    assert ready.apply.ui.casesTable.item(0, 0).toolTip() == "Study of 20260102, patient ID 7"
+    for _ in range(3):
+        slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTextNode")
+    assert asked == ["1.2.3"]  # however often the list is shown
     assert not ready.apply.ui.applyButton.enabled
     ready.apply.ui.casesTable.item(0, 0).setCheckState(qt.Qt.Checked)
     assert ready.session.parameters.sources == ["dicom:1.2.3"]

@@ -35,6 +35,18 @@ class ctkDICOMDatabase:
     def fieldForSeries(self, field: str, series: str) -> str:
         return self._series[series][2].get(field, "") if series in self._series else ""
 
+    def studyForSeries(self, series: str) -> str:
+        return self._series[series][1] if series in self._series else ""
+
+    def patientForStudy(self, study: str) -> str:
+        return next((entry[0] for entry in self._series.values() if entry[1] == study), "")
+
+    def fieldForStudy(self, field: str, study: str) -> str:
+        return next((entry[2].get(field, "") for entry in self._series.values() if entry[1] == study), "")
+
+    def fieldForPatient(self, field: str, patient: str) -> str:
+        return next((entry[2].get(field, "") for entry in self._series.values() if entry[0] == patient), "")
+
     def descriptionForSeries(self, series: str) -> str:
         return self.fieldForSeries("SeriesDescription", series)
 

@@ -71,15 +71,18 @@ def _parameter(name: str, kind: Any, default: Any) -> property:
     return property(read, write)
 
 
+# As the real one does: a length, and one reference an element, which is None once its node was deleted.
 def _nodes(node: Any, role: str) -> list[Any]:
-    return [node.GetNthNodeReference(role, index) for index in range(node.GetNumberOfNodeReferences(role))]
+    return [node.GetNodeReference(f"{role}.{index}") for index in range(int(node.GetParameter(f"{role}.length") or 0))]
 
 
 def _set_nodes(self: Any, role: str, nodes: Any) -> None:
     changing = self.parameterNode.StartModify()
-    self.parameterNode.RemoveNodeReferenceIDs(role)
-    for node in nodes:
-        self.parameterNode.AddNodeReferenceID(role, node.GetID())
+    for index in range(int(self.parameterNode.GetParameter(f"{role}.length") or 0)):
+        self.parameterNode.SetNodeReferenceID(f"{role}.{index}", None)
+    for index, node in enumerate(nodes):
+        self.parameterNode.SetNodeReferenceID(f"{role}.{index}", node.GetID() if node is not None else None)
+    self.parameterNode.SetParameter(f"{role}.length", str(len(nodes)))
     self.parameterNode.EndModify(changing)
 
 
