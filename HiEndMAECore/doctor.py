@@ -27,7 +27,8 @@ from .reporting.reporter import Reporter
 from .reporting.writing import write_text
 from .requirements import OPTIONAL, REQUIRED, fault_of, installed, name_of, pip_install, version_numbers
 
-_CUDA_WHEELS = "--index-url https://download.pytorch.org/whl/cu126"
+_CUDA_WHEELS = "--index-url https://download.pytorch.org/whl/{}"
+_OLDER, _NEWER = _CUDA_WHEELS.format("cu126"), _CUDA_WHEELS.format("cu128")  # to capability 9.0, and from 7.5 on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +61,9 @@ def run(config: DoctorConfig, report: Reporter | None = None) -> dict[str, Any]:
         wanted = [line for line in REQUIRED if name_of(line) in missing]
         told = f"The main job cannot run here. Not usable: {', '.join(missing)}."
         commands = [pip_install(*wanted)]
-        if sys.platform == "win32" and "torch" in missing and _driver_cuda():  # there pip's own choice is a CPU build
-            commands.insert(0, f"{pip_install(REQUIRED[0])} {_CUDA_WHEELS}")
+        driver = _driver_cuda()
+        if sys.platform == "win32" and "torch" in missing and driver:  # there pip's own choice is a CPU build
+            commands.insert(0, f"{pip_install(REQUIRED[0])} {_wheels_for(driver)}")
         raise MissingDependencyError("dependency_missing", told, f"Install with: {' and then: '.join(commands)}")
     if config.device != "auto":
         from .devices import choose_device
@@ -126,7 +128,8 @@ def _devices(report: Reporter) -> list[dict[str, Any]]:
             card = torch.cuda.get_device_properties(index)
             if not card_is_usable(index):
                 told = f"torch {version} has no code for {card.name} (compute capability {card.major}.{card.minor})."
-                advice = f"Use --device cpu, or a build that has it: {pip_install('torch')} --upgrade {_CUDA_WHEELS}"
+                wheels = _NEWER if card.major >= 10 else _OLDER
+                advice = f"Use --device cpu, or a build that has it: {pip_install('torch')} --force-reinstall {wheels}"
                 report.warning("gpu_unsupported", told, advice)
                 continue
             memory = round(card.total_memory / 1e9, 1)
@@ -134,7 +137,7 @@ def _devices(report: Reporter) -> list[dict[str, Any]]:
             report.metric("gpu_memory_gb", memory, device=f"cuda:{index}", gpu=card.name)
     elif driver and built is None and torch.version.hip is None:
         told = f"This computer has an NVIDIA graphics card, but torch {version} was built for the CPU alone."
-        advice = f"{pip_install('torch!=2.9.*')} --force-reinstall {_CUDA_WHEELS}"
+        advice = f"{pip_install('torch!=2.9.*')} --force-reinstall {_wheels_for(driver)}"
         report.warning("torch_without_cuda", told, advice)
     elif driver and built is not None:
         told = f"torch was built for CUDA {built}, the NVIDIA driver serves CUDA {driver}, and no card answers."
@@ -155,6 +158,11 @@ def _driver_cuda() -> str:
         return ""
     version = re.search(r"CUDA[^:|]*Version:\s*(\d+\.\d+)", asked.stdout)
     return version.group(1) if version else ""
+
+
+def _wheels_for(driver: str) -> str:
+    """pip's option for torch's newest builds that a driver serves which speaks this version of CUDA."""
+    return _NEWER if version_numbers(driver) >= (12, 8) else _OLDER
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -76,7 +76,7 @@ def run(config: PrepareConfig, report: Reporter | None = None) -> dict[str, Any]
     shelf.manifest |= {"channels": channels, "held_out": sum(case in held for case in found)}
     shelf.drop(lambda entry: hold_out.names(entry["name"]))
     cases = cases[: config.limit]
-    workers = (os.cpu_count() or 1) if config.workers is None else config.workers
+    workers = _cores() if config.workers is None else config.workers
     memory = float(free_memory(CPU))
 
     def needed(case: Case) -> float:
@@ -130,6 +130,11 @@ def run(config: PrepareConfig, report: Reporter | None = None) -> dict[str, Any]
         f"{shelf.manifest['held_out']} were held out."
     )
     return {"store": config.output}
+
+
+def _cores() -> int:
+    """Of this job, where the system tells: a scheduler gives it a part of the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:

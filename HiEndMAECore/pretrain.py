@@ -28,6 +28,10 @@ _SAME_ON_RESUME = (
     "mask_ratio",
     "crop",
     "learning_rate",
+    "warm_up",
+    "weight_decay",
+    "decay_all",
+    "clip",
     "seed",
 )
 
@@ -101,6 +105,7 @@ def run(config: PretrainConfig, report: Reporter | None = None) -> dict[str, Any
     resume = config.resume or restarted()
     _require_same_run(config.output, config, read_record(config.output), resume=resume)
     store = CropStore.open(_store(config, report))
+    report.say(f"Computing on {device}, {os.environ.get('WORLD_SIZE', '1')} process(es).")
     torch.manual_seed(config.seed)
     try:
         arguments = pretraining_arguments(

@@ -22,7 +22,7 @@ REQUIRED = (
 OPTIONAL = {
     "matplotlib>=3.7": "to draw pictures and curves",
     "highdicom>=0.24": "to write DICOM segmentations",
-    "blosc2>=2.5": "to keep the scans that pretraining reads compressed",
+    "blosc2>=3.0": "to keep the scans that pretraining reads compressed",
     "tensorboard>=2.12": "to write TensorBoard's files of a pretraining",
 }
 

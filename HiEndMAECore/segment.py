@@ -5,6 +5,7 @@ python -m HiEndMAECore.segment --model my-model --input scans/ --output results/
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -59,6 +60,8 @@ def run(config: SegmentConfig, report: Reporter | None = None) -> dict[str, Any]
     from .inference.predictor import Predictor
     from .inference.trust import mirrored_classes
 
+    if int(os.environ.get("RANK", "0")) > 0:
+        report.hush()  # one of many processes speaks for all
     jobs = _jobs(config)
     predictor = Predictor.load(config.model, device=choose_device(config.device))
     asked = cases.Options(**{name: getattr(config, name) for name in cases.Options.__dataclass_fields__})

@@ -80,7 +80,7 @@ def _to_authors(source: Path, output: Path) -> None:
     from HiEndMAECore.networks import HiEndMAE
 
     from .model_folder import read_description, read_weights
-    from .official import load_pretraining_state, write_authors_file
+    from .official import load_pretraining_state, variant_of, write_authors_file
 
     description = read_description(source)
     if description.kind != "pretraining":
@@ -89,8 +89,16 @@ def _to_authors(source: Path, output: Path) -> None:
             f"{source} is a segmentation model; the authors' checkpoint holds a pretraining model.",
             "Give the model of a pretraining run.",
         )
-    model = HiEndMAE(**description.architecture["arguments"])
+    arguments = description.architecture["arguments"]
+    model = HiEndMAE(**arguments)
     load_pretraining_state(model, read_weights(source, description))
+    known = variant_of(model.state_dict(), source=str(source))
+    if known.encoder_heads != arguments["encoder_heads"]:  # which no shape tells: it would compute something else there
+        raise InputError(
+            "not_theirs",
+            f"{source} has {arguments['encoder_heads']} attention heads; in the authors give this size {known.encoder_heads}.",
+            "Keep it as a model folder.",
+        )
     write_authors_file(output, model)
 
 

@@ -200,12 +200,13 @@ class HiEndMAE(nn.Module):
             [self._project(states, tap) for tap in self.stage_taps],
             visible=self.visible,
         )
-        target = normalise_patches(gather(patches, masked))
+        hidden = gather(patches, masked)
         if inside is None:
-            loss = F.mse_loss(prediction.float(), target.float())
+            loss = F.mse_loss(prediction.float(), normalise_patches(hidden).float())
         else:
-            counted = patchify(inside.expand_as(volume).float(), self.patch_size)
-            loss = mean_over_crops((prediction.float() - target.float()) ** 2, gather(counted, masked))
+            counted = gather(patchify(inside.expand_as(volume).float(), self.patch_size), masked)
+            target = normalise_patches(hidden, counted)
+            loss = mean_over_crops((prediction.float() - target.float()) ** 2, counted)
         return Reconstruction(loss, prediction, states, permutation)
 
     def _decoder_input(self, states: dict[int, Tensor], permutation: Tensor) -> Tensor:
@@ -254,6 +255,14 @@ def mean_over_crops(errors: Tensor, counted: Tensor) -> Tensor:
     return ((errors * counted).sum((1, 2)) / counted.sum((1, 2)).clamp(min=1)).mean()
 
 
-def normalise_patches(patches: Tensor) -> Tensor:
-    """Each patch to zero mean and unit spread over its voxels (biased variance, eps inside the root); air becomes 0."""
-    return F.layer_norm(patches, patches.shape[-1:], eps=_TARGET_EPS)
+def normalise_patches(patches: Tensor, counted: Tensor | None = None) -> Tensor:
+    """Each patch to zero mean and unit spread over its voxels (biased variance, eps inside the root); air becomes 0.
+
+    counted, of the same shape: 1 where a voxel is the scan's and not padding, which mean and spread leave out.
+    """
+    if counted is None:
+        return F.layer_norm(patches, patches.shape[-1:], eps=_TARGET_EPS)
+    voxels = counted.sum(-1, keepdim=True).clamp(min=1)
+    centred = patches - (patches * counted).sum(-1, keepdim=True) / voxels
+    variance = (centred.square() * counted).sum(-1, keepdim=True) / voxels
+    return centred * (variance + _TARGET_EPS).rsqrt()

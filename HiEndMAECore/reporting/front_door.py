@@ -7,6 +7,7 @@ DESIGN promises.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -58,7 +59,9 @@ def open_door(
             outputs = run(config, report)
         except HiEndMAEError as error:
             report.failed(error)
-            return error.exit_code
+            # torchrun takes any other code for a crash, and starts what was cancelled again.
+            cancelled_there = isinstance(error, Cancelled) and "TORCHELASTIC_RUN_ID" in os.environ
+            return EXIT_DONE if cancelled_there else error.exit_code
         except KeyboardInterrupt:
             report.failed(Cancelled())
             return Cancelled.exit_code
@@ -110,15 +113,16 @@ def recognise(error: BaseException) -> HiEndMAEError | None:
 
 @contextlib.contextmanager
 def _signals(report: Reporter) -> Iterator[None]:
-    """Ctrl-C and SIGTERM ask politely the first time (the run saves and leaves); the second time they interrupt."""
+    """Ctrl-C and SIGTERM ask politely (the run saves and leaves); a second Ctrl-C interrupts. A second SIGTERM does not:
+    schedulers send it to every process of a job, and torchrun hands its own on, while the run is saving."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     asked = False
 
-    def on_signal(*_: object) -> None:
+    def on_signal(number: int, _frame: object) -> None:
         nonlocal asked
-        if asked:
+        if asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         asked = True
         report.cancel()

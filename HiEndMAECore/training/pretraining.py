@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from HiEndMAECore.devices import autocast, gradient_scaler
-from HiEndMAECore.errors import Cancelled, HiEndMAEError
+from HiEndMAECore.errors import Cancelled, HiEndMAEError, InputError
 from HiEndMAECore.networks import HiEndMAE
 from HiEndMAECore.networks.hi_end_mae import Reconstruction
 from HiEndMAECore.reporting.reporter import Reporter
@@ -105,6 +105,9 @@ def pretrain(
         start = newest_snapshot(folder, on_damage=lambda e: report.warning(e.code, e.message, "An older one is used."))
         if start is not None:
             values = load_snapshot(start, {"model": model}, optimiser)
+            if values.get("store", store.digest) != store.digest:
+                told = f"The snapshot {start} has learned from a store of other scans."
+                raise InputError("snapshot_unfit", told, "Resume with the store it was started with.")
             result.steps, result.seconds = int(values["step"]), float(values["seconds"])
             scaler.load_state_dict(values["scaler"])
             report.say(f"Going on from step {result.steps}.")
@@ -129,8 +132,11 @@ def pretrain(
         result.seconds = before + time.monotonic() - started
         if not processes.leads:
             return
+        if save and not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
+            save = False  # a gradient that was no number: the snapshots that are there are the better ones
         if save:
             values = {"step": result.steps, "seconds": result.seconds, "scaler": scaler.state_dict()}
+            values["store"] = store.digest
             save_snapshot(snapshot_file(folder, result.steps), {"model": model}, optimiser, values)
             keep_newest(folder, plan.keep)
         loss, output = watch.loss(model, device, plan.precision)
@@ -147,9 +153,8 @@ def pretrain(
                 raise Cancelled(advice="The run can go on with --resume.")
             if not math.isfinite(record.loss):
                 look(save=True)
-                raise _not_finite(
-                    record, sampler.names(loop.indices(result.steps)), snapshot_file(folder, result.steps)
-                )
+                kept = newest_snapshot(folder, on_damage=lambda error: report.warning(error.code, error.message))
+                raise _not_finite(record, sampler.names(loop.indices(result.steps)), kept)
             loop.update()
             result.steps = record.step
             if log:
@@ -259,10 +264,11 @@ def _watch(store: CropStore, model: HiEndMAE, plan: PretrainingPlan) -> Watch:
     return Watch(tuple(sampler.batch(range(first, min(first + part, WATCHED))) for first in range(0, WATCHED, part)))
 
 
-def _not_finite(record: StepRecord, scans: list[str], snapshot: Path) -> HiEndMAEError:
+def _not_finite(record: StepRecord, scans: list[str], snapshot: Path | None) -> HiEndMAEError:
     more = f" and {len(scans) - _NAMED} more" if len(scans) > _NAMED else ""
     return HiEndMAEError(
         "loss_not_finite",
         f"The loss was {record.loss} at step {record.step}, on the scans {', '.join(scans[:_NAMED])}{more}.",
-        f"The state before that step is {snapshot}. Look at these scans, lower --learning-rate, or use --precision fp32.",
+        (f"The last good state is {snapshot}. " if snapshot else "")
+        + "Look at these scans, lower --learning-rate, or use --precision fp32.",
     )

@@ -95,6 +95,10 @@ def load_snapshot(path: Path, modules: Mapping[str, nn.Module], optimiser: torch
             if key.startswith("optimiser/"):
                 _, index, moment = key.split("/")
                 moments.setdefault(int(index), {})[moment] = value
+        learned = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+        for place, of in moments.items():  # known by their place alone: torch would take any, and write beside it
+            if place >= len(learned) or any(m.ndim and m.shape != learned[place].shape for m in of.values()):
+                raise ValueError(f"the optimiser's tensor {place} has another shape")
         optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
     except (RuntimeError, ValueError) as error:
         raise InputError(

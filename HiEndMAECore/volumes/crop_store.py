@@ -12,6 +12,7 @@ manifest; every file is written beside its place and renamed.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -55,6 +56,13 @@ class CropStore:
 
     def __len__(self) -> int:
         return len(self.manifest["scans"])
+
+    @property
+    def digest(self) -> str:
+        """What two stores of the same scans, prepared alike, share."""
+        scans = [[entry["name"], entry.get("content"), entry["shape"]] for entry in self.manifest["scans"]]
+        told = json.dumps([self.manifest.get("preparation"), scans], sort_keys=True)
+        return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
 
     @property
     def channels(self) -> int:

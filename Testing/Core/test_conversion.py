@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from HiEndMAECore.checkpoints import catalogue, model_folder, transfer
-from HiEndMAECore.checkpoints.conversion import main
+from HiEndMAECore.checkpoints.conversion import _PAPER, main
 from HiEndMAECore.checkpoints.official import read_authors_file, write_authors_file
 from HiEndMAECore.errors import InputError
 from HiEndMAECore.networks import HiEndMAE, build_pretraining_model
+from HiEndMAECore.networks.registry import pretraining_arguments
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +88,20 @@ def test_nothing_is_overwritten_and_kinds_are_told_apart(tmp_path: Path, model: 
     (tmp_path / "there").mkdir()
     assert main([str(tmp_path / "theirs.pth"), str(tmp_path / "there")]) == 3
     assert main([str(tmp_path / "theirs.pth"), str(tmp_path / "other.pth")]) == 3
+
+
+def test_what_their_code_would_read_as_another_network_stays_ours(tmp_path: Path, capsys: Any) -> None:
+    """Heads are in no tensor's shape: Table S3's 16 would be computed as the released code's 12."""
+    network = build_pretraining_model("hi_end_mae_vit_base_paper_16p", image_size=(32, 32, 32))
+    arguments = pretraining_arguments("hi_end_mae_vit_base_paper_16p", image_size=(32, 32, 32))
+    description = model_folder.ModelDescription(
+        kind="pretraining", name="x", channels=["CT"], preparation=_PAPER, training={},
+        architecture={"network": "HiEndMAE", "variant": "hi_end_mae_vit_base_paper_16p", "arguments": arguments},
+    )  # fmt: skip
+    model_folder.write_model(tmp_path / "ours", description, network.state_dict())
+    assert main([str(tmp_path / "ours"), str(tmp_path / "theirs.pth")]) == 3
+    assert "16 attention heads" in capsys.readouterr().err
+    assert not (tmp_path / "theirs.pth").exists()
 
 
 def test_a_copy_in_16_bits_starts_the_same_encoder(tmp_path: Path, model: HiEndMAE) -> None:

@@ -169,7 +169,10 @@ def test_a_card_that_this_torch_cannot_use_is_told(
     assert doctor.main([]) == 0
     told = capsys.readouterr().err
     assert "built for the CPU alone" in told
-    assert "--index-url https://download.pytorch.org/whl/cu" in told
+    assert "--index-url https://download.pytorch.org/whl/cu126" in told  # the driver serves no newer one
+    script.write_text(script.read_text().replace("12.4", "13.0"))
+    assert doctor.main([]) == 0
+    assert "--index-url https://download.pytorch.org/whl/cu128" in capsys.readouterr().err
 
 
 def test_a_device_that_is_asked_for_must_be_there(capsys: pytest.CaptureFixture[str]) -> None:

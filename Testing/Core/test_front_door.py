@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import pickle
+import signal
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +78,32 @@ def test_each_end_has_its_exit_code_and_event(
     assert [one["event"] for one in told] == ["started", "failed"]
     assert ("Traceback" in err) == (code == "internal_fault")
     assert told[-1]["message"]
+
+
+def test_what_torchrun_cancels_it_does_not_start_again(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any code but 0 is a crash to it, and --max-restarts would begin anew."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    left, told, _ = leave(raising(errors.Cancelled()), capsys=capsys)
+    assert (left, told[-1]["code"]) == (0, "cancelled")
+    assert leave(raising(errors.InputError("i", "m", "a")), capsys=capsys)[0] == 3
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no SIGTERM")
+def test_a_second_sigterm_lets_the_run_save(capsys: pytest.CaptureFixture[str]) -> None:
+    saved = []
+
+    def run(config: Small, report) -> dict:
+        for number in (signal.SIGTERM, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        time.sleep(0.05)
+        saved.append(True)
+        report.check()
+        return {}
+
+    assert leave(run, capsys=capsys)[0] == 130
+    assert saved
 
 
 def test_a_missing_module_is_named_by_its_package(capsys: pytest.CaptureFixture[str]) -> None:

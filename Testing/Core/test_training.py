@@ -17,15 +17,16 @@ from HiEndMAECore.networks.encoder import gather, patchify
 from HiEndMAECore.networks.hi_end_mae import normalise_patches
 from HiEndMAECore.reporting.reporter import Reporter
 from HiEndMAECore.training import augmentation, finetuning, pretraining, teaching
-from HiEndMAECore.training.optimiser import cosine_rate, spare_norms_and_biases
+from HiEndMAECore.training.optimiser import build_adamw, cosine_rate, spare_norms_and_biases
 from HiEndMAECore.training.run_log import read_log
 from HiEndMAECore.training.sampling import Sampler, draw_start, scan_of
-from HiEndMAECore.training.snapshots import newest_snapshot
+from HiEndMAECore.training.snapshots import load_snapshot, newest_snapshot, save_snapshot
 from HiEndMAECore.training.watching import nearest_visible
 from HiEndMAECore.volumes import crop_store
 from HiEndMAECore.volumes.crop_store import CropStore
 
 CPU = torch.device("cpu")
+ADAMW: dict[str, Any] = {"learning_rate": 1e-3, "betas": (0.9, 0.999), "weight_decay": 0.0}
 
 
 class StopAt(Reporter):
@@ -133,6 +134,17 @@ def test_padding_is_not_a_target() -> None:
     expected = (errors[0, :-1].mean() + errors[1].mean()) / 2
     assert torch.allclose(model(volume, order, inside).loss, expected, atol=1e-6)
     assert not torch.allclose(expected, whole.loss, atol=1e-5)
+
+
+def test_padding_in_a_patch_does_not_shape_its_target() -> None:
+    """Half of a patch is padding: mean and spread are those of the other half, whatever the padding holds."""
+    torch.manual_seed(0)
+    patches, counted = torch.rand(3, 2, 64), torch.ones(3, 2, 64)
+    torch.testing.assert_close(normalise_patches(patches, counted), normalise_patches(patches), atol=1e-5, rtol=1e-5)
+    counted[..., 32:] = 0
+    target = normalise_patches(patches, counted)[..., :32]
+    torch.testing.assert_close(target, normalise_patches(patches[..., :32]), atol=1e-5, rtol=1e-5)
+    assert torch.equal(normalise_patches(patches * 0, counted * 0), patches * 0)  # a patch of nothing but padding
 
 
 def test_every_lap_takes_eight_crops_of_every_scan_in_an_order_of_its_own() -> None:
@@ -305,6 +317,49 @@ def test_a_snapshot_of_another_network_is_refused(store: CropStore, tmp_path: Pa
         pretrain(store, tmp_path, other, resume=True)
 
 
+def test_only_the_same_run_goes_on(store: CropStore, tmp_path: Path) -> None:
+    """Other groups of parameters would get each other's moments, of other shapes; another store is another run."""
+    pretrain(store, tmp_path, small_mae(), steps=3)
+    with pytest.raises(InputError, match="belongs to another network"):
+        pretrain(store, tmp_path, small_mae(), resume=True, decay_all=False)
+    crop_store.write_manifest(store.path, {**store.manifest, "scans": store.manifest["scans"][1:]})
+    with pytest.raises(InputError, match="a store of other scans"):
+        pretrain(CropStore.open(store.path), tmp_path, small_mae(), resume=True)
+
+
+def test_a_bad_gradient_spoils_no_snapshot(store: CropStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss was a number, the step made the weights none: what is kept is the state of before."""
+    update, steps = pretraining._Loop.update, iter(range(100))
+
+    def spoil(self: Any) -> None:
+        if next(steps) == 2:
+            self.model.mask_token.grad.fill_(float("nan"))
+        update(self)
+
+    monkeypatch.setattr(pretraining._Loop, "update", spoil)
+    with pytest.raises(HiEndMAEError, match="The loss was nan at step 4") as caught:
+        pretrain(store, tmp_path, small_mae(), snapshot_minutes=0.0)
+    assert "step-00000002" in caught.value.advice
+    kept = newest_snapshot(tmp_path, on_damage=lambda error: pytest.fail(str(error)))
+    assert kept is not None
+    load_snapshot(kept, {"model": (model := small_mae())}, build_adamw(model.parameters(), **ADAMW))
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+
+
+def test_groups_are_as_they_were_where_nothing_is_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch 2.2 and 2.3 refuse fused AdamW on a CPU only after they have written it into the groups (a stand-in)."""
+
+    class Old(torch.optim.AdamW):
+        def __init__(self, groups: Any, *, fused: bool = False, **arguments: Any) -> None:
+            super().__init__(groups, fused=fused, **arguments)
+            if fused:
+                raise RuntimeError("`fused=True` requires all the params to be on CUDA")
+
+    monkeypatch.setattr(torch.optim, "AdamW", Old)
+    groups = [{"params": [torch.nn.Parameter(torch.ones(2))], "lr": 1e-2}]
+    assert not build_adamw(groups, **ADAMW).param_groups[0]["fused"]
+
+
 def test_weight_decay_may_spare_norms_and_biases() -> None:
     model = small_mae()
     decayed, spared = spare_norms_and_biases(model, 0.05)
@@ -414,11 +469,8 @@ def test_a_snapshot_of_another_run_is_refused(tmp_path: Path, monkeypatch: pytes
 
 def test_a_snapshot_can_be_replaced_while_its_run_goes_on(tmp_path: Path) -> None:
     """Windows refuses to replace a file that is mapped into memory: nothing of it may be, once it is loaded."""
-    from HiEndMAECore.training.optimiser import build_adamw
-    from HiEndMAECore.training.snapshots import load_snapshot, save_snapshot
-
     network, path = small_unetr(), tmp_path / "kept.safetensors"
-    optimiser = build_adamw(network.parameters(), learning_rate=1e-3, betas=(0.9, 0.999), weight_decay=0.0)
+    optimiser = build_adamw(network.parameters(), **ADAMW)
     network(torch.rand(1, 1, 16, 16, 16)).sum().backward()
     optimiser.step()
     save_snapshot(path, {"network": network}, optimiser, {"step": 1})
