@@ -96,7 +96,7 @@ def _to_authors(source: Path, output: Path) -> None:
     if known.encoder_heads != arguments["encoder_heads"]:  # which no shape tells: it would compute something else there
         raise InputError(
             "not_theirs",
-            f"{source} has {arguments['encoder_heads']} attention heads; in the authors give this size {known.encoder_heads}.",
+            f"{source} has {arguments['encoder_heads']} attention heads; the authors give this size {known.encoder_heads}.",
             "Keep it as a model folder.",
         )
     write_authors_file(output, model)
