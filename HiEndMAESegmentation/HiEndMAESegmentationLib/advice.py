@@ -40,6 +40,7 @@ def advise(code: str, message: str, advice: str) -> Advice:
         "too_large": Advice(f"{message} " + _("Crop the scan to the region of interest."), ("crop",)),
         "killed": Advice(f"{message} {advice}", ("retry",)),
         "device_absent": Advice(_("The graphics card does not answer."), ("cpu",)),
+        "files_failed": Advice(message, ("retry",)),
         "disk_full": Advice(_("The disk is full. Free some space, and try again."), ("retry",)),
         "labels_too_small": Advice(
             _("The structures are too small for this scan's size. Crop the scan to their region."), ("crop",)

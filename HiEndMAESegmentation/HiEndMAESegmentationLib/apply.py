@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import shutil
@@ -26,7 +27,15 @@ from .library import Model
 from .panel import JobStrip, Session, fit_height, load, strong, typed
 
 # Errors that the next scan would meet as well
-_HOPELESS = ("dependency_missing", "python_absent", "not_started", "disk_full", "device_absent", "out_of_memory")
+_HOPELESS = (
+    "dependency_missing",
+    "python_absent",
+    "not_started",
+    "files_failed",
+    "disk_full",
+    "device_absent",
+    "out_of_memory",
+)
 _FILE = "scan"  # what every scan is called on the disk: names of nodes may be those of patients
 
 
@@ -249,21 +258,31 @@ class ApplyPanel(VTKObservationMixin):
         self.retry()
 
     def _crop(self) -> None:
-        """Segment what lies in the ROI of the scans that failed; without an ROI, make one and let it be placed."""
-        failed = [case for case in self.cases if case.state == "failed" and case.tried]
-        volumes = scene.there([case.volume for case in failed])
-        box = scene.roi()
-        if volumes and box is None:
-            scene.make_roi(volumes[0])
-            self.strip.say(_("Place the box (ROI), then press the button."), action="crop", act=self._crop)
+        """Show the ROI, or make one, and let it be placed: it may be meant for something else."""
+        volumes = self._too_large()
+        if not volumes:
+            self.retry()
+            return
+        box = scene.roi() or scene.make_roi(volumes[0])
+        box.SetDisplayVisibility(True)
+        told = _("Place the box '{name}' (ROI), then press the button.").format(name=box.GetName())
+        self.strip.say(told, action="crop", act=functools.partial(self._crop_to, box))
+
+    def _too_large(self) -> list[Any]:
+        return scene.there([case.volume for case in self.cases if case.state == "failed" and case.tried])
+
+    def _crop_to(self, box: Any) -> None:
+        """Segment what lies in the box of the scans that failed."""
+        volumes = self._too_large()
+        if not scene.there([box]):
+            self._crop()
             return
         try:
             cropped = {volume: scene.crop(volume, box) for volume in volumes}
         except HiEndMAEError as error:
-            self.strip.say(str(error), mood="bad", action="crop", act=self._crop)
+            self.strip.say(str(error), mood="bad", action="crop", act=functools.partial(self._crop_to, box))
             return
-        if cropped:
-            scene.put_away(box)
+        scene.put_away(box)
         chosen = self.session.parameters
         chosen.targets = [cropped.get(volume, volume) for volume in scene.there(chosen.targets)]
         for case in self.cases:
@@ -310,12 +329,14 @@ class ApplyPanel(VTKObservationMixin):
             case.state, case.told = "failed", _("The scan was removed from the scene.")
             self._next(model)
             return
-        folder = self._folder = Path(tempfile.mkdtemp(prefix="HiEndMAE-", dir=slicer.app.temporaryPath))
         try:
+            folder = self._folder = Path(tempfile.mkdtemp(prefix="HiEndMAE-", dir=slicer.app.temporaryPath))
             if case.volume is None:
                 self._load(case)
             scene.write_scan(case.volume, folder / f"{_FILE}.nii")
-        except (HiEndMAEError, OSError) as problem:
+        except Exception as problem:  # what loads DICOM raises what it likes
+            if not isinstance(problem, HiEndMAEError):
+                logging.exception("HiEndMAE: a scan could not be prepared")
             error = typed(problem)
             self._clean_up()
             case.state, case.told = "failed", advise(error.code, error.message, error.advice).text

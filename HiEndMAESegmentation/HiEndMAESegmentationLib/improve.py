@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import slicer
@@ -14,7 +11,7 @@ from HiEndMAECore.errors import HiEndMAEError, InputError
 from HiEndMAECore.finetune import FinetuneConfig
 
 from . import scene
-from .learning import Learning
+from .learning import Learning, fresh_folder
 from .library import Model
 from .panel import JobStrip, Session, dimmed, load, strong, typed
 from .watching import Watching
@@ -53,7 +50,7 @@ class ImprovePanel:
 
     def teaching_set(self, model: Model, corrected: Any) -> list[tuple[Any, Any, list[str]]]:
         """(volume, segmentation, segment IDs) of the correction, and of what the model was taught on, in this scene."""
-        volume = scene.scan_of(corrected)
+        volume = scene.taught_on(corrected)
         if not scene.has_voxels(volume):
             told = _("The scan of this segmentation is not in the scene.")
             raise InputError("scan_absent", told, _("Load it, and choose it as the segmentation's source volume."))
@@ -75,17 +72,16 @@ class ImprovePanel:
         """Write all files, start the engine."""
         self.give_up()
         corrected = self.session.parameters.corrected
-        folder = Path(tempfile.mkdtemp(prefix="HiEndMAE-", dir=slicer.app.temporaryPath))
         try:
             model = self.model_of(corrected)
             values = {label["name"]: label["value"] for label in model.description.labels}
             chosen = self.teaching_set(model, corrected)
-            files = [
-                scene.write_teaching(volume, segmentation, folder / str(index), segments=ids, values=values)
-                for index, (volume, segmentation, ids) in enumerate(chosen)
-            ]
+            with fresh_folder() as folder:
+                files = [
+                    scene.write_teaching(volume, segmentation, folder / str(index), segments=ids, values=values)
+                    for index, (volume, segmentation, ids) in enumerate(chosen)
+                ]
         except (HiEndMAEError, OSError) as error:
-            shutil.rmtree(folder, ignore_errors=True)
             self.strip.show_error(typed(error))
             return
         name = self.session.library.free_name(model.name)
@@ -101,7 +97,7 @@ class ImprovePanel:
             preview=True,  # of the first scan: the corrected one
         )
         watching = Watching(chosen[0][0], model.description.labels)
-        taught = int(model.description.training.get("cases", 0))
+        taught, here = int(model.description.training.get("cases", 0)), len(scene.taught_to(model.key))
 
         def learned() -> None:
             for volume, segmentation, _ids in chosen:
@@ -112,7 +108,7 @@ class ImprovePanel:
             told = _("'{name}' has learned from {count} scans. '{old}' is kept as it was.")
             if len(files) == 1:
                 told = _("'{name}' has learned from the corrected scan. '{old}' is kept as it was.")
-            text, absent = told.format(name=name, count=len(files), old=model.name), taught - (len(files) - 1)
+            text, absent = told.format(name=name, count=len(files), old=model.name), taught - here
             if absent > 0:
                 told = _(
                     "{absent} of the {taught} scans that it was taught on are not in this scene, and were left out."

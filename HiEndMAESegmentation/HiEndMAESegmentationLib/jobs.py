@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import queue
@@ -22,9 +23,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,7 +75,7 @@ class Job:
         self.end: JobEnd | None = None
         self.pid: int | None = None
         self._on_event, self._on_end = on_event, on_end
-        self._folder = Path(tempfile.mkdtemp(prefix="HiEndMAE-", dir=slicer.app.temporaryPath))
+        self._folder = Path(slicer.app.temporaryPath) / f"HiEndMAE-{uuid.uuid4().hex}"
         self._control = self._folder / "control"
         self._config = dataclasses.replace(config, events=True, control=self._control, parent_pid=os.getpid())
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -92,12 +93,13 @@ class Job:
         """Start the child. A computer without PythonSlicer, or one that forbids it, ends the job at once, in words."""
         settings = self._folder / "config.json"
         try:
+            self._folder.mkdir(mode=0o700)
             self.log.parent.mkdir(parents=True, exist_ok=True)
             self._log = self.log.open("w", encoding="utf-8", errors="replace")
             settings.write_text(json.dumps(to_json(self._config)), encoding="utf-8")
         except OSError as error:
             told = _("The job's files could not be written ({reason}).").format(reason=error.strerror)
-            self._finish(JobEnd("failed", "disk_full", told, _("Free some space on the disk, and try again.")))
+            self._finish(JobEnd("failed", code_of(error), told))
             return
         python = shutil.which("PythonSlicer")
         if python is None:
@@ -245,6 +247,11 @@ class Job:
                 os.killpg(self._process.pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=0.05)
+
+
+def code_of(error: Exception) -> str:
+    """What `advise` knows the system's error by."""
+    return "disk_full" if getattr(error, "errno", None) == errno.ENOSPC else "files_failed"
 
 
 def _new_log(door: str) -> Path:

@@ -8,15 +8,29 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+
+import slicer
 
 from HiEndMAECore.finetune import FinetuneConfig
 
 from .jobs import JobEnd
-from .panel import JobStrip
+from .panel import JobStrip, typed
 from .watching import Watching
+
+
+@contextlib.contextmanager
+def fresh_folder() -> Iterator[Path]:
+    """A folder for scans, which nobody else can read; it goes where what is done with it raises."""
+    folder = Path(tempfile.mkdtemp(prefix="HiEndMAE-", dir=slicer.app.temporaryPath))
+    try:
+        yield folder
+    except Exception:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 class Learning:
@@ -59,13 +73,19 @@ class Learning:
             else:
                 self._anew()
 
-        self._model.mkdir(parents=True, exist_ok=True)
+        try:
+            self._model.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            self.clear()
+            self._strip.show_error(typed(error))
+            return
         config = replace(self._config, resume=resume)
         if not self._strip.run("finetune", config, on_end=ended, on_event=self._watching.hear, again=again):
             self.clear()
 
     def clear(self) -> None:
-        """Remove the files; the model stays."""
+        """Remove the files and the preview; the model stays."""
+        self._watching.end()
         for folder in (self._folder, self._training):
             shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):  # not empty: the model is there

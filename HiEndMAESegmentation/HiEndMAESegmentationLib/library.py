@@ -102,12 +102,12 @@ class Library:
     def share(self, model: Model, file: Path) -> Path:
         """Write the model as one zip; returns its path. A name that gets its ending here has not been asked about:
         raises `InputError` where there is such a file."""
-        if file.suffix.lower() == ".zip":
-            file = file.with_suffix(".zip")
-        elif (file := file.with_name(file.name + ".zip")).exists():
-            raise InputError("file_taken", f"There is a file {file} already.", "Choose another name.")
-        model_folder.copy_model(model.path, file)
-        return file
+        named = file.with_suffix(".zip") if file.suffix.lower() == ".zip" else file.with_name(file.name + ".zip")
+        asked = named.name == file.name or (file.exists() and named.exists() and file.samefile(named))  # M.ZIP is M.zip
+        if named.exists() and not asked:
+            raise InputError("file_taken", f"There is a file {named} already.", "Choose another name.")
+        model_folder.copy_model(model.path, named)
+        return named
 
     def take_in(self, source: Path) -> Model:
         """Copy a model (zip or folder) into the library. Raises `InputError` where it is none, or damaged."""

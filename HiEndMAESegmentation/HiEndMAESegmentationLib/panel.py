@@ -17,7 +17,7 @@ from HiEndMAECore.errors import HiEndMAEError
 
 from . import installation, scene
 from .advice import advise, button_of
-from .jobs import Job, JobEnd
+from .jobs import Job, JobEnd, code_of
 from .library import Library
 
 RESOURCES = Path(__file__).resolve().parents[1] / "Resources"
@@ -242,7 +242,8 @@ def typed(error: Exception) -> HiEndMAEError:
     if isinstance(error, HiEndMAEError):
         return error
     told = _("The files could not be written or read ({reason}).")
-    return HiEndMAEError("disk_full", told.format(reason=getattr(error, "strerror", None) or error))
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return HiEndMAEError(code_of(error), told.format(reason=reason))
 
 
 def restart_told(wanted: bool) -> str:

@@ -230,10 +230,10 @@ def roi() -> Any:
 
 
 def put_away(box: Any) -> None:
-    """Our own box has done its work: the next crop asks again."""
+    """Our own box has done its work: the next crop makes another."""
     if box.GetAttribute(BOX):
         box.SetAttribute(BOX, None)
-        box.GetDisplayNode().SetVisibility(False)
+        box.SetDisplayVisibility(False)
 
 
 def make_roi(volume: Any, segmentation: Any = None, *, margin: float = 30.0) -> Any:
@@ -446,7 +446,7 @@ def taught_to(model: str) -> list[tuple[Any, Any]]:
     """(volume, segmentation) pairs of the scene that `model` learned from."""
     pairs = []
     for segmentation in slicer.util.getNodesByClass("vtkMRMLSegmentationNode"):
-        volume = segmentation.GetNodeReference(TAUGHT_ON) or scan_of(segmentation)
+        volume = taught_on(segmentation)
         if model in (segmentation.GetAttribute(TAUGHT) or "").split("\n") and has_voxels(volume):
             pairs.append((volume, segmentation))
     return pairs
@@ -455,6 +455,11 @@ def taught_to(model: str) -> list[tuple[Any, Any]]:
 def scan_of(segmentation: Any) -> Any:
     """The volume that the segmentation was made on, or None."""
     return segmentation.GetNodeReference(slicer.vtkMRMLSegmentationNode.GetReferenceImageGeometryReferenceRole())
+
+
+def taught_on(segmentation: Any) -> Any:
+    """The volume that a model saw with this segmentation; without one, the volume that it was made on, or None."""
+    return segmentation.GetNodeReference(TAUGHT_ON) or scan_of(segmentation)
 
 
 def there(nodes: Sequence[Any]) -> list[Any]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from HiEndMAECore.errors import HiEndMAEError
 from HiEndMAECore.finetune import BUDGETS, FinetuneConfig
 
 from . import scene
-from .learning import Learning
+from .learning import Learning, fresh_folder
 from .library import in_the_box
 from .models import score
 from .panel import JobStrip, Session, dimmed, fit_height, load, strong, typed
@@ -226,17 +224,23 @@ class TeachPanel(VTKObservationMixin):
         self.teach()
 
     def _crop(self) -> None:
-        """Learn from what lies in the ROI; without one, put one around the segments and let it be placed."""
+        """Show the ROI, or put one around the segments, and let it be adjusted: it may be meant for something else."""
         chosen = self.session.parameters
-        box = scene.roi()
-        if box is None:
-            scene.make_roi(chosen.teachVolume, chosen.teachSegmentation)
-            self.strip.say(_("Adjust the box (ROI), then press the button."), action="crop", act=self._crop)
+        box = scene.roi() or scene.make_roi(chosen.teachVolume, chosen.teachSegmentation)
+        box.SetDisplayVisibility(True)
+        told = _("Adjust the box '{name}' (ROI), then press the button.").format(name=box.GetName())
+        self.strip.say(told, action="crop", act=functools.partial(self._crop_to, box))
+
+    def _crop_to(self, box: Any) -> None:
+        """Learn from what lies in the box."""
+        chosen = self.session.parameters
+        if not scene.there([box]):
+            self._crop()
             return
         try:
             chosen.teachVolume = scene.crop(chosen.teachVolume, box)
         except HiEndMAEError as error:
-            self.strip.say(str(error), mood="bad", action="crop", act=self._crop)
+            self.strip.say(str(error), mood="bad", action="crop", act=functools.partial(self._crop_to, box))
             return
         scene.put_away(box)
         self.teach()
@@ -254,11 +258,10 @@ class TeachPanel(VTKObservationMixin):
         volume, segmentation = chosen.teachVolume, chosen.teachSegmentation
         name = self.session.library.free_name(" ".join(chosen.modelName.split()) or self.suggested_name())
         output = self.session.library.free_path(name)
-        folder = Path(tempfile.mkdtemp(prefix="HiEndMAE-", dir=slicer.app.temporaryPath))
         try:
-            files = scene.write_teaching(volume, segmentation, folder, segments=self.ticked())
+            with fresh_folder() as folder:
+                files = scene.write_teaching(volume, segmentation, folder, segments=self.ticked())
         except (HiEndMAEError, OSError) as error:
-            shutil.rmtree(folder, ignore_errors=True)
             self.strip.show_error(typed(error))
             return
         config = FinetuneConfig(

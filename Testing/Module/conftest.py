@@ -130,6 +130,8 @@ def patient(drawn: Path, empty_scene: Any) -> Callable[..., tuple[Any, Any]]:
 @pytest.fixture
 def module(empty_scene: Any) -> Iterator[Any]:
     """The module's widget, freshly opened over an empty library."""
+    import slicer
+    from PySide6 import QtCore
     from stand_in.application import load_module
 
     widget, parent = load_module(REPOSITORY / "HiEndMAESegmentation" / "HiEndMAESegmentation.py")
@@ -143,6 +145,7 @@ def module(empty_scene: Any) -> Iterator[Any]:
     widget.cleanup()
     parent.hide()
     parent.deleteLater()
+    slicer.app.sendPostedEvents(parent, QtCore.QEvent.Type.DeferredDelete)  # else its selectors follow the next tests
 
 
 @pytest.fixture(scope="session")

@@ -305,6 +305,50 @@ def test_a_killed_engine_is_told_of(module: Any, patient: Callable[..., Any]) ->
     assert module.session.library.models() == []
 
 
+def test_what_was_learned_survives_a_full_disk_at_the_end(
+    module: Any, patient: Callable[..., Any], engine: str, tmp_path: Path
+) -> None:
+    """The true engine, whose disk is full when it writes the model: Try again goes on from its snapshot, and is done."""
+    from stand_in.application import use_engine
+
+    program = tmp_path / "engine.py"
+    program.write_text(_FULL_ONCE.format(flag=str(tmp_path / "was full")), encoding="utf-8")
+    use_engine(engine, str(program))
+    taught, labels = patient(1, "CT")
+    module.session.parameters.teachSegmentation = draw_segments(taught, labels)
+    strip = module.teach.strip
+    module.teach.ui.teachButton.click()
+    wait(lambda: not module.session.busy)
+    assert strip.job.end.code == "disk_full", strip.job.log.read_text()
+    assert strip.ui.actionButton.text == "Try again"
+    strip.ui.actionButton.click()
+    wait(lambda: not module.session.busy)
+    assert strip.job.end.state == "finished", message(module.teach)
+    assert '"stage": "learning"' not in strip.job.log.read_text(encoding="utf-8"), "nothing is learned twice"
+    (model,) = module.session.library.models()
+    assert model.description.training["steps"] == 3
+    assert [path.name for path in module.session.library.folder.iterdir()] == [model.key]
+
+
+_FULL_ONCE = """
+import errno, os, sys
+from pathlib import Path
+sys.path.insert(0, os.getcwd())
+from HiEndMAECore import finetune
+from HiEndMAECore.checkpoints import model_folder
+from HiEndMAECore.training import finetuning
+finetuning._SNAPSHOT_SECONDS = 0
+flag, write = Path({flag!r}), model_folder.write_model
+def full_once(*given, **named):
+    if flag.exists():
+        return write(*given, **named)
+    flag.touch()
+    raise OSError(errno.ENOSPC, "No space left on device")
+model_folder.write_model = full_once
+sys.exit(finetune.main(sys.argv[3:]))
+"""
+
+
 def test_a_damaged_model_is_told_in_a_sentence(module: Any, patient: Callable[..., Any], shared_model: Path) -> None:
     """The engine's exit code 3; the queue stops, since no other scan would fare better."""
     import slicer

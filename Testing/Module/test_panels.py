@@ -327,6 +327,37 @@ def test_a_result_that_cannot_be_taken_over_leaves_the_panel_alive(
     assert imported.apply.ui.applyButton.isVisibleTo(imported.parent)
 
 
+def test_files_that_cannot_be_written_are_told_in_a_sentence(
+    imported: Any, patient: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder for temporary files was tidied away while Slicer was open; then the library cannot be written to."""
+    import slicer
+
+    fake(tmp_path, failing("x"))
+    taught, labels = patient(1, "CT")
+    imported.session.parameters.teachSegmentation = draw_segments(taught, labels)
+    imported.session.parameters.corrected = imported.session.parameters.teachSegmentation
+    imported.session.parameters.targets = [taught]
+    with monkeypatch.context() as tidied:
+        tidied.setattr(type(slicer.app), "temporaryPath", property(lambda _self: str(tmp_path / "gone")))
+        for panel, button in (
+            (imported.teach, imported.teach.ui.teachButton),
+            (imported.apply, imported.apply.ui.applyButton),
+            (imported.improve, imported.improve.ui.improveButton),
+        ):
+            button.click()
+            assert "No such file or directory" in message(panel)
+            assert "full" not in message(panel)
+            assert not imported.session.busy
+    assert [case.state for case in imported.apply.cases] == ["failed"]
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(imported.session.library, "folder", tmp_path / "file" / "models")
+    imported.teach.ui.teachButton.click()
+    assert "Not a directory" in message(imported.teach)
+    assert not imported.session.busy
+    assert list(Path(slicer.app.temporaryPath).glob("HiEndMAE-*")) == []
+
+
 def test_two_scans_of_one_name_keep_their_volumes(empty_scene: Any, tmp_path: Path) -> None:
     from HiEndMAESegmentationLib import scene
 
@@ -411,6 +442,40 @@ def test_a_run_that_failed_at_its_end_goes_on_from_its_snapshot(
     assert left() == []
 
 
+def test_closing_slicer_leaves_no_file_of_a_patient_and_no_preview(
+    imported: Any, patient: Callable[..., Any], tmp_path: Path
+) -> None:
+    """The engine is in the middle of it: `Job.kill` tells nobody."""
+    import slicer
+
+    library = imported.session.library.folder
+    before = sorted(library.glob("*"))
+    fake(tmp_path, PREVIEWING)
+    taught, labels = patient(1, "CT")
+    imported.session.parameters.teachSegmentation = draw_segments(taught, labels)
+    imported.teach.ui.teachButton.click()
+    wait(lambda: slicer.mrmlScene.GetFirstNodeByName("Preview"))
+    imported.cleanup()
+    assert slicer.mrmlScene.GetFirstNodeByName("Preview") is None
+    assert sorted(library.glob("*")) == before
+    imported.session.parameters.targets = [taught]
+    imported.apply.apply()
+    assert list(Path(slicer.app.temporaryPath).glob("HiEndMAE-*/scan.nii"))
+    imported.cleanup()
+    assert list(Path(slicer.app.temporaryPath).glob("HiEndMAE-*")) == []
+
+
+PREVIEWING = """
+import json, sys, time
+from pathlib import Path
+config = json.load(open(sys.argv[sys.argv.index("--config") + 1], encoding="utf-8"))
+if "label" in config:
+    Path(config["output"] + ".training").mkdir()
+    print(json.dumps(dict(v=1, event="preview", path=config["label"][0])), flush=True)
+time.sleep(100)
+"""
+
+
 def test_a_model_being_taught_keeps_its_place(
     module: Any, patient: Callable[..., Any], shared_model: Path, tmp_path: Path
 ) -> None:
@@ -439,6 +504,34 @@ def test_improve_learns_from_the_scan_that_was_taught(module: Any, patient: Call
     assert scene.taught_to("m") == [(taught, segmentation)]
 
 
+def test_a_corrected_teaching_scan_is_no_scan_that_was_left_out(
+    imported: Any, patient: Callable[..., Any], shared_model: Path, tmp_path: Path
+) -> None:
+    """It is learned from as it was taught, and once; a scan that is not in the scene is told of."""
+    from HiEndMAESegmentationLib import scene
+
+    fake(tmp_path, LEARNED.format(model=str(shared_model)))
+    (model,) = imported.session.library.models()
+    drawn_on, labels = patient(1, "MR A")
+    taught, _ = patient(1, "CT B")
+    segmentation = draw_segments(drawn_on, labels)
+    scene.mark_taught(segmentation, model.key, taught)
+    (chosen,) = imported.improve.teaching_set(model, segmentation)
+    assert chosen[0] is taught
+    imported.session.parameters.corrected = segmentation
+    imported.improve.ui.improveButton.click()
+    wait(lambda: not imported.session.busy)
+    assert "has learned from the corrected scan" in message(imported.improve)
+    assert "left out" not in message(imported.improve)
+
+    segmentation.RemoveAttribute(scene.TAUGHT)  # as in a scene where the model was imported
+    imported.improve.ui.improveButton.click()
+    wait(lambda: not imported.session.busy)
+    assert "1 of the 1 scans that it was taught on are not in this scene, and were left out." in message(
+        imported.improve
+    )
+
+
 def test_a_shared_model_is_one_zip_and_replaces_nothing_unasked(imported: Any, tmp_path: Path) -> None:
     from HiEndMAECore.errors import InputError
 
@@ -446,9 +539,11 @@ def test_a_shared_model_is_one_zip_and_replaces_nothing_unasked(imported: Any, t
     (model,) = library.models()
     assert library.share(model, tmp_path / "M.ZIP").is_file()
     (tmp_path / "mine.zip").write_bytes(b"something else")
-    with pytest.raises(InputError, match="already"):
-        library.share(model, tmp_path / "mine")
+    for name in ("mine", "M.ZIP"):
+        with pytest.raises(InputError, match="already"):
+            library.share(model, tmp_path / name)
     assert (tmp_path / "mine.zip").read_bytes() == b"something else"
+    assert library.share(model, tmp_path / "M.zip") == tmp_path / "M.zip"  # the dialog has asked
 
 
 def test_only_a_box_that_somebody_chose_crops(empty_scene: Any, patient: Callable[..., Any]) -> None:
@@ -608,8 +703,10 @@ def test_an_engine_that_talks_rubbish_ends_in_a_sentence(
     assert Path(opened[0]).is_file()
 
 
-def test_the_preview_of_a_large_scan_does_not_stop_slicer(empty_scene: Any, tmp_path: Path) -> None:
-    """79 million voxels: every third along each axis is shown, in place."""
+def test_the_preview_of_a_large_scan_does_not_stop_slicer(
+    empty_scene: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """79 million voxels: every third along each axis is shown, in place; its file is not held open meanwhile."""
     import time
 
     import numpy as np
@@ -631,6 +728,16 @@ def test_the_preview_of_a_large_scan_does_not_stop_slicer(empty_scene: Any, tmp_
     preview.GetRASBounds(bounds)
     wanted = [150 * 0.8, 300 * 0.8, 100 * 0.8, 400 * 0.8, 90.0, 209.0]
     np.testing.assert_allclose(bounds, wanted, atol=3)
+
+    maps, show, mapped = Path("/proc/self/maps"), scene._show, []
+
+    def look_and_show(*given: Any, **named: Any) -> Any:
+        mapped.append(maps.is_file() and str(tmp_path / "preview.nii") in maps.read_text())
+        return show(*given, **named)
+
+    monkeypatch.setattr(scene, "_show", look_and_show)
+    scene.show_preview(tmp_path / "preview.nii", volume, labels=labels, name="Preview")
+    assert mapped == [False]
 
 
 def test_the_curve_is_one_click_away(module: Any, tmp_path: Path, patient: Callable[..., Any]) -> None:
@@ -768,6 +875,45 @@ def test_a_scan_too_large_to_segment_is_cropped(imported: Any, patient: Callable
     wait(lambda: not imported.session.busy)
     assert [case.name for case in imported.apply.cases] == ["CT 2 cropped"]
     assert [node.GetName() for node in imported.session.parameters.targets] == ["CT 2 cropped"]
+
+
+def test_a_box_that_is_there_is_shown_before_it_crops(
+    imported: Any, patient: Callable[..., Any], tmp_path: Path
+) -> None:
+    """It may be meant for something else. What was not tried yet is not cropped, and not forgotten."""
+    import slicer
+
+    fake(tmp_path, failing("out_of_memory", "Full."))
+    imported.session.parameters.device = "cpu"
+    volumes = [patient(seed, f"CT {seed}")[0] for seed in (1, 2)]
+    imported.session.parameters.targets = volumes
+    box = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Tumour bed")
+    box.CreateDefaultDisplayNodes()
+    bounds = [0.0] * 6
+    volumes[0].GetRASBounds(bounds)
+    box.SetCenterWorld(*((low + high) / 2 for low, high in zip(bounds[0::2], bounds[1::2])))
+    box.SetSizeWorld(100.0, 100.0, 100.0)
+    imported.apply.ui.applyButton.click()
+    wait(lambda: not imported.session.busy)
+    button = imported.apply.strip.ui.actionButton
+    button.click()
+    assert "'Tumour bed'" in message(imported.apply)
+    assert [case.name for case in imported.apply.cases] == ["CT 1", "CT 2"]
+    button.click()
+    wait(lambda: not imported.session.busy)
+    assert [case.name for case in imported.apply.cases] == ["CT 1 cropped", "CT 2"]
+    assert box.GetDisplayNode().GetVisibility()
+
+    imported.session.parameters.teachSegmentation = draw_segments(*patient(1, "CT"))
+    fake(tmp_path, failing("too_large", "It needs 90 GB."))
+    imported.teach.ui.teachButton.click()
+    wait(lambda: not imported.session.busy)
+    imported.teach.strip.ui.actionButton.click()
+    assert "'Tumour bed'" in message(imported.teach)
+    assert imported.session.parameters.teachVolume.GetName() == "CT"
+    slicer.mrmlScene.RemoveNode(box)
+    imported.teach.strip.ui.actionButton.click()  # another box then
+    assert "'HiEndMAE box'" in message(imported.teach)
 
 
 # -- sample data -------------------------------------------------------------------------------------------------------

@@ -107,3 +107,21 @@ def test_a_folder_without_scans(ready: Any, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(qt.QFileDialog, "getExistingDirectory", lambda *_: str(tmp_path))
     ready.apply.ui.folderButton.click()
     assert "holds no NIfTI" in ready.apply.strip.ui.messageLabel.text
+
+
+@pytest.mark.parametrize("error", [OSError("its files are gone"), ValueError("no such series"), KeyError("Rows")])
+def test_a_series_that_raises_does_not_stop_the_queue(
+    error: Exception, ready: Any, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slicer's own loading raises what its plugins raise (DICOMLib is the stand-in's: the real one needs Slicer)."""
+    from DICOMLib import DICOMUtils
+
+    def broken(_uids: list[str]) -> list[str]:
+        raise error
+
+    monkeypatch.setattr(DICOMUtils, "loadSeriesByUID", broken)
+    ready.session.parameters.offered = ready.session.parameters.sources = ["dicom:1.2.3", str(files / "CT 1.nii")]
+    ready.apply.ui.applyButton.click()
+    wait(lambda: not ready.apply.running)
+    assert [case.state for case in ready.apply.cases] == ["failed", "done"]
+    assert "'1.2.3 (DICOM, 0 files)' was not: " in ready.apply.strip.ui.messageLabel.text
