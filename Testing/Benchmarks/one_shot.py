@@ -5,8 +5,8 @@
     python Testing/Benchmarks/one_shot.py report results.jsonl
     python Testing/Benchmarks/one_shot.py plot results.jsonl --cases OKBP_004 --seeds 0 --output dice_against_minutes.png
 
-Arms: `hi-end-mae` starts from --init (default: the encoder in the box), `mae` from --mae (a run of the other objective with
-the same steps), `scratch` from nothing, `scratch-long` from nothing with --longer times the steps (pretraining's compute
+Arms: `hi-end-mae` starts from --init (default: the encoder in the box), `hi-end-mae-whole` from convolutions that were
+pretrained as well (--whole, see pretrain_convolutions.py), `mae` from --mae (a run of the other objective, the same steps), `scratch` from nothing, `scratch-long` from nothing with --longer times the steps (pretraining's compute
 as well), `unetr` is the paper's network with the same encoder from scratch, `dynunet` MONAI's residual U-Net from scratch.
 All learn in the same loop: the same crops, changes, loss, averaging and schedule. What an arm does better with was chosen on
 `tune` (`CHOSEN`; --set ARM:NAME=VALUE tries others; `unetr` has the loop's own). `elastix` learns nothing: the labelled scan is
@@ -51,9 +51,10 @@ from HiEndMAECore.volumes.datasets import Case, read_dataset
 from HiEndMAECore.volumes.preparation import PreparationPlan, suggest_normalisation
 
 VARIANT = "hi_end_mae_vit_tiny_8p"
-ARMS = ("hi-end-mae", "mae", "scratch", "scratch-long", "unetr", "dynunet", "elastix")
+ARMS = ("hi-end-mae", "hi-end-mae-whole", "mae", "scratch", "scratch-long", "unetr", "dynunet", "elastix")
 CHOSEN = {  # on `tune`, where an arm's best setting is not the loop's own
     "hi-end-mae": {"encoder_rate": finetuning.PRETRAINED_RATE},
+    "hi-end-mae-whole": {"encoder_rate": finetuning.PRETRAINED_RATE},
     "mae": {"encoder_rate": finetuning.PRETRAINED_RATE},
     "dynunet": {"learning_rate": 1e-3},
 }
@@ -89,6 +90,10 @@ def build(arm: str, options: argparse.Namespace, *, classes: int, channels: int)
     network = build_segmentation(architecture)
     init = {"hi-end-mae": options.init, "mae": options.mae}.get(arm, "none")
     start_from(network, read_initial(str(init)))
+    if arm == "hi-end-mae-whole":
+        left = network.load_state_dict(torch.load(options.whole, weights_only=True), strict=False)
+        assert left.missing_keys == ["out.weight", "out.bias"], left
+        assert not left.unexpected_keys, left
     return network, architecture
 
 
@@ -380,6 +385,7 @@ def main() -> None:
     runs.add_argument("--threads", type=int, default=2)
     runs.add_argument("--init", default=OURS)
     runs.add_argument("--mae", default="none")
+    runs.add_argument("--whole", type=Path, help="of pretrain_convolutions.py")
     runs.add_argument("--longer", type=int, default=3)
     runs.add_argument("--set", nargs="*", type=_setting, default=(), help="ARM:NAME=VALUE, a number of FinetuningPlan")
     told = doors.add_parser("report")
