@@ -6,8 +6,9 @@
     python Testing/Benchmarks/one_shot.py plot results.jsonl --cases OKBP_004 --seeds 0 --output dice_against_minutes.png
 
 Arms: `hi-end-mae` starts from --init (default: the encoder in the box), `hi-end-mae-whole` from convolutions that were
-pretrained as well (--whole, see pretrain_convolutions.py), `mae` from --mae (a run of the other objective, the same steps), `scratch` from nothing, `scratch-long` from nothing with --longer times the steps (pretraining's compute
-as well), `unetr` is the paper's network with the same encoder from scratch, `dynunet` MONAI's residual U-Net from scratch.
+pretrained as well (--whole, see pretrain_convolutions.py), `mae` from --mae (a run of the other objective, the same steps),
+`scratch` from nothing, `scratch-long` from nothing with --longer times the steps (pretraining's compute as well), `unetr` is
+the paper's network with the same encoder from scratch, `dynunet` MONAI's residual U-Net from scratch.
 All learn in the same loop: the same crops, changes, loss, averaging and schedule. What an arm does better with was chosen on
 `tune` (`CHOSEN`; --set ARM:NAME=VALUE tries others; `unetr` has the loop's own). `elastix` learns nothing: the labelled scan is
 registered to each tested scan and its labels carried over (needs itk-elastix, the extra `bench`).
