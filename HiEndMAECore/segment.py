@@ -122,7 +122,7 @@ def _jobs(config: SegmentConfig) -> list[Job]:
     """Every scan that the config names, and where its result goes."""
     from .inference.cases import Job
     from .volumes.datasets import Case, find_cases
-    from .volumes.files import case_name, files_of, is_scan_file
+    from .volumes.files import case_name, files_of, is_scan_file, suffix_of
 
     assert config.output is not None
     inputs = [files_of(text) for text in config.input]
@@ -132,6 +132,8 @@ def _jobs(config: SegmentConfig) -> list[Job]:
         told = f"The results would lie among the scans of {output}, and the next run would take them for scans."
         raise UsageError("output_is_input", told, "Give another --output; a folder within it will do.")
     cases = find_cases(alone, leave_out=output) if alone else []
+    # A segmentation that lies beside the scans is none of them; who names it means it.
+    cases = [case for case in cases if suffix_of(case.channels[0]) != ".seg.nrrd" or case.channels[0] in alone]
     cases += [Case(case_name(files[0]), files) for files in inputs if len(files) > 1]
     names = [case.name for case in cases]
     if twice := sorted({name for name in names if names.count(name) > 1}):

@@ -67,8 +67,8 @@ def find_cases(inputs: Sequence[str | Path], *, leave_out: Path | None = None) -
     """Every scan among files, folders (and what they contain) and .txt lists, sorted by name.
 
     `NAME_0000`, `NAME_0001`, … of one folder are the channels of one case; a folder that holds DICOM files is one case.
-    Folders of label maps (labelsTr, labelsTs), hidden ones, `leave_out` (resolved; results of an earlier run, say) and
-    segmentations (.seg.nrrd) in folders are passed over. Same names get their folder in front.
+    Folders of label maps (labelsTr, labelsTs), hidden ones and `leave_out` (resolved; results of an earlier run, say) are
+    passed over. Same names get their folder in front.
     """
     paths = list(dict.fromkeys(found for one in inputs for found in _scans(Path(one), leave_out)))
     if not paths:
@@ -128,7 +128,7 @@ def _scans_below(folder: Path, leave_out: Path | None) -> Iterator[Path]:
             if not n.startswith(".") and n.lower() not in _LABEL_FOLDERS and Path(here, n).resolve() != leave_out
         )
         files = [Path(here, name) for name in sorted(names) if not name.startswith(".")]
-        scans = [file for file in files if is_scan_file(file) and suffix_of(file) != ".seg.nrrd"]
+        scans = [file for file in files if is_scan_file(file)]
         yield from (s for s in scans if not (suffix_of(s) == ".img" and _header_of(s) in names))
         if any(is_dicom_file(file) for file in files if file not in scans):
             yield Path(here)

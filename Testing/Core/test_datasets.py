@@ -34,10 +34,10 @@ def test_everything_below_a_folder(tmp_path: Path) -> None:
         "b": ["b.nii.gz"],
         "c": ["c.nrrd"],
         "d": ["d.mha"],
+        "e": ["e.seg.nrrd"],
         "f": ["f.hdr"],
         "patient 7": ["patient 7"],
     }
-    assert list(found(tmp_path / "a/e.seg.nrrd")) == ["e"]  # who names it means it
     assert "c" not in {case.name for case in find_cases([tmp_path], leave_out=(tmp_path / "a").resolve())}
 
 

@@ -159,6 +159,7 @@ def test_no_result_takes_the_place_of_a_scan(model: Path, tmp_path: Path) -> Non
 def test_results_among_the_scans_are_no_scans(model: Path, tmp_path: Path) -> None:
     write_scan(tmp_path / "in" / "a.nii.gz")
     write_scan(tmp_path / "in" / "b.nii.gz")
+    (tmp_path / "in" / "Segmentation.seg.nrrd").write_bytes(b"what Slicer saves beside a scan")
     wanted = config(model, tmp_path / "in", tmp_path / "in" / "results", uncertainty=True)
     assert sorted(run(wanted)) == sorted(run(wanted)) == ["a", "b"]
 
