@@ -29,7 +29,9 @@ class SegmentConfig(DoorConfig):
 
     model: Path | None = option(help="Model folder or .zip.", required=True)
     input: tuple[str, ...] = option((), help="Scans, folders, .txt lists; channels joined by commas.", required=True)
-    output: Path | None = option(help="Label map to write, or a folder for several.", required=True)
+    output: Path | None = option(
+        help="Label map to write, or a folder for several; scans in it are passed over.", required=True
+    )
     series: str | None = option(None, help="Series UID, where a DICOM folder holds several.")
     frame: int | None = option(None, help="Frame of a 4D scan, counted from 0.")
     spacing: tuple[float, float, float] | None = option(None, help="Working grid in mm instead of the model's.")
@@ -135,6 +137,8 @@ def _jobs(config: SegmentConfig) -> list[Job]:
     # A segmentation that lies beside the scans is none of them; who names it means it.
     cases = [case for case in cases if suffix_of(case.channels[0]) != ".seg.nrrd" or case.channels[0] in alone]
     cases += [Case(case_name(files[0]), files) for files in inputs if len(files) > 1]
+    if not cases:
+        raise InputError("no_scans", f"{', '.join(config.input)} holds segmentations alone.", "Give scans.")
     names = [case.name for case in cases]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError("usage", f"Several scans are called {', '.join(twice)}.", "Segment them one by one.")

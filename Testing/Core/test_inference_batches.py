@@ -162,6 +162,10 @@ def test_results_among_the_scans_are_no_scans(model: Path, tmp_path: Path) -> No
     (tmp_path / "in" / "Segmentation.seg.nrrd").write_bytes(b"what Slicer saves beside a scan")
     wanted = config(model, tmp_path / "in", tmp_path / "in" / "results", uncertainty=True)
     assert sorted(run(wanted)) == sorted(run(wanted)) == ["a", "b"]
+    for name in ("a", "b"):
+        (tmp_path / "in" / f"{name}.nii.gz").unlink()
+    with pytest.raises(InputError, match="segmentations alone"):
+        run(wanted)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
