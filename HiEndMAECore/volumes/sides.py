@@ -25,9 +25,22 @@ _ALIKE = 0.5  # correlation of the scan with its mirror image, from which on it 
 _NAMELESS = re.compile(
     r"(structure|segment|label|region|roi|class|object|mask|organ)?[\W_]*(\d+|[a-z])?", re.IGNORECASE
 )
-_DIRECTIONS = set(
-    ["med", "lat", "in", "out", "inn", "ext", "int", "inf", "sup", "ant", "pos", "up", "low", "top"]
-)  # no sides
+_DIRECTIONS = {
+    "med",
+    "lat",
+    "in",
+    "out",
+    "inn",
+    "ext",
+    "int",
+    "inf",
+    "sup",
+    "ant",
+    "pos",
+    "up",
+    "low",
+    "top",
+}  # no sides
 _ALIKE_INSIDE = 0.1  # of the window: means of a pair differ by less (42 HU on CT)
 _OFF = 0.04  # of the body's width: a centre further from the mid-plane is clearly off it
 _OVERLAP = 0.15  # Dice of one structure's mirror image with the other of a pair
