@@ -106,8 +106,9 @@ def autocast(
     """Autocast to `precision`; auto: bf16 where the processor has bf16 arithmetic, else a context that does nothing; but in
     `inference`, which needs no scaling of a loss, fp16 on NVIDIA cards that only imitate bf16.
 
-    Chosen by what the processor can do, not by timing it, so that the same machine gives the same model. On a CPU
-    with bf16 units one step of the smallest UNETR (batch 2, 48^3) took 0.57 of the fp32 time.
+    Chosen by what the processor can do, not by timing it, so that the same machine gives the same model. Not for maps whose
+    `smallest_edge` is below 3: there losses of bf16 convolutions on a CPU were NaN now and then. On a CPU with bf16 units
+    one step of the smallest UNETR (batch 2, 48^3) took 0.57 of the fp32 time.
     """
     import torch
 

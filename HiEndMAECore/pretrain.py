@@ -1,6 +1,8 @@
-"""Pretrain the encoder on unlabelled scans: rebuild what was masked (Hi-End-MAE, or MAE to compare with).
+"""Pretrain on unlabelled scans: rebuild what was masked. First the encoder (Hi-End-MAE, or MAE to compare with), then, by
+--objective inpainting, the convolutions that are taught with it.
 
 python -m HiEndMAECore.pretrain --data store --output run --variant hi_end_mae_vit_tiny_8p --steps 1000
+python -m HiEndMAECore.pretrain --data store --output whole --objective inpainting --init run --variant hi_end_mae_vit_tiny_8p …
 torchrun --nproc-per-node 8 -m HiEndMAECore.pretrain --data store --output run …
 """
 
@@ -15,13 +17,14 @@ from typing import Any
 from .configuration import DoorConfig, option, require_positive, to_json
 from .devices import PRECISIONS, choose_device, require_torch
 from .errors import UsageError
-from .networks.registry import OBJECTIVES, list_variants
+from .networks.registry import INPAINTING, OBJECTIVES, list_variants
 from .reporting.front_door import open_door
 from .reporting.reporter import Reporter
 
 _SAME_ON_RESUME = (
     "variant",
     "objective",
+    "init",
     "cross_stages",
     "steps",
     "batch_size",
@@ -43,7 +46,14 @@ class PretrainConfig(DoorConfig):
     data: Path | None = option(help="Store made by prepare, or a folder of scans (prepared first).", required=True)
     output: Path | None = option(help="Folder of the run: model, snapshot, log, picture.", required=True)
     variant: str = option("hi_end_mae_vit_large_12p", help="Sizes of the network.", choices=list_variants())
-    objective: str = option("hi-end-mae", help="What the decoder learns from.", choices=OBJECTIVES)
+    objective: str = option(
+        "hi-end-mae",
+        help="What the decoder learns from; inpainting: the segmentation network learns, beneath a frozen encoder.",
+        choices=(*OBJECTIVES, INPAINTING),
+    )
+    init: str | None = option(
+        None, help="Encoder of inpainting: a pretraining run, a model, the authors' file or a catalogue name."
+    )
     cross_stages: int = option(3, help="Dense-decoding stages.", choices=(0, 1, 2, 3))
     steps: int = option(400_000, help="Optimiser steps.")
     batch_size: int = option(192, help="Crops a step, over all processes and accumulation steps.")
@@ -73,6 +83,9 @@ class PretrainConfig(DoorConfig):
             self, "steps", "batch_size", "accumulate", "learning_rate", "warm_up", "clip", "crop", "spacing"
         )
         require_positive(self, "snapshot_minutes", "keep")
+        if (self.objective == INPAINTING) != (self.init is not None):
+            told = f"--objective {INPAINTING} learns beneath a pretrained encoder, the others start from nothing."
+            raise UsageError("usage", told, f"Give --init with --objective {INPAINTING}, and only there.")
         processes = int(os.environ.get("WORLD_SIZE", "1"))
         if self.batch_size % (self.accumulate * processes):
             raise UsageError(
@@ -89,10 +102,10 @@ def run(config: PretrainConfig, report: Reporter | None = None) -> dict[str, Any
     require_torch()
     import torch
 
-    from .networks.hi_end_mae import HiEndMAE, Reconstruction
-    from .networks.registry import pretraining_arguments
+    from .networks.hi_end_mae import Reconstruction
     from .reporting.run_record import read_record, write_record
     from .training.distribution import restarted
+    from .training.objectives import build_autoencoder, build_inpainting
     from .training.pretraining import PretrainingPlan, PretrainingResult, pretrain
     from .training.run_folder import RunFolder
     from .training.watching import Watch
@@ -107,30 +120,34 @@ def run(config: PretrainConfig, report: Reporter | None = None) -> dict[str, Any
     store = CropStore.open(_store(config, report))
     report.say(f"Computing on {device}, {os.environ.get('WORLD_SIZE', '1')} process(es).")
     torch.manual_seed(config.seed)
+    sizes: dict[str, Any] = {
+        "mask_ratio": config.mask_ratio, "in_channels": store.channels, "image_size": config.crop
+    }  # fmt: skip
     try:
-        arguments = pretraining_arguments(
-            config.variant,
-            objective=config.objective,
-            cross_stages=config.cross_stages,
-            mask_ratio=config.mask_ratio,
-            in_channels=store.channels,
-            image_size=config.crop,
-        )
-        model = HiEndMAE(**arguments)
+        if config.objective == INPAINTING:
+            built = build_inpainting(str(config.init), config.variant, **sizes)
+        else:
+            built = build_autoencoder(
+                config.variant, objective=config.objective, cross_stages=config.cross_stages, **sizes
+            )
     except ValueError as error:
         raise UsageError("network_impossible", f"This network cannot be built: {error}.") from error
-    folder = RunFolder(config.output, variant=config.variant, arguments=arguments, store=store, seed=config.seed)
+    folder = RunFolder(config.output, built, store=store, seed=config.seed)
     if rank == 0:
         write_record(config.output, to_json(replace(config, resume=False)))
-    plan = {each.name: getattr(config, each.name) for each in fields(PretrainingPlan) if hasattr(config, each.name)}
+    plan: dict[str, Any] = {
+        each.name: getattr(config, each.name) for each in fields(PretrainingPlan) if hasattr(config, each.name)
+    }
+    if config.objective == INPAINTING:
+        plan["betas"] = (0.9, 0.999)  # as convolutions are taught
 
     def look(done: PretrainingResult, watch: Watch, output: Reconstruction, saved: bool) -> None:
         show = folder.write if saved else folder.draw
-        show(model, done, watch, output, report=report)
+        show(done, watch, output, report=report)
 
     result = pretrain(
         store,
-        model,
+        built.model,
         plan=PretrainingPlan(**plan),
         device=device,
         folder=config.output,

@@ -89,6 +89,12 @@ def _to_authors(source: Path, output: Path) -> None:
             f"{source} is a segmentation model; the authors' checkpoint holds a pretraining model.",
             "Give the model of a pretraining run.",
         )
+    if description.architecture.get("network") != "HiEndMAE":
+        raise InputError(
+            "not_pretraining",
+            f"{source} holds the convolutions of a second stage; the authors' checkpoint holds an encoder with its decoder.",
+            "Give the model of the run that pretrained the encoder.",
+        )
     arguments = description.architecture["arguments"]
     model = HiEndMAE(**arguments)
     load_pretraining_state(model, read_weights(source, description))

@@ -1,4 +1,4 @@
-"""From any starting weights to a segmentation network: what `--init` accepts, and the rule by which the encoder moves.
+"""From any starting weights to a segmentation network: what `--init` accepts, and the rule by which they move.
 
 The rule (DESIGN, "From pretraining to fine-tuning"): the same encoder, the same function; positions are computed for the
 grid at hand; the patch embedding is inflated to more channels; every other key is strict.
@@ -41,6 +41,11 @@ class InitialWeights:
     def encoder(self) -> dict[str, Tensor]:
         """The encoder's weights without their leading `encoder.`."""
         return {key.removeprefix("encoder."): value for key, value in self.state.items() if key.startswith("encoder.")}
+
+    @property
+    def network(self) -> str:
+        """Which network they are of, as far as is known: "HiEndMAE", "UNETR", "HybridUNETR" or ""."""
+        return str(self.description.architecture.get("network", "")) if self.description else ""
 
     @property
     def is_segmentation(self) -> bool:
@@ -89,9 +94,18 @@ def transfer_encoder(network: UNETR | HybridUNETR, weights: Mapping[str, Tensor]
     load_strictly(network.encoder, {key: value.float() for key, value in state.items()}, what="encoder weights")
 
 
+def _for_channels_of(ours: Mapping[str, Tensor], key: str, weight: Tensor) -> Tensor:
+    """`weight`, inflated where it reads the scan and `ours` reads more channels (it is smaller there, and nowhere else)."""
+    shape = ours[key].shape if key in ours else weight.shape
+    reads = (
+        weight.ndim == 5 and weight.shape != shape and (weight.shape[0], *weight.shape[2:]) == (shape[0], *shape[2:])
+    )
+    return inflate(weight, shape[1]) if reads else weight
+
+
 def inflate(weight: Tensor, channels: int) -> Tensor:
-    """Patch embedding (dim, C, p, p, p) for more input channels: copied, divided by their number, so that equal channels
-    give the old token. Raises `InputError` when the channels cannot be matched."""
+    """Patch embedding or convolution (dim, C, p, p, p) that reads the scan, for more input channels: copied, divided by their
+    number, so that equal channels give the old result. Raises `InputError` when the channels cannot be matched."""
     known = weight.shape[1]
     if known == channels:
         return weight
@@ -107,8 +121,9 @@ def inflate(weight: Tensor, channels: int) -> Tensor:
 def start_from(network: UNETR | HybridUNETR, initial: InitialWeights | None) -> dict[str, Any]:
     """Put the starting weights into `network`; returns what `model.json` tells about them.
 
-    Pretraining weights fill the encoder. A segmentation model fills everything, but for the last convolution where it
-    knows other structures.
+    Pretraining weights fill the encoder; those of inpainting the convolutions too, where `network` has the same, but for
+    the last, which predicts something else. A segmentation model fills everything, but for the last convolution where it knows
+    other structures.
     """
     if initial is None:
         return {"init": "none"}
@@ -118,6 +133,11 @@ def start_from(network: UNETR | HybridUNETR, initial: InitialWeights | None) -> 
         for key in [key for key in state if key.startswith("out.") and state[key].shape != ours[key].shape]:
             state[key] = ours[key]
         load_strictly(network, state, what="segmentation weights")
+    elif initial.network == type(network).__name__:
+        ours = network.state_dict()
+        state = {key: _for_channels_of(ours, key, value.float()) for key, value in initial.state.items()}
+        state |= {key: value for key, value in ours.items() if key.startswith("out.")}
+        load_strictly(network, state, what="pretrained weights")
     else:
         transfer_encoder(network, initial.encoder)
     return {"init": initial.source, "init_sha256": initial.sha256}

@@ -1,4 +1,5 @@
-"""The networks: ViT encoder, Hi-End-MAE and MAE for pretraining, UNETR and a hybrid for segmentation, the variants' sizes.
+"""The networks: ViT encoder; Hi-End-MAE, MAE and inpainting for pretraining; UNETR and a hybrid for segmentation;
+the variants' sizes.
 
 Names are exported lazily: `list_variants` and the variants' sizes need no torch, the networks do.
 """
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .hi_end_mae import MAE, HiEndMAE, Reconstruction
     from .hybrid import HybridUNETR
+    from .inpainting import Inpainting
     from .registry import (
         Variant,
         build_pretraining_model,
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 _ROOMS = {
     "HiEndMAE": "hi_end_mae",
     "HybridUNETR": "hybrid",
+    "Inpainting": "inpainting",
     "MAE": "hi_end_mae",
     "Reconstruction": "hi_end_mae",
     "UNETR": "unetr",
@@ -39,6 +42,7 @@ __all__ = [
     "UNETR",
     "HiEndMAE",
     "HybridUNETR",
+    "Inpainting",
     "Reconstruction",
     "Variant",
     "build_pretraining_model",

@@ -220,6 +220,10 @@ class HiEndMAE(nn.Module):
     def _project(self, states: dict[int, Tensor], tap: int) -> Tensor:
         return self.encoder_to_decoder[self.projection_names[tap]](states[tap])
 
+    def targets(self, volume: Tensor) -> Tensor:
+        """(B, L, p * p * p * C): what is to be predicted of each patch, were it masked; 0 is its mean."""
+        return normalise_patches(patchify(volume, self.patch_size))
+
     @torch.no_grad()
     def picture(self, volume: Tensor, output: Reconstruction) -> tuple[Tensor, Tensor]:
         """(masked volume, rebuilt volume), both (B, C, H, W, D): masked patches are zero, then predicted.

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .unetr import UNETR
 
 OBJECTIVES = ("hi-end-mae", "mae")
+INPAINTING = "inpainting"  # the second stage, see `inpainting`
 DECODER_BLOCKS = 8  # Table 7: B dense-decoding stages replace 2 B of MAE's 8 self-attention blocks
 
 

@@ -43,6 +43,12 @@ def draw_flip(rng: np.random.Generator, *, square: bool) -> Flip:
     return Flip(axes, turns, float(scale), float(shift))
 
 
+def draw_upright(rng: np.random.Generator) -> Flip:
+    """Mirrored right to left alone, p .5, as patients lie; every crop with another intensity."""
+    axes = (0,) if rng.random() < 0.5 else ()
+    return Flip(axes, 0, float(rng.uniform(0.85, 1.15)), float(rng.uniform(-0.05, 0.05)))
+
+
 def flip_only(flip: Flip) -> Flip:
     """The same change of place without the change of intensity."""
     return replace(flip, scale=1.0, shift=0.0)

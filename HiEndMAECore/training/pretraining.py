@@ -13,7 +13,7 @@ from torch import nn
 
 from HiEndMAECore.devices import autocast, gradient_scaler
 from HiEndMAECore.errors import Cancelled, HiEndMAEError, InputError
-from HiEndMAECore.networks import HiEndMAE
+from HiEndMAECore.networks import HiEndMAE, Inpainting
 from HiEndMAECore.networks.hi_end_mae import Reconstruction
 from HiEndMAECore.reporting.reporter import Reporter
 from HiEndMAECore.volumes.crop_store import CropStore
@@ -78,7 +78,7 @@ class PretrainingResult:
 
 def pretrain(
     store: CropStore,
-    model: HiEndMAE,
+    model: HiEndMAE | Inpainting,
     *,
     plan: PretrainingPlan,
     device: torch.device,
@@ -97,7 +97,8 @@ def pretrain(
     processes = join_processes(device)
     model.to(device).train()
     model.recompute_activations(plan.recompute)
-    groups = model.parameters() if plan.decay_all else spare_norms_and_biases(model, plan.weight_decay)
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = learning if plan.decay_all else spare_norms_and_biases(model, plan.weight_decay)
     optimiser = build_adamw(groups, learning_rate=plan.learning_rate, betas=plan.betas, weight_decay=plan.weight_decay)
     scaler = gradient_scaler(device, plan.precision)
     result = PretrainingResult()
@@ -181,7 +182,7 @@ def pretrain(
 class _Loop:
     """One process's part of the run: forward and backward of its crops, then the step that all take."""
 
-    model: HiEndMAE
+    model: HiEndMAE | Inpainting
     plan: PretrainingPlan
     device: torch.device
     processes: Processes
@@ -236,7 +237,7 @@ class _Loop:
             waited += time.monotonic() - asked
             volume, permutation, inside = batch.on(self.device)
             with self.processes.in_step(self.network, last=part + 1 == self.plan.accumulate):
-                with autocast(self.device, precision=self.plan.precision):
+                with autocast(self.device, smallest_edge=min(self.model.grid), precision=self.plan.precision):
                     loss = self.network(volume, permutation, inside).loss / self.plan.accumulate
                 self.scaler.scale(loss).backward()
             total += loss.detach()
@@ -257,7 +258,7 @@ class _Loop:
             self.batches.close()
 
 
-def _watch(store: CropStore, model: HiEndMAE, plan: PretrainingPlan) -> Watch:
+def _watch(store: CropStore, model: HiEndMAE | Inpainting, plan: PretrainingPlan) -> Watch:
     """The watched crops, drawn with another seed than the run's."""
     sampler = Sampler.for_model(store, model, plan.seed + 1)
     part = max(1, min(8, plan.batch_size // plan.accumulate))

@@ -5,19 +5,17 @@ The snapshots beside them (see `snapshots`) are for going on; `log.jsonl` is `ru
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from HiEndMAECore.checkpoints.model_folder import ModelDescription, write_model
 from HiEndMAECore.errors import MissingDependencyError
-from HiEndMAECore.networks import HiEndMAE
 from HiEndMAECore.networks.hi_end_mae import Reconstruction
 from HiEndMAECore.reporting.reporter import Reporter
 from HiEndMAECore.reporting.run_record import versions
 from HiEndMAECore.volumes.crop_store import CropStore
 
+from .objectives import Built
 from .pretraining import PretrainingResult
 from .watching import Watch
 
@@ -29,8 +27,7 @@ class RunFolder:
     """The folder of one run and what does not change in it."""
 
     path: Path
-    variant: str
-    arguments: Mapping[str, Any]
+    built: Built
     store: CropStore
     seed: int
 
@@ -39,17 +36,16 @@ class RunFolder:
         """The model folder that `--init` takes."""
         return self.path / "model"
 
-    def write(
-        self, model: HiEndMAE, done: PretrainingResult, watch: Watch, output: Reconstruction, *, report: Reporter
-    ) -> None:
+    def write(self, done: PretrainingResult, watch: Watch, output: Reconstruction, *, report: Reporter) -> None:
         """Write the model as it stands after `done.steps` steps, and the picture."""
         description = ModelDescription(
             kind="pretraining",
             name=self.path.name,
-            architecture={"network": "HiEndMAE", "variant": self.variant, "arguments": dict(self.arguments)},
+            architecture=self.built.architecture,
             channels=[f"channel {index}" for index in range(self.store.channels)],
             preparation={**self.store.manifest["preparation"], "orientation": "RAS"},
             training={
+                **self.built.origin,
                 "steps": done.steps,
                 "seconds": round(done.seconds, 1),
                 "seed": self.seed,
@@ -59,17 +55,15 @@ class RunFolder:
                 "versions": versions(),
             },
         )
-        write_model(self.model, description, model.state_dict())
-        self.draw(model, done, watch, output, report=report)
+        write_model(self.model, description, self.built.kept.state_dict())
+        self.draw(done, watch, output, report=report)
 
-    def draw(
-        self, model: HiEndMAE, done: PretrainingResult, watch: Watch, output: Reconstruction, *, report: Reporter
-    ) -> None:
+    def draw(self, done: PretrainingResult, watch: Watch, output: Reconstruction, *, report: Reporter) -> None:
         """Draw `progress.png` anew."""
         from HiEndMAECore.reporting.figures import draw_progress
 
         volume, _, _ = watch.batches[0].on(output.prediction.device)
-        hidden, rebuilt = model.picture(volume, output)
+        hidden, rebuilt = self.built.model.picture(volume, output)
         rows = []
         for crop in range(min(_SHOWN, len(volume))):
             middle = volume.shape[-1] // 2

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from HiEndMAECore.networks import HiEndMAE
+from HiEndMAECore.networks import HiEndMAE, Inpainting
 from HiEndMAECore.volumes.crop_store import CropStore
 
-from .augmentation import Flip, apply_flips, draw_flip, flip_only, sample_generator
+from .augmentation import Flip, apply_flips, draw_flip, draw_upright, flip_only, sample_generator
 
 CROPS_A_LAP = 8  # crops of one scan each time all are visited (paper section 4.1)
 _POSITIVE = 0.75  # positive : negative = 3 : 1
@@ -51,24 +51,28 @@ class Batch:
 
 @dataclass(frozen=True)
 class Sampler:
-    """Draws the samples of a run from `store` for crops of `size` voxels in `patches` patches."""
+    """Draws the samples of a run from `store` for crops of `size` voxels in `patches` patches.
+
+    upright: the crops lie as patients do, as those of fine-tuning will (inpainting), instead of turned and mirrored.
+    """
 
     store: CropStore
     size: tuple[int, int, int]
     patches: int
     seed: int
+    upright: bool = False
 
     @classmethod
-    def for_model(cls, store: CropStore, model: HiEndMAE, seed: int) -> Sampler:
+    def for_model(cls, store: CropStore, model: HiEndMAE | Inpainting, seed: int) -> Sampler:
         h, w, d = (edge * model.patch_size for edge in model.grid)
-        return cls(store, (h, w, d), model.grid[0] * model.grid[1] * model.grid[2], seed)
+        return cls(store, (h, w, d), model.grid[0] * model.grid[1] * model.grid[2], seed, isinstance(model, Inpainting))
 
     def draw(self, index: int) -> Batch:
         """Sample `index` of the run, as a batch of one."""
         rng = sample_generator(self.seed, index)
         scan = scan_of(index, len(self.store), self.seed)
         start = draw_start(self.store, scan, self.size, rng)
-        flip = draw_flip(rng, square=self.size[0] == self.size[1])
+        flip = draw_upright(rng) if self.upright else draw_flip(rng, square=self.size[0] == self.size[1])
         crop = self.store.crop(scan, start=start, size=self.size)
         permutation = torch.from_numpy(rng.random(self.patches).argsort())
         return Batch(torch.from_numpy(crop)[None], permutation[None], (flip,), self._inside(scan, start))

@@ -1,8 +1,8 @@
 """What a pretraining run is measured by while it runs: the loss on the same crops each time, and two predictors that
-learn nothing, in the same normalised units.
+learn nothing, in the same units.
 
-- zero: every masked patch is predicted as its mean. About 1, less where patches are constant (air).
-- nearest: the nearest visible patch is copied, normalised as the target is.
+- zero: every masked patch is predicted as its mean (inpainting: is left grey). About 1, less where patches are constant (air).
+- nearest: the nearest visible patch is copied, normalised where the target is.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from HiEndMAECore.devices import autocast
-from HiEndMAECore.networks import HiEndMAE
+from HiEndMAECore.networks import HiEndMAE, Inpainting
 from HiEndMAECore.networks.encoder import gather, patchify
-from HiEndMAECore.networks.hi_end_mae import Reconstruction, mean_over_crops, normalise_patches
+from HiEndMAECore.networks.hi_end_mae import Reconstruction, mean_over_crops
 
 from .sampling import Batch
 
@@ -29,14 +29,14 @@ class Watch:
     batches: tuple[Batch, ...]
 
     @torch.no_grad()
-    def loss(self, model: HiEndMAE, device: torch.device, precision: str) -> tuple[float, Reconstruction]:
+    def loss(self, model: HiEndMAE | Inpainting, device: torch.device, precision: str) -> tuple[float, Reconstruction]:
         """(loss of `model` on the watched crops, its reconstruction of the first batch)."""
         total, first = 0.0, None
         training = model.training
         model.eval()
         for batch in self.batches:
             volume, permutation, inside = batch.on(device)
-            with autocast(device, precision=precision):
+            with autocast(device, smallest_edge=min(model.grid), precision=precision):
                 output = model(volume, permutation, inside)
             total += float(output.loss) * len(volume)
             first = first or output
@@ -44,13 +44,13 @@ class Watch:
         assert first is not None
         return total / sum(len(batch.volume) for batch in self.batches), first
 
-    def trivial_losses(self, model: HiEndMAE) -> tuple[float, float]:
+    def trivial_losses(self, model: HiEndMAE | Inpainting) -> tuple[float, float]:
         """(zero, nearest) on the watched crops, on the processor."""
         sums, crops = torch.zeros(2), 0
         for batch in self.batches:
             volume, permutation, inside = batch.on(torch.device("cpu"))
             inside = torch.ones_like(volume, dtype=torch.bool) if inside is None else inside.expand_as(volume)
-            patches = normalise_patches(patchify(volume, model.patch_size))
+            patches = model.targets(volume)
             seen, hidden = permutation[:, : model.visible], permutation[:, model.visible :]
             target = gather(patches, hidden)
             copied = gather(patches, nearest_visible(seen, hidden, model.grid))

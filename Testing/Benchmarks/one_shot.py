@@ -5,8 +5,8 @@
     python Testing/Benchmarks/one_shot.py report results.jsonl
     python Testing/Benchmarks/one_shot.py plot results.jsonl --cases OKBP_004 --seeds 0 --output dice_against_minutes.png
 
-Arms: `hi-end-mae` starts from --init (default: the encoder in the box), `hi-end-mae-whole` from convolutions that were
-pretrained as well (--whole, see pretrain_convolutions.py), `mae` from --mae (a run of the other objective, the same steps),
+Arms: `hi-end-mae` starts from --init (default: the weights in the box), `hi-end-mae-encoder` from their encoder alone, its
+convolutions from nothing, `mae` so from --mae (a run of the other objective, the same steps),
 `scratch` from nothing, `scratch-long` from nothing with --longer times the steps (pretraining's compute as well), `unetr` is
 the paper's network with the same encoder from scratch, `dynunet` MONAI's residual U-Net from scratch.
 All learn in the same loop: the same crops, changes, loss, averaging and schedule. What an arm does better with was chosen on
@@ -41,7 +41,7 @@ from torch import Tensor, nn
 
 from HiEndMAECore.checkpoints.catalogue import OURS
 from HiEndMAECore.checkpoints.model_folder import ModelDescription
-from HiEndMAECore.checkpoints.transfer import read_initial, start_from
+from HiEndMAECore.checkpoints.transfer import read_initial, start_from, transfer_encoder
 from HiEndMAECore.inference.cleaning import keep_largest
 from HiEndMAECore.inference.predictor import Predictor
 from HiEndMAECore.metrics.scores import bootstrap_interval, score_case
@@ -52,10 +52,10 @@ from HiEndMAECore.volumes.datasets import Case, read_dataset
 from HiEndMAECore.volumes.preparation import PreparationPlan, suggest_normalisation
 
 VARIANT = "hi_end_mae_vit_tiny_8p"
-ARMS = ("hi-end-mae", "hi-end-mae-whole", "mae", "scratch", "scratch-long", "unetr", "dynunet", "elastix")
+ARMS = ("hi-end-mae", "hi-end-mae-encoder", "mae", "scratch", "scratch-long", "unetr", "dynunet", "elastix")
 CHOSEN = {  # on `tune`, where an arm's best setting is not the loop's own
     "hi-end-mae": {"encoder_rate": finetuning.PRETRAINED_RATE},
-    "hi-end-mae-whole": {"encoder_rate": finetuning.PRETRAINED_RATE},
+    "hi-end-mae-encoder": {"encoder_rate": finetuning.PRETRAINED_RATE},
     "mae": {"encoder_rate": finetuning.PRETRAINED_RATE},
     "dynunet": {"learning_rate": 1e-3},
 }
@@ -89,12 +89,12 @@ def build(arm: str, options: argparse.Namespace, *, classes: int, channels: int)
     if arm == "unetr":
         architecture["network"], architecture["arguments"]["feature_size"] = "UNETR", 16
     network = build_segmentation(architecture)
-    init = {"hi-end-mae": options.init, "mae": options.mae}.get(arm, "none")
-    start_from(network, read_initial(str(init)))
-    if arm == "hi-end-mae-whole":
-        left = network.load_state_dict(torch.load(options.whole, weights_only=True), strict=False)
-        assert left.missing_keys == ["out.weight", "out.bias"], left
-        assert not left.unexpected_keys, left
+    starts = {"hi-end-mae": options.init, "hi-end-mae-encoder": options.init, "mae": options.mae}
+    initial = read_initial(str(starts.get(arm, "none")))
+    if initial and arm != "hi-end-mae":
+        transfer_encoder(network, initial.encoder)
+    else:
+        start_from(network, initial)
     return network, architecture
 
 
@@ -386,7 +386,6 @@ def main() -> None:
     runs.add_argument("--threads", type=int, default=2)
     runs.add_argument("--init", default=OURS)
     runs.add_argument("--mae", default="none")
-    runs.add_argument("--whole", type=Path, help="of pretrain_convolutions.py")
     runs.add_argument("--longer", type=int, default=3)
     runs.add_argument("--set", nargs="*", type=_setting, default=(), help="ARM:NAME=VALUE, a number of FinetuningPlan")
     told = doors.add_parser("report")

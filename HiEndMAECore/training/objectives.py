@@ -1,0 +1,50 @@
+"""What a pretraining run learns with: the model of its objective, and what of it is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from HiEndMAECore.checkpoints.transfer import read_initial, transfer_encoder
+from HiEndMAECore.errors import InputError
+from HiEndMAECore.networks import HiEndMAE, Inpainting
+from HiEndMAECore.networks.registry import pretraining_arguments, segmentation_architecture
+
+
+@dataclass(frozen=True)
+class Built:
+    """model: what learns. kept: what of it `model.json` describes as `architecture`. origin: what it started from, as
+    `transfer.start_from` tells it."""
+
+    model: HiEndMAE | Inpainting
+    kept: nn.Module
+    architecture: Mapping[str, Any]
+    origin: Mapping[str, Any] = field(default_factory=dict)
+
+
+def build_autoencoder(variant: str, **options: Any) -> Built:
+    """Hi-End-MAE or MAE, from nothing; `options` as in `pretraining_arguments`. Raises `ValueError`."""
+    arguments = pretraining_arguments(variant, **options)
+    model = HiEndMAE(**arguments)
+    return Built(model, model, {"network": "HiEndMAE", "variant": variant, "arguments": arguments})
+
+
+def build_inpainting(
+    init: str, variant: str, *, in_channels: int, image_size: Sequence[int] | None, mask_ratio: float
+) -> Built:
+    """The variant's segmentation network beneath the encoder that `init` names. Raises `ValueError`, and `InputError` for
+    weights that are none of this encoder."""
+    initial = read_initial(init)
+    if initial is None or initial.variant != variant:
+        told = f"--init {init} is of {initial.variant or 'an unknown variant' if initial else 'nothing'}"
+        advice = "Give a pretrained encoder and its variant."
+        raise InputError("weights_of_another_variant", f"{told}, --variant is {variant}.", advice)
+    architecture = segmentation_architecture(
+        variant, classes=in_channels, in_channels=in_channels, image_size=image_size
+    )
+    model = Inpainting(architecture, mask_ratio=mask_ratio)
+    transfer_encoder(model.network, initial.encoder)
+    return Built(model, model.network, architecture, {"init": initial.source, "init_sha256": initial.sha256})

@@ -1,0 +1,160 @@
+"""The second stage of pretraining: convolutions that paint back masked patches, and where they are taken up."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_training import CPU, StopAt
+
+from HiEndMAECore import pretrain
+from HiEndMAECore.checkpoints import conversion, transfer
+from HiEndMAECore.checkpoints.model_folder import read_description
+from HiEndMAECore.errors import Cancelled, InputError, UsageError
+from HiEndMAECore.networks import HybridUNETR, Inpainting, build_segmentation, segmentation_architecture
+from HiEndMAECore.networks.encoder import patchify
+from HiEndMAECore.training.run_log import read_log, steps_of
+from HiEndMAECore.training.sampling import Sampler
+from HiEndMAECore.volumes import crop_store
+from HiEndMAECore.volumes.crop_store import CropStore
+
+TINY = "hi_end_mae_vit_tiny_8p"
+SIZE = (16, 16, 16)
+
+
+def inpainting(**options: Any) -> Inpainting:
+    torch.manual_seed(0)
+    return Inpainting(segmentation_architecture(TINY, classes=1, image_size=SIZE), mask_ratio=0.5, **options)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """Two scans of a soft ball in air, at 3 mm."""
+    axes = np.meshgrid(*(np.linspace(-1, 1, 28) for _ in range(3)), indexing="ij")
+    ball = np.clip(1.3 - sum(axis**2 for axis in axes), 0, 0.8).astype(np.float32)[None]
+    scans = [crop_store.add_scan(tmp_path / "store", name, array) for name, array in (("a", ball), ("b", ball * 0.9))]
+    plan = {"spacing": [3.0, 3.0, 3.0], "normalisation": {"kind": "window", "low": -175.0, "high": 250.0}}
+    crop_store.write_manifest(tmp_path / "store", {"scans": scans, "channels": 1, "preparation": plan})
+    return tmp_path / "store"
+
+
+def config(store: Path, output: Path, **changes: Any) -> pretrain.PretrainConfig:
+    settings: dict[str, Any] = {"variant": TINY, "crop": SIZE, "batch_size": 2, "workers": 0, "learning_rate": 2e-3}
+    settings |= {"objective": "inpainting", "init": "hi-end-mae-tiny", "mask_ratio": 0.5, "steps": 4, "device": "cpu"}
+    return pretrain.PretrainConfig(data=store, output=output, **{**settings, **changes})
+
+
+@pytest.fixture
+def taught(store: Path) -> Path:
+    pretrain.run(config(store, store.parent / "run"))
+    return store.parent / "run"
+
+
+def test_masked_voxels_are_a_target_and_nothing_else() -> None:
+    model = inpainting().eval()
+    volume = torch.rand(2, 1, *SIZE)
+    order = torch.stack([torch.arange(8), torch.arange(8).flip(0)])  # the first crop's last four patches are masked
+    output = model(volume, order)
+    assert output.prediction.shape == (2, 4, 512)
+    other = volume.clone()
+    other[0, :, 8:] = 0.3  # what is masked of the first crop
+    changed = model(other, order)
+    assert torch.equal(changed.prediction, output.prediction)
+    errors = (output.prediction - (patchify(volume, 8) - 0.5)[[[0], [1]], [[4, 5, 6, 7], [3, 2, 1, 0]]]) ** 2
+    assert torch.allclose(output.loss, errors.mean(), atol=1e-6)
+    other[0, :, :8] = 0.3
+    assert not torch.equal(model(other, order).prediction, output.prediction)
+    inside = torch.ones(2, 1, *SIZE, dtype=torch.bool)
+    assert torch.allclose(model(volume, order, inside).loss, output.loss, atol=1e-6)
+    inside[0, :, 8:] = False
+    assert torch.allclose(model(volume, order, inside).loss, errors[1].mean() / 2, atol=1e-6)
+
+
+def test_its_picture_shows_what_it_paints() -> None:
+    model, volume, order = inpainting().eval(), torch.rand(1, 1, *SIZE), torch.arange(8)[None]
+    hidden, rebuilt = model.picture(volume, model(volume, order))
+    assert torch.equal(hidden[:, :, :8], volume[:, :, :8])
+    assert torch.equal(rebuilt[:, :, :8], volume[:, :, :8])
+    assert not hidden[:, :, 8:].any()
+    seen = volume.clone()
+    seen[:, :, 8:] = 0.5
+    assert torch.allclose(rebuilt[:, :, 8:], model.network(seen)[:, :, 8:] + 0.5, atol=1e-6)
+
+
+def test_crops_lie_as_patients_do(store: Path) -> None:
+    sampler = Sampler.for_model(CropStore.open(store), inpainting(), seed=0)
+    flips = [sampler.draw(index).flips[0] for index in range(40)]
+    assert {flip.axes for flip in flips} == {(), (0,)}
+    assert {flip.turns for flip in flips} == {0}
+    assert len({flip.scale for flip in flips}) == 40
+
+
+def test_convolutions_learn_beneath_the_encoder_as_it_is(taught: Path, store: Path) -> None:
+    initial, found = transfer.read_initial("hi-end-mae-tiny"), transfer.read_initial(str(taught))
+    assert initial is not None
+    assert found is not None
+    for key, value in initial.encoder.items():
+        assert torch.equal(value.float(), found.encoder[key]), key
+    description = read_description(taught / "model")
+    assert description.kind == "pretraining"
+    assert description.architecture["network"] == "HybridUNETR"
+    assert description.training["init_sha256"] == initial.sha256
+    long = store.parent / "long"
+    pretrain.run(config(store, long, steps=40))
+    losses = [loss for _, loss in ((record.step, record.loss) for record in steps_of(read_log(long)))]
+    assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
+
+
+def test_a_stopped_second_stage_goes_on_as_if_never_stopped(taught: Path, store: Path) -> None:
+    halves = store.parent / "halves"
+    with pytest.raises(Cancelled):
+        pretrain.run(config(store, halves), StopAt(2, "cancel"))
+    pretrain.run(config(store, halves, resume=True))
+    whole, joined = (transfer.read_initial(str(run)) for run in (taught, halves))
+    assert whole is not None
+    assert joined is not None
+    for key, value in whole.state.items():
+        assert torch.equal(value, joined.state[key]), key
+
+
+def test_learning_starts_from_all_but_the_last_convolution(taught: Path) -> None:
+    initial = transfer.read_initial(str(taught))
+    assert initial is not None
+    for channels in (1, 2):
+        network = build_segmentation(segmentation_architecture(TINY, classes=3, in_channels=channels, image_size=SIZE))
+        assert isinstance(network, HybridUNETR)
+        last = network.out.weight.detach().clone()
+        transfer.start_from(network, initial)
+        assert torch.equal(network.out.weight, last)
+        assert torch.equal(network.merge[0].conv1.conv.weight, initial.state["merge.0.conv1.conv.weight"])
+        volume = torch.rand(1, 1, *SIZE)
+        alike = network.stem(volume.expand(-1, channels, -1, -1, -1))
+        assert torch.allclose(alike, _stem(initial, volume), atol=1e-5)
+    unetr = segmentation_architecture(TINY, classes=3, image_size=SIZE)
+    unetr["network"], unetr["arguments"]["feature_size"] = "UNETR", 8
+    other = build_segmentation(unetr)
+    transfer.start_from(other, initial)  # another network takes the encoder alone
+    assert torch.equal(other.encoder.norm.weight, initial.encoder["norm.weight"])
+
+
+def _stem(initial: transfer.InitialWeights, volume: torch.Tensor) -> torch.Tensor:
+    weight, bias = initial.state["stem.weight"], initial.state["stem.bias"]
+    return torch.nn.functional.conv3d(volume.to(CPU), weight, bias, stride=2, padding=1)
+
+
+def test_mistakes_are_named(store: Path, taught: Path, tmp_path: Path) -> None:
+    for changes in ({"init": None}, {"objective": "mae"}):
+        with pytest.raises(UsageError, match="Give --init with --objective inpainting"):
+            config(store, tmp_path / "new", **changes)
+    with pytest.raises(InputError, match="--variant is hi_end_mae_vit_small_8p"):
+        pretrain.run(config(store, tmp_path / "new", variant="hi_end_mae_vit_small_8p"))
+    with pytest.raises(InputError, match="is of nothing"):
+        pretrain.run(config(store, tmp_path / "new", init="none"))
+    with pytest.raises(UsageError, match="started with init"):
+        pretrain.run(replace(config(store, taught, resume=True), init=str(taught)))
+    with pytest.raises(InputError, match="second stage"):
+        conversion.convert(taught / "model", tmp_path / "theirs.pth")
