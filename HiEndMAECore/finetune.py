@@ -37,8 +37,8 @@ class FinetuneConfig(DoorConfig):
     names: Path | None = option(None, help="JSON file with the structures' names (a dataset.json or model.json).")
     init: str | None = option(
         None,
-        help="Start from: a model, a pretraining run, the authors' file, a catalogue name, or none (default: the encoder "
-        "that comes with the package).",
+        help="Start from: a model, a pretraining run, the authors' file, a catalogue name, or none (default: the weights "
+        "that come with the package).",
     )
     output: Path | None = option(help="Model to write: a folder, or a file ending in .zip.", required=True)
     name: str | None = option(None, help="What to call the model (default: the output's name).")
@@ -121,6 +121,8 @@ def run(config: FinetuneConfig, report: Reporter | None = None) -> dict[str, Any
     torch.manual_seed(config.seed)
     network = build_segmentation(architecture)
     origin = start_from(network, initial)
+    if initial:
+        report.say(f"Starting from the {origin['init_taken']} of {origin['init']}.")
     folder = config.output.with_name(config.output.name + ".training")
     looking = None
     if config.preview:

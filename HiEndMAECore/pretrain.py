@@ -21,23 +21,6 @@ from .networks.registry import INPAINTING, OBJECTIVES, list_variants
 from .reporting.front_door import open_door
 from .reporting.reporter import Reporter
 
-_SAME_ON_RESUME = (
-    "variant",
-    "objective",
-    "init",
-    "cross_stages",
-    "steps",
-    "batch_size",
-    "mask_ratio",
-    "crop",
-    "learning_rate",
-    "warm_up",
-    "weight_decay",
-    "decay_all",
-    "clip",
-    "seed",
-)
-
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(DoorConfig):
@@ -86,6 +69,8 @@ class PretrainConfig(DoorConfig):
         if (self.objective == INPAINTING) != (self.init is not None):
             told = f"--objective {INPAINTING} learns beneath a pretrained encoder, the others start from nothing."
             raise UsageError("usage", told, f"Give --init with --objective {INPAINTING}, and only there.")
+        if self.objective == INPAINTING and self.recompute:
+            raise UsageError("usage", "--recompute saves memory of the encoder, which is frozen here.", "Leave it out.")
         processes = int(os.environ.get("WORLD_SIZE", "1"))
         if self.batch_size % (self.accumulate * processes):
             raise UsageError(
@@ -105,9 +90,9 @@ def run(config: PretrainConfig, report: Reporter | None = None) -> dict[str, Any
     from .networks.hi_end_mae import Reconstruction
     from .reporting.run_record import read_record, write_record
     from .training.distribution import restarted
-    from .training.objectives import build_autoencoder, build_inpainting
+    from .training.objectives import build_autoencoder, build_inpainting, read_encoder, warn_of_other_scans
     from .training.pretraining import PretrainingPlan, PretrainingResult, pretrain
-    from .training.run_folder import RunFolder
+    from .training.run_folder import RunFolder, require_same_run
     from .training.watching import Watch
     from .volumes.crop_store import CropStore
 
@@ -116,7 +101,8 @@ def run(config: PretrainConfig, report: Reporter | None = None) -> dict[str, Any
         report.hush()
     device = choose_device(config.device)
     resume = config.resume or restarted()
-    _require_same_run(config.output, config, read_record(config.output), resume=resume)
+    require_same_run(config.output, to_json(config), read_record(config.output), resume=resume)
+    initial = read_encoder(config.init, config.variant) if config.init else None
     store = CropStore.open(_store(config, report))
     report.say(f"Computing on {device}, {os.environ.get('WORLD_SIZE', '1')} process(es).")
     torch.manual_seed(config.seed)
@@ -124,8 +110,9 @@ def run(config: PretrainConfig, report: Reporter | None = None) -> dict[str, Any
         "mask_ratio": config.mask_ratio, "in_channels": store.channels, "image_size": config.crop
     }  # fmt: skip
     try:
-        if config.objective == INPAINTING:
-            built = build_inpainting(str(config.init), config.variant, **sizes)
+        if initial:
+            built = build_inpainting(initial, **sizes)
+            warn_of_other_scans(initial, store, report)
         else:
             built = build_autoencoder(
                 config.variant, objective=config.objective, cross_stages=config.cross_stages, **sizes
@@ -138,8 +125,8 @@ def run(config: PretrainConfig, report: Reporter | None = None) -> dict[str, Any
     plan: dict[str, Any] = {
         each.name: getattr(config, each.name) for each in fields(PretrainingPlan) if hasattr(config, each.name)
     }
-    if config.objective == INPAINTING:
-        plan["betas"] = (0.9, 0.999)  # as convolutions are taught
+    if initial:
+        plan |= {"betas": (0.9, 0.999), "start": initial.sha256}  # as convolutions are taught
 
     def look(done: PretrainingResult, watch: Watch, output: Reconstruction, saved: bool) -> None:
         show = folder.write if saved else folder.draw
@@ -158,18 +145,6 @@ def run(config: PretrainConfig, report: Reporter | None = None) -> dict[str, Any
     report.metric("loss", result.losses[-1][1] if result.losses else None, steps=result.steps)
     report.say(f"The pretrained model is at {folder.model}.")
     return {"model": folder.model, "run": config.output}
-
-
-def _require_same_run(folder: Path, config: PretrainConfig, earlier: dict[str, Any] | None, *, resume: bool) -> None:
-    """Raise `UsageError` when `folder` holds a run that is not to be resumed, or one of other settings."""
-    if not earlier:
-        return
-    if not resume and (folder / "snapshots").is_dir():
-        raise UsageError("run_exists", f"{folder} holds a run.", "Add --resume, or choose another --output.")
-    for name in _SAME_ON_RESUME if resume else ():
-        if earlier.get(name) != to_json(config)[name]:
-            told = f"The run was started with {name} {earlier.get(name)}, not {to_json(config)[name]}."
-            raise UsageError("run_differs", told, "Resume with the same settings.")
 
 
 def _store(config: PretrainConfig, report: Reporter) -> Path:

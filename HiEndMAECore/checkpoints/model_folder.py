@@ -37,7 +37,7 @@ _LARGEST_DESCRIPTION = 10_000_000  # bytes; a description is text of a few kilob
 class ModelDescription:
     """The content of `model.json`.
 
-    kind: "segmentation" (a UNETR or hybrid) or "pretraining" (a Hi-End-MAE or MAE).
+    kind: "segmentation" (a UNETR or hybrid) or "pretraining" (a Hi-End-MAE or MAE, or what inpainting taught).
     name: what people call it.
     architecture: {"network": "UNETR", "HybridUNETR" or "HiEndMAE", "variant": name or "", "arguments": its constructor's}.
     channels: names of the input channels, in order.

@@ -123,10 +123,11 @@ def start_from(network: UNETR | HybridUNETR, initial: InitialWeights | None) -> 
 
     Pretraining weights fill the encoder; those of inpainting the convolutions too, where `network` has the same, but for
     the last, which predicts something else. A segmentation model fills everything, but for the last convolution where it knows
-    other structures.
+    other structures. `init_taken` says which: "encoder" or "network".
     """
     if initial is None:
         return {"init": "none"}
+    taken = "network"
     if initial.is_segmentation:
         state = dict(initial.state)
         ours = network.state_dict()
@@ -136,8 +137,11 @@ def start_from(network: UNETR | HybridUNETR, initial: InitialWeights | None) -> 
     elif initial.network == type(network).__name__:
         ours = network.state_dict()
         state = {key: _for_channels_of(ours, key, value.float()) for key, value in initial.state.items()}
+        if network.encoder.cls_token is None:
+            state.pop("encoder.cls_token", None)
         state |= {key: value for key, value in ours.items() if key.startswith("out.")}
         load_strictly(network, state, what="pretrained weights")
     else:
         transfer_encoder(network, initial.encoder)
-    return {"init": initial.source, "init_sha256": initial.sha256}
+        taken = "encoder"
+    return {"init": initial.source, "init_sha256": initial.sha256, "init_taken": taken}

@@ -37,9 +37,9 @@ from .encoder import (
 class Reconstruction:
     """What a pretraining model returns.
 
-    loss: scalar, mean squared error over the normalised voxels of the masked patches.
-    prediction: (B, M, p * p * p * C), the masked patches in shuffled order, normalised.
-    hidden_states: {3, 6, 9, 12: (B, 1 + S, dim)} for 12 blocks, see `ViTEncoder`.
+    loss: scalar, mean squared error over the voxels of the masked patches, in the units of the model's `targets`.
+    prediction: (B, M, p * p * p * C), the masked patches in shuffled order, in the same units.
+    hidden_states: {3, 6, 9, 12: (B, 1 + S, dim)} for 12 blocks, see `ViTEncoder`; {} from `Inpainting`.
     permutation: (B, L) long; its first S entries are the visible patches, the rest the masked.
     """
 

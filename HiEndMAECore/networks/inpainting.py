@@ -42,7 +42,7 @@ class Inpainting(nn.Module):
         """Nothing to do: a frozen encoder keeps no activations."""
 
     def forward(self, volume: Tensor, permutation: Tensor, inside: Tensor | None = None) -> Reconstruction:
-        """volume (B, C, H, W, D) in [0, 1]; permutation (B, L) and inside as of `HiEndMAE`. The loss is the mean squared
+        """volume (B, C, H, W, D), about [0, 1]; permutation (B, L) and inside as of `HiEndMAE`. The loss is the mean squared
         error of intensities over the masked voxels; `prediction` is the difference from `GREY`."""
         masked = permutation[:, self.visible :]
         painted = self.network(torch.where(self._hidden(permutation), GREY, volume))

@@ -8,10 +8,12 @@ from typing import Any
 
 from torch import nn
 
-from HiEndMAECore.checkpoints.transfer import read_initial, transfer_encoder
+from HiEndMAECore.checkpoints.transfer import InitialWeights, read_initial, transfer_encoder
 from HiEndMAECore.errors import InputError
 from HiEndMAECore.networks import HiEndMAE, Inpainting
 from HiEndMAECore.networks.registry import pretraining_arguments, segmentation_architecture
+from HiEndMAECore.reporting.reporter import Reporter
+from HiEndMAECore.volumes.crop_store import CropStore
 
 
 @dataclass(frozen=True)
@@ -32,19 +34,32 @@ def build_autoencoder(variant: str, **options: Any) -> Built:
     return Built(model, model, {"network": "HiEndMAE", "variant": variant, "arguments": arguments})
 
 
-def build_inpainting(
-    init: str, variant: str, *, in_channels: int, image_size: Sequence[int] | None, mask_ratio: float
-) -> Built:
-    """The variant's segmentation network beneath the encoder that `init` names. Raises `ValueError`, and `InputError` for
-    weights that are none of this encoder."""
+def read_encoder(init: str, variant: str) -> InitialWeights:
+    """The weights that inpainting starts from; raises `InputError` when they are none of the variant's encoder."""
     initial = read_initial(init)
     if initial is None or initial.variant != variant:
         told = f"--init {init} is of {initial.variant or 'an unknown variant' if initial else 'nothing'}"
         advice = "Give a pretrained encoder and its variant."
         raise InputError("weights_of_another_variant", f"{told}, --variant is {variant}.", advice)
+    return initial
+
+
+def build_inpainting(
+    initial: InitialWeights, *, in_channels: int, image_size: Sequence[int] | None, mask_ratio: float
+) -> Built:
+    """The segmentation network of the weights' variant, on their encoder. Raises `ValueError` and `InputError`."""
     architecture = segmentation_architecture(
-        variant, classes=in_channels, in_channels=in_channels, image_size=image_size
+        initial.variant, classes=in_channels, in_channels=in_channels, image_size=image_size
     )
     model = Inpainting(architecture, mask_ratio=mask_ratio)
     transfer_encoder(model.network, initial.encoder)
     return Built(model, model.network, architecture, {"init": initial.source, "init_sha256": initial.sha256})
+
+
+def warn_of_other_scans(initial: InitialWeights, store: CropStore, report: Reporter) -> None:
+    """A frozen encoder cannot adapt to another spacing, or to other intensities than it has learned from."""
+    known, now = initial.description.preparation if initial.description else {}, store.manifest["preparation"]
+    for name, of in (("spacing", "spacing (mm)"), ("normalisation", "intensities")):
+        if known and known.get(name) != now.get(name):
+            told = f"The encoder has learned from another {of} than the store's: {known.get(name)}, {now.get(name)}."
+            report.warning("encoder_of_other_scans", told, "Prepare the scans as those of the encoder.")

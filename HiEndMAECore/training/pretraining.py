@@ -38,7 +38,8 @@ class PretrainingPlan:
     decay_all: weight decay on every tensor, as the release does; False: on matrices alone.
     clip: largest norm of the gradients, None: none, as in the release.
     workers: threads that read crops ahead. keep: snapshots that stay.
-    look_minutes: time between two looks (`on_look`).
+    look_minutes: time between two looks (`on_look`). start: SHA-256 of the weights it starts from, a resumed run must have the
+    same.
     """
 
     steps: int
@@ -59,6 +60,7 @@ class PretrainingPlan:
     keep: int = 2
     tensorboard: bool = False
     seed: int = 0
+    start: str = ""
 
 
 @dataclass
@@ -109,6 +111,9 @@ def pretrain(
             if values.get("store", store.digest) != store.digest:
                 told = f"The snapshot {start} has learned from a store of other scans."
                 raise InputError("snapshot_unfit", told, "Resume with the store it was started with.")
+            if values.get("start", plan.start) != plan.start:
+                told = f"The snapshot {start} comes from other starting weights."
+                raise InputError("snapshot_unfit", told, "Resume with the --init it was started with.")
             result.steps, result.seconds = int(values["step"]), float(values["seconds"])
             scaler.load_state_dict(values["scaler"])
             report.say(f"Going on from step {result.steps}.")
@@ -137,7 +142,7 @@ def pretrain(
             save = False  # a gradient that was no number: the snapshots that are there are the better ones
         if save:
             values = {"step": result.steps, "seconds": result.seconds, "scaler": scaler.state_dict()}
-            values["store"] = store.digest
+            values |= {"store": store.digest, "start": plan.start}
             save_snapshot(snapshot_file(folder, result.steps), {"model": model}, optimiser, values)
             keep_newest(folder, plan.keep)
         loss, output = watch.loss(model, device, plan.precision)

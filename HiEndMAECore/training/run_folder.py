@@ -5,11 +5,13 @@ The snapshots beside them (see `snapshots`) are for going on; `log.jsonl` is `ru
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from HiEndMAECore.checkpoints.model_folder import ModelDescription, write_model
-from HiEndMAECore.errors import MissingDependencyError
+from HiEndMAECore.errors import MissingDependencyError, UsageError
 from HiEndMAECore.networks.hi_end_mae import Reconstruction
 from HiEndMAECore.reporting.reporter import Reporter
 from HiEndMAECore.reporting.run_record import versions
@@ -20,6 +22,25 @@ from .pretraining import PretrainingResult
 from .watching import Watch
 
 _SHOWN = 3  # of the watched crops, in the picture
+_SAME_ON_RESUME = (
+    "variant", "objective", "init", "cross_stages", "steps", "batch_size", "mask_ratio", "crop", "learning_rate", "warm_up",
+    "weight_decay", "decay_all", "clip", "seed",
+)  # fmt: skip
+
+
+def require_same_run(
+    folder: Path, config: Mapping[str, Any], earlier: Mapping[str, Any] | None, *, resume: bool
+) -> None:
+    """Raise `UsageError` when `folder` holds a run that is not to be resumed, or one of other settings. config, earlier: of
+    `pretrain`, as in its record."""
+    if not earlier:
+        return
+    if not resume and (folder / "snapshots").is_dir():
+        raise UsageError("run_exists", f"{folder} holds a run.", "Add --resume, or choose another --output.")
+    for name in _SAME_ON_RESUME if resume else ():
+        if earlier.get(name) != config[name]:
+            told = f"The run was started with {name} {earlier.get(name)}, not {config[name]}."
+            raise UsageError("run_differs", told, "Resume with the same settings.")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """What a pretraining run is measured by while it runs: the loss on the same crops each time, and two predictors that
 learn nothing, in the same units.
 
-- zero: every masked patch is predicted as its mean (inpainting: is left grey). About 1, less where patches are constant (air).
+- zero: every masked patch is predicted as its mean (about 1, less where patches are constant), or left
+  grey by inpainting.
 - nearest: the nearest visible patch is copied, normalised where the target is.
 """
 

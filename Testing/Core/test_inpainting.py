@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from HiEndMAECore.checkpoints.model_folder import read_description
 from HiEndMAECore.errors import Cancelled, InputError, UsageError
 from HiEndMAECore.networks import HybridUNETR, Inpainting, build_segmentation, segmentation_architecture
 from HiEndMAECore.networks.encoder import patchify
+from HiEndMAECore.reporting.reporter import Reporter
 from HiEndMAECore.training.run_log import read_log, steps_of
 from HiEndMAECore.training.sampling import Sampler
 from HiEndMAECore.volumes import crop_store
@@ -128,7 +131,7 @@ def test_learning_starts_from_all_but_the_last_convolution(taught: Path) -> None
         network = build_segmentation(segmentation_architecture(TINY, classes=3, in_channels=channels, image_size=SIZE))
         assert isinstance(network, HybridUNETR)
         last = network.out.weight.detach().clone()
-        transfer.start_from(network, initial)
+        assert transfer.start_from(network, initial)["init_taken"] == "network"
         assert torch.equal(network.out.weight, last)
         assert torch.equal(network.merge[0].conv1.conv.weight, initial.state["merge.0.conv1.conv.weight"])
         volume = torch.rand(1, 1, *SIZE)
@@ -137,7 +140,7 @@ def test_learning_starts_from_all_but_the_last_convolution(taught: Path) -> None
     unetr = segmentation_architecture(TINY, classes=3, image_size=SIZE)
     unetr["network"], unetr["arguments"]["feature_size"] = "UNETR", 8
     other = build_segmentation(unetr)
-    transfer.start_from(other, initial)  # another network takes the encoder alone
+    assert transfer.start_from(other, initial)["init_taken"] == "encoder"  # all that another network has of it
     assert torch.equal(other.encoder.norm.weight, initial.encoder["norm.weight"])
 
 
@@ -146,10 +149,41 @@ def _stem(initial: transfer.InitialWeights, volume: torch.Tensor) -> torch.Tenso
     return torch.nn.functional.conv3d(volume.to(CPU), weight, bias, stride=2, padding=1)
 
 
+def test_an_encoder_of_other_scans_is_told(store: Path) -> None:
+    """Frozen, it cannot adapt: the store's spacing is not the one it has learned from."""
+    manifest = json.loads((store / crop_store.MANIFEST).read_text())
+    manifest["preparation"]["spacing"] = [1.5, 1.5, 1.5]
+    crop_store.write_manifest(store, manifest)
+    report = Reporter(quiet=True)
+    pretrain.run(config(store, store.parent / "run", steps=1), report)
+    told = [warning["message"] for warning in report.warnings if warning["code"] == "encoder_of_other_scans"]
+    assert len(told) == 1
+    assert "spacing" in told[0]
+
+
+def test_a_second_stage_goes_on_with_its_own_encoder(taught: Path, store: Path) -> None:
+    """A run's folder may hold another encoder by now."""
+    first = store.parent / "first"
+    alone = {"objective": "hi-end-mae", "init": None, "steps": 1, "mask_ratio": 0.75}
+    for run, seed in ((first, 0), (store.parent / "other", 1)):
+        pretrain.run(config(store, run, seed=seed, **alone))
+    run = store.parent / "second"
+    with pytest.raises(Cancelled):
+        pretrain.run(config(store, run, init=str(first)), StopAt(2, "cancel"))
+    shutil.rmtree(first)
+    (store.parent / "other").rename(first)
+    with pytest.raises(InputError, match="other starting weights"):
+        pretrain.run(config(store, run, init=str(first), resume=True))
+
+
 def test_mistakes_are_named(store: Path, taught: Path, tmp_path: Path) -> None:
     for changes in ({"init": None}, {"objective": "mae"}):
         with pytest.raises(UsageError, match="Give --init with --objective inpainting"):
             config(store, tmp_path / "new", **changes)
+    with pytest.raises(UsageError, match="frozen"):
+        config(store, tmp_path / "new", recompute=True)
+    with pytest.raises(InputError, match="neither a file"):
+        pretrain.run(config(tmp_path / "no scans", tmp_path / "new", init="typo"))  # told before the scans are read
     with pytest.raises(InputError, match="--variant is hi_end_mae_vit_small_8p"):
         pretrain.run(config(store, tmp_path / "new", variant="hi_end_mae_vit_small_8p"))
     with pytest.raises(InputError, match="is of nothing"):
