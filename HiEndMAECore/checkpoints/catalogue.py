@@ -33,7 +33,7 @@ _IN_THE_BOX = Path(__file__).parent / "weights"
 CATALOGUE = (
     CatalogueEntry(
         name=OURS,
-        title="Hi-End-MAE, ViT-T/8(192), pretrained by us on 237 unlabelled CT scans: comes with the program",
+        title="Hi-End-MAE, ViT-T/8(192) with convolutions, pretrained by us on 237 unlabelled CT scans: comes with the program",
         variant="hi_end_mae_vit_tiny_8p",
         published_at="HiEndMAECore/checkpoints/weights (its README.md is the card)",
         size_bytes=0,

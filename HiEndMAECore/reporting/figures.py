@@ -294,6 +294,7 @@ def _curve(axes: Any, points: Curve, title: str, *, smooth: bool = False, log: b
     axes.plot(steps, values, color=_ACCENT, linewidth=1.8, marker="o" if values.size == 1 else None)
     axes.set_title(title, fontsize=12, color=_INK, loc="left", fontweight="bold", pad=14)
     axes.set_xlabel("step", fontsize=10, color=_QUIET)
+    axes.locator_params(axis="x", nbins=5)  # five-figure steps would touch
     axes.tick_params(colors=_QUIET, labelsize=9, which="both")
     axes.grid(True, color="#e6e9ed", linewidth=0.7)
     for side in ("top", "right"):
