@@ -7,11 +7,10 @@
 
 Arms: `hi-end-mae` starts from --init (default: the weights in the box), `hi-end-mae-encoder` from their encoder alone, its
 convolutions from nothing, `mae` so from --mae (a run of the other objective, the same steps),
-`scratch` from nothing, `scratch-long` from nothing with --longer times the steps (pretraining's compute as well), `unetr` is
-the paper's network with the same encoder from scratch, `dynunet` MONAI's residual U-Net from scratch.
-All learn in the same loop: the same crops, changes, loss, averaging and schedule. What an arm does better with was chosen on
-`tune` (`CHOSEN`; --set ARM:NAME=VALUE tries others; `unetr` has the loop's own). `elastix` learns nothing: the labelled scan is
-registered to each tested scan and its labels carried over (needs itk-elastix, the extra `bench`).
+`scratch` from nothing, `unetr` is the paper's network with the same encoder from scratch, `dynunet` MONAI's residual U-Net
+from scratch. All learn in the same loop: the same crops, changes, loss, averaging and schedule. What an arm does better with
+was chosen on `tune` (`CHOSEN`; --set ARM:NAME=VALUE tries others; `unetr` has the loop's own). `elastix` learns nothing: the
+labelled scan is registered to each tested scan and its labels carried over (needs itk-elastix, the extra `bench`).
 
 The budget is processor time, for clocks of shared machines lie: a probe of the arm's own steps turns it into a number of
 steps, which is written down with the processor time that the run took. Each run appends one line to the output; what is
@@ -52,7 +51,7 @@ from HiEndMAECore.volumes.datasets import Case, read_dataset
 from HiEndMAECore.volumes.preparation import PreparationPlan, suggest_normalisation
 
 VARIANT = "hi_end_mae_vit_tiny_8p"
-ARMS = ("hi-end-mae", "hi-end-mae-encoder", "mae", "scratch", "scratch-long", "unetr", "dynunet", "elastix")
+ARMS = ("hi-end-mae", "hi-end-mae-encoder", "mae", "scratch", "unetr", "dynunet", "elastix")
 CHOSEN = {  # on `tune`, where an arm's best setting is not the loop's own
     "hi-end-mae": {"encoder_rate": finetuning.PRETRAINED_RATE},
     "hi-end-mae-encoder": {"encoder_rate": finetuning.PRETRAINED_RATE},
@@ -127,7 +126,6 @@ def run_one(arm: str, teacher: Case, seed: int, tests: Sequence[Case], options: 
     plan = finetuning.FinetuningPlan(**settings)
     mirroring = teaching.mirroring_of(scans, structures, report=report)
     steps = options.steps or steps_for(options.cpu_seconds, scans, network, plan)
-    steps *= options.longer if arm == "scratch-long" else 1
     begin, clock = time.process_time(), time.monotonic()
     taught = finetuning.finetune(
         scans, network, plan=finetuning.FinetuningPlan(**{**settings, "steps": steps}), device=CPU,
@@ -386,7 +384,6 @@ def main() -> None:
     runs.add_argument("--threads", type=int, default=2)
     runs.add_argument("--init", default=OURS)
     runs.add_argument("--mae", default="none")
-    runs.add_argument("--longer", type=int, default=3)
     runs.add_argument("--set", nargs="*", type=_setting, default=(), help="ARM:NAME=VALUE, a number of FinetuningPlan")
     told = doors.add_parser("report")
     told.set_defaults(door=report)

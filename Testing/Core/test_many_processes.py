@@ -64,6 +64,19 @@ def test_two_processes_train_to_the_loss_of_one(store: Path, alone: list[float],
     assert said.stderr.count("To beat:") == 1  # one of them speaks
 
 
+def test_the_second_stage_learns_in_two_processes_as_in_one(store: Path) -> None:
+    """The encoder is frozen, and has no gradient to share."""
+    asked = ("--data", store, "--objective", "inpainting", "--init", "hi-end-mae-tiny")
+    found = []
+    for processes in (1, 2):
+        run = store.parent / f"second{processes}"
+        line = command(*asked, "--output", run, processes=processes)
+        subprocess.run(line, check=True, env=ENVIRONMENT, timeout=300)
+        found.append(losses(run))
+    assert len(found[0]) == 20
+    assert found[1] == pytest.approx(found[0], abs=1e-4)
+
+
 def test_a_lost_process_is_made_up_for(store: Path, alone: list[float]) -> None:
     run = store.parent / "lost"
     # As in README. One restart may not do: on a busy machine gloo's processes now and then fail to find each other again.

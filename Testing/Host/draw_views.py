@@ -116,7 +116,7 @@ def main() -> None:
     whole = Image.new("RGB", (len(pictures) * (SIZE[0] + 4) - 4, SIZE[1]), "white")
     for index, picture in enumerate(pictures):
         whole.paste(picture, (index * (SIZE[0] + 4), 0))
-    whole.quantize(192).save(asked.out, optimize=True)
+    whole.save(asked.out, optimize=True)  # a palette would give both kidneys one colour
 
 
 if __name__ == "__main__":
