@@ -89,7 +89,7 @@ def run(config: PretrainConfig, report: Reporter | None = None) -> dict[str, Any
 
     from .networks.hi_end_mae import Reconstruction
     from .reporting.run_record import read_record, write_record
-    from .training.distribution import restarted
+    from .training.distribution import join_processes
     from .training.objectives import build_autoencoder, build_inpainting, read_encoder, warn_of_other_scans
     from .training.pretraining import PretrainingPlan, PretrainingResult, pretrain
     from .training.run_folder import RunFolder, require_same_run
@@ -100,7 +100,7 @@ def run(config: PretrainConfig, report: Reporter | None = None) -> dict[str, Any
     if rank > 0:
         report.hush()
     device = choose_device(config.device)
-    resume = config.resume or restarted()
+    resume = config.resume or join_processes(device).restarted
     require_same_run(config.output, to_json(config), read_record(config.output), resume=resume)
     initial = read_encoder(config.init, config.variant) if config.init else None
     store = CropStore.open(_store(config, report))

@@ -5,17 +5,23 @@ from __future__ import annotations
 import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
+from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
 
+_ASKING = timedelta(seconds=1)  # between two looks at whether the name that was found is still the newest
+
 
 @dataclass(frozen=True)
 class Processes:
-    """This process's place among `count`; alone when `count` is 1."""
+    """This process's place among `count`; alone when `count` is 1. restarted: `torchrun` started them again, after one was
+    lost."""
 
     rank: int = 0
     count: int = 1
+    restarted: bool = False
 
     @property
     def leads(self) -> bool:
@@ -45,18 +51,48 @@ class Processes:
         return values
 
 
-def restarted() -> bool:
-    """Did `torchrun` start this process again after one of them was lost?"""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-
-
 def join_processes(device: torch.device) -> Processes:
     """Join the group that `torchrun` started, if it did (nccl on CUDA, gloo elsewhere)."""
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+    count, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     if count == 1:
-        return Processes()
-    if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        return Processes(restarted=again)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    return Processes(int(os.environ["RANK"]), count)
+    if not torch.distributed.is_initialized():
+        store, *_ = next(torch.distributed.rendezvous("env://"))
+        torch.distributed.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            store=torch.distributed.PrefixStore(meeting_name(store, rank, count), store),
+            rank=rank,
+            world_size=count,
+        )
+    # Each machine counts its own restarts: one whose processes were all well counts none.
+    anyone = torch.tensor(float(again), device=device)
+    torch.distributed.all_reduce(anyone)
+    return Processes(rank, count, restarted=bool(anyone > 0))
+
+
+def meeting_name(store: torch.distributed.Store, rank: int, count: int) -> str:
+    """A name on which these processes agree, and that no process lost before them knows.
+
+    `torchrun` keeps one store over its restarts (pytorch issue 135712): a process that read there where a lost one could be
+    reached would wait for it. So the first process invents a name; the others answer to what they find, and go on only when
+    that very answer was heard.
+    """
+    if rank == 0:
+        name = uuid4().hex
+        store.set("meeting", name)
+        for other in range(1, count):
+            answer = store.get(f"{name}/{other}").decode()
+            store.set(f"{name}/{other}/{answer}", "heard")
+        return name
+    answer = uuid4().hex
+    while True:
+        name = store.get("meeting").decode()
+        store.set(f"{name}/{rank}", answer)
+        try:
+            store.wait([f"{name}/{rank}/{answer}"], _ASKING)
+        except RuntimeError:  # not within that time: the name may be a lost one's
+            continue
+        return name

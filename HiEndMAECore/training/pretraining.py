@@ -18,7 +18,7 @@ from HiEndMAECore.networks.hi_end_mae import Reconstruction
 from HiEndMAECore.reporting.reporter import Reporter
 from HiEndMAECore.volumes.crop_store import CropStore
 
-from .distribution import Processes, join_processes, restarted
+from .distribution import Processes, join_processes
 from .optimiser import build_adamw, cosine_rate, set_rate, spare_norms_and_biases
 from .run_log import RunLog, StepRecord, steps_of
 from .sampling import Batch, Sampler
@@ -104,7 +104,7 @@ def pretrain(
     optimiser = build_adamw(groups, learning_rate=plan.learning_rate, betas=plan.betas, weight_decay=plan.weight_decay)
     scaler = gradient_scaler(device, plan.precision)
     result = PretrainingResult()
-    if resume or restarted():
+    if resume or processes.restarted:
         start = newest_snapshot(folder, on_damage=lambda e: report.warning(e.code, e.message, "An older one is used."))
         if start is not None:
             values = load_snapshot(start, {"model": model}, optimiser)
