@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -193,3 +194,16 @@ def test_a_control_file_in_a_config_file_cancels(tmp_path: Path, capsys: pytest.
 
     code, told, _ = leave(run, "--config", str(config), capsys=capsys)
     assert (code, told[-1]["code"]) == (130, "cancelled")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="GNU OpenMP is torch's on Linux alone")
+@pytest.mark.parametrize(
+    ("chosen", "found"), [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")]
+)
+def test_threads_do_not_keep_a_busy_processor_from_one_another(chosen: dict[str, str], found: str) -> None:
+    """What OpenMP itself says when torch loads it."""
+    line = "from HiEndMAECore.reporting.front_door import wait_briefly; wait_briefly(); import torch"
+    environment = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    environment |= {"OMP_DISPLAY_ENV": "VERBOSE", **chosen}
+    told = subprocess.run([sys.executable, "-c", line], env=environment, check=True, capture_output=True, text=True)
+    assert f"GOMP_SPINCOUNT = '{found}'" in told.stderr
