@@ -84,14 +84,14 @@ def open_door(
 
 
 def wait_briefly() -> None:
-    """Let torch's threads, when it gets loaded, wait for one another 10,000 turns of a loop and then sleep.
+    """Let torch's threads, when it gets loaded, wait for one another 3,000 turns of a loop and then sleep.
 
-    GNU OpenMP, torch's on Linux, lets them turn 300,000 times. Where other programs want the processor too, one that turns
-    keeps away the one it waits for: beside two busy programs on two cores a step of learning took 2.3 s, and 1.0 s like
-    this; with nothing beside it 0.26 s either way. (Asleep at once, `OMP_WAIT_POLICY=PASSIVE`: 0.9 to 1.3 s and 0.40 s.)
+    GNU OpenMP, torch's on Linux, lets them turn 300,000 times. Where other programs want the processor too, a thread that
+    turns keeps away the one it waits for: beside two busy programs on two cores a minute of learning came to 4 steps, and to
+    39 like this. With nothing beside it a step takes 4 % longer (`Testing/Benchmarks/results.md`).
     """
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 
 def recognise(error: BaseException) -> HiEndMAEError | None:
