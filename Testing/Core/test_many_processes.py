@@ -105,13 +105,17 @@ def test_a_lost_process_of_another_machine_is_made_up_for(store: Path, alone: li
     line = command("--data", store, "--output", run, "--snapshot-minutes", 0.0001, processes=1)
     machine = ["--nnodes=2", "--nproc-per-node=1", "--max-restarts=1", "--rdzv-backend=c10d", f"--rdzv-endpoint={meet}"]
     asked = [sys.executable, "-m", "torch.distributed.run", *machine, *line[1:]]
-    machines = [subprocess.Popen(asked, env=ENVIRONMENT, stderr=subprocess.PIPE, **SPOKEN) for _ in range(2)]
-    wait_for_a_snapshot(run, *machines)
-    victims = [pid for pid in _children(machines[1].pid) if "HiEndMAECore.pretrain" in _line(pid)]
-    os.kill(victims[0], signal.SIGKILL)
-    said = [machine.communicate(timeout=300)[1] for machine in machines]
-    assert [machine.returncode for machine in machines] == [0, 0], said
-    assert "Going on from step" in "".join(said)
+    heard = store.parent / "machines.txt"
+    with heard.open("w") as ear:
+        machines = [subprocess.Popen(asked, env=ENVIRONMENT, stderr=ear, text=True) for _ in range(2)]
+        wait_for_a_snapshot(run, *machines)
+        victims = [pid for pid in _children(machines[1].pid) if "HiEndMAECore.pretrain" in _line(pid)]
+        assert len(victims) == 1
+        os.kill(victims[0], signal.SIGKILL)
+        codes = [machine.wait(timeout=300) for machine in machines]
+    said = heard.read_text(encoding="utf-8", errors="replace")
+    assert codes == [0, 0], said
+    assert "Going on from step" in said
     assert losses(run) == pytest.approx(alone, abs=1e-4)
 
 
