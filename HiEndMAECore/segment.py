@@ -105,6 +105,9 @@ def run(config: SegmentConfig, report: Reporter | None = None) -> dict[str, Any]
             raise error
         if error is not None:
             report.warning(error.code, f"{job.case.name} was skipped: {error.message}", error.advice)
+        for note in () if isinstance(outcome, HiEndMAEError) else outcome["warnings"]:
+            if note["code"] == cases.NOTHING_FOUND:
+                report.warning(note["code"], f"{job.case.name}: {note['message']}", note["advice"])
         rows.append((job.case.name, None if isinstance(outcome, HiEndMAEError) else outcome["seconds"], error))
     rows = gather(rows)
     if len(jobs) > 1:

@@ -125,6 +125,17 @@ def test_a_result_lies_on_its_scan_and_tells_of_itself(patients: Path, model: Pa
         assert volume == pytest.approx(voxel * int((np.asarray(made.dataobj) == value).sum()), abs=2e-3)
 
 
+def test_a_result_with_nothing_in_it_is_told(patients: Path, model: Path, tmp_path: Path) -> None:
+    scan, _ = make_patient(4, shape=(42, 36, 36), spacing=(8.0, 8.0, 8.0))
+    write_scalar(tmp_path / "air.nii.gz", np.full_like(scan.array[0], -1000), scan.geometry)
+    out = tmp_path / "out.nii.gz"
+    heard, _ = run("segment", "--model", model, "--input", tmp_path / "air.nii.gz", "--output", out)
+    assert not np.asarray(nib.load(out).dataobj).any()
+    told = [event for event in heard if event["event"] == "warning" and event["code"] == "nothing_found"]
+    assert [event["message"] for event in told] == ["air: No structure was found."]
+    assert "nothing_found" in [note["code"] for note in json.loads((tmp_path / "out.json").read_text())["warnings"]]
+
+
 def test_same_steps_and_seed_give_the_same_model(patients: Path, model: Path, tmp_path: Path) -> None:
     run(
         "finetune", "--image", patients / "scans/p1_0000.nii.gz", "--label", patients / "labels/p1.nii.gz",

@@ -115,13 +115,17 @@ def test_the_whole_flow(
         assert called == list(names.values())
         assert content.ContainsRepresentation("Closed surface")
     assert count("vtkMRMLLabelMapVolumeNode") == 0
-    assert {review[0] for review in module.apply.reviews} == set(others)
+    # A slow machine learns nothing in a minute: then nothing is promised, nothing found, and that is told.
+    promised = model.description.training["self_check"]["mean"] or 0
+    empty = [case.volume for case in module.apply.cases if "No structure was found." in case.told]
+    assert not empty or promised < 0.1, "what is promised is found"
+    assert {review[0] for review in module.apply.reviews} == set(others) - set(empty)
     found = [
         (slicer.util.arrayFromSegmentBinaryLabelmap(result, segment, others[0]) > 0, truth == value)
         for result in module.apply.results[:1]
         for value, segment in zip(names, segments_of(result))
     ]
-    assert any(mask.any() for mask, _ in found)
+    assert any(mask.any() for mask, _ in found) is (others[0] not in empty)
     for name, (mask, true) in zip(names.values(), found):  # told, not judged: a minute, one scan, a machine in use
         record_property(f"Dice of {name}", round(float(2 * (mask & true).sum() / (mask.sum() + true.sum())), 2))
 
