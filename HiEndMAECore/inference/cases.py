@@ -120,7 +120,7 @@ def write_job(job: Job, work: Work, predictor: Predictor, options: Options) -> d
         row = {"name": structure.name, "value": value, "volume_ml": round(voxels * native.voxel_ml, 3)}
         row["confidence"] = result.confidence.get(value)
         structures.append(row | {name: count[value] for name, count in cleaned.items() if value in count})
-    if not any(row["volume_ml"] for row in structures):
+    if not labels.any():
         advice = "Teach the model for longer, or see whether this scan shows what it learned."
         work.warnings.append({"code": NOTHING_FOUND, "message": "No structure was found.", "advice": advice})
     work.seconds["write"] = time.monotonic() - started
