@@ -136,6 +136,16 @@ def test_a_result_with_nothing_in_it_is_told(patients: Path, model: Path, tmp_pa
     assert "nothing_found" in [note["code"] for note in json.loads((tmp_path / "out.json").read_text())["warnings"]]
 
 
+def test_where_all_was_cleaned_away_no_slice_is_named(patients: Path, model: Path, tmp_path: Path) -> None:
+    """`model` paints something in this patient: without the last option there are slices to look at first."""
+    for options in ((), ("--smallest", 1e6)):
+        out = tmp_path / "out.nii.gz"
+        run("segment", "--model", model, "--input", patients / "scans/p2_0000.nii.gz", "--output", out, *options)
+        record = json.loads((tmp_path / "out.json").read_text())
+        assert bool(record["review_slices"]) is not bool(options)
+        assert bool(np.asarray(nib.load(out).dataobj).any()) is not bool(options)
+
+
 def test_same_steps_and_seed_give_the_same_model(patients: Path, model: Path, tmp_path: Path) -> None:
     run(
         "finetune", "--image", patients / "scans/p1_0000.nii.gz", "--label", patients / "labels/p1.nii.gz",
