@@ -130,9 +130,7 @@ def write_job(job: Job, work: Work, predictor: Predictor, options: Options) -> d
         "model": predictor.description.name,
         "spacing_mm": list(options.spacing or predictor.plan.spacing),
         "structures": structures,
-        "review_slices": result.review
-        if labels.any()
-        else [],  # no border is left to look at where all was cleaned away
+        "review_slices": result.review if labels.any() else [],  # where nothing is left there is no border to look at
         "warnings": work.warnings,
         "versions": versions(),
         "seconds": round(sum(work.seconds.values()), 2),
