@@ -1,8 +1,8 @@
 """HiEndMAECore: label one scan, segment the rest, and pretrain the model that makes it possible.
 
-The front doors are `prepare`, `pretrain`, `finetune`, `segment`, `evaluate`, `demo` and `doctor`; each runs as
-`python -m HiEndMAECore.<door>` and as `HiEndMAECore.<door>.run(config)`. Importing the package, or any door, needs
-nothing but the standard library.
+The commands are `prepare`, `pretrain`, `finetune`, `segment`, `evaluate`, `demo` and `doctor`. Each runs as
+`python -m HiEndMAECore.<command>`, as `hiendmae <command>`, and as `HiEndMAECore.<command>.run(config)`. Importing the
+package, or any command, needs the standard library alone.
 
 Method: Tang et al., Hi-End-MAE, Medical Image Analysis 2025, arXiv 2502.08347.
 """
@@ -10,4 +10,5 @@ Method: Tang et al., Hi-End-MAE, Medical Image Analysis 2025, arXiv 2502.08347.
 from __future__ import annotations
 
 __version__ = "0.1.0"
-DOORS = ("prepare", "pretrain", "finetune", "segment", "evaluate", "demo", "doctor")
+COMMANDS = ("prepare", "pretrain", "finetune", "segment", "evaluate", "demo", "doctor")
+DOORS = COMMANDS  # the name of earlier versions, which scripts may import

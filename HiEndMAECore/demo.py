@@ -15,22 +15,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .configuration import DoorConfig, option, require_positive
+from .cli.options import CommandConfig, option, require_positive
+from .cli.runner import run_command
 from .errors import InputError
-from .reporting.front_door import open_door
 from .reporting.reporter import Reporter
 
 if TYPE_CHECKING:
-    from .training.teaching import LabelledCase
-    from .volumes.datasets import Case, Dataset
-    from .volumes.preparation import Normalisation
+    from .data.cases import Case
+    from .data.datasets import Dataset
+    from .data.labelled_cases import LabelledCase
+    from .preprocessing.intensity import IntensityNormalization
 
 _UNLABELLED = 8
 _SPACING = 5.0  # mm; coarse, so that two processor cores learn the digital patients in minutes
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoConfig(DoorConfig):
+class DemoConfig(CommandConfig):
     """Where to write, on what, and how long."""
 
     output: Path = option(help="Folder to write: scans, model, results, picture.", required=True)
@@ -49,10 +50,12 @@ class DemoConfig(DoorConfig):
 def run(config: DemoConfig, report: Reporter | None = None) -> dict[str, Any]:
     """Run the doors one after the other; returns the picture and the scores. Raises `InputError`."""
     report = report or Reporter(quiet=True)
-    from . import evaluate, finetune, prepare, pretrain, segment
-    from .devices import choose_device
-    from .training import teaching
-    from .volumes.datasets import read_dataset
+    from HiEndMAECore import evaluate, finetune, prepare, pretrain, segment
+
+    from .data.datasets import read_dataset
+    from .data.labelled_cases import read_labelled_case
+    from .runtime.devices import choose_device
+    from .training import presets
 
     started = time.monotonic()
     shared: dict[str, Any] = {"device": config.device, "seed": config.seed}
@@ -60,17 +63,17 @@ def run(config: DemoConfig, report: Reporter | None = None) -> dict[str, Any]:
     dataset = config.dataset or _draw_patients(out / "patients", config.targets, report)
     found = read_dataset(dataset)
     teacher, targets = _roles(found, config)
-    read = teaching.read_case(teacher, report=report)
-    preset = teaching.choose_preset("auto", choose_device(config.device))
+    read = read_labelled_case(teacher, report=report)
+    preset = presets.choose_preset("auto", choose_device(config.device))
     edge = config.spacing or (None if config.dataset else _SPACING)
-    plan = teaching.choose_plan([read], preset=preset, spacing=None if edge is None else (edge, edge, edge))
-    report.say(f"1. Pretraining on {min(len(found.unlabelled), _UNLABELLED)} scans that nobody labelled.")
+    plan = presets.choose_preprocessing([read], preset=preset, spacing=None if edge is None else (edge, edge, edge))
+    report.info(f"1. Pretraining on {min(len(found.unlabelled), _UNLABELLED)} scans that nobody labelled.")
     listed = out / "unlabelled.txt"
     pool = [case.channels[0].resolve() for case in (found.unlabelled or (teacher,))[:_UNLABELLED]]
     listed.parent.mkdir(parents=True, exist_ok=True)
     listed.write_text("\n".join(map(str, pool)) + "\n", encoding="utf-8")
     store, pretrained, model, results = out / "store", out / "pretraining", out / "model", out / "results"
-    modality = "ct" if plan.normalisation.kind == "window" else "mri"
+    modality = "ct" if plan.normalization.kind == "window" else "mri"
     prepare.run(
         prepare.PrepareConfig(input=(listed,), output=store, spacing=plan.spacing, modality=modality, **shared), report
     )
@@ -87,17 +90,17 @@ def run(config: DemoConfig, report: Reporter | None = None) -> dict[str, Any]:
         ),
         report,
     )
-    report.say(f"2. Learning from one labelled scan, {teacher.name}.")
+    report.info(f"2. Learning from one labelled scan, {teacher.name}.")
     finetune.run(
         finetune.FinetuneConfig(
             dataset=dataset, cases=(teacher.name,), init=str(pretrained), output=model, steps=config.steps, **shared
         ),
         report,
     )
-    report.say(f"3. Segmenting {', '.join(case.name for case in targets)}, never seen before.")
+    report.info(f"3. Segmenting {', '.join(case.name for case in targets)}, never seen before.")
     inputs = tuple(",".join(map(str, case.channels)) for case in targets)
     segment.run(segment.SegmentConfig(model=model, input=inputs, output=results, clean=True, **shared), report)
-    report.say("4. Scoring against the reference.")
+    report.info("4. Scoring against the reference.")
     reference = teacher.label.parent if teacher.label else dataset
     scores = evaluate.run(
         evaluate.EvaluateConfig(
@@ -105,16 +108,16 @@ def run(config: DemoConfig, report: Reporter | None = None) -> dict[str, Any]:
         ),
         report,
     )
-    picture = _show(out, read, targets[0], plan.normalisation, found)
+    picture = _show(out, read, targets[0], plan.normalization, found)
     report.preview(picture)
-    report.say(f"Look at {picture}. All took {time.monotonic() - started:.0f} s.")
+    report.info(f"Look at {picture}. All took {time.monotonic() - started:.0f} s.")
     return {"picture": picture, **scores, "model": model}
 
 
 def _draw_patients(folder: Path, targets: int, report: Reporter) -> Path:
     """Make the digital patients: one to learn from, `targets` to segment, and some whom nobody labels."""
-    from .volumes.phantom import DEMO_SEEDS
-    from .volumes.phantom_dataset import write_patients
+    from .data.phantom import DEMO_SEEDS
+    from .data.phantom_dataset import write_patients
 
     first = max(DEMO_SEEDS) + 1
     labelled = [*DEMO_SEEDS, *range(first, first + targets - 1)]
@@ -129,28 +132,30 @@ def _roles(dataset: Dataset, config: DemoConfig) -> tuple[Case, list[Case]]:
     """(the case to learn from, the cases to segment); raises `InputError` when there are too few."""
     cases = {case.name: case for case in dataset.cases}
     if len(cases) < 2 or (config.teacher and config.teacher not in cases):
-        told = f"The data set {dataset.name} has the labelled cases: {', '.join(cases) or 'none'}."
-        raise InputError("case_absent", told, "Two are needed at least; check --teacher.")
+        message = f"The data set {dataset.name} has the labelled cases: {', '.join(cases) or 'none'}."
+        raise InputError("case_absent", message, "Two are needed at least; check --teacher.")
     teacher = cases.pop(config.teacher or next(iter(cases)))
     return teacher, list(cases.values())[: config.targets]
 
 
-def _show(out: Path, teacher: LabelledCase, target: Case, normalisation: Normalisation, dataset: Dataset) -> Path:
+def _show(
+    out: Path, teacher: LabelledCase, target: Case, normalization: IntensityNormalization, dataset: Dataset
+) -> Path:
     """The picture of the first target."""
-    from .checkpoints.model_folder import read_description
-    from .inference.showing import show_result
-    from .volumes.files import read_labels, read_volume
+    from .inference.result_figure import draw_result_figure
+    from .io.readers import read_label_map, read_volume
+    from .models.folder import read_description
 
     whole = json.loads((out / "scores.json").read_text(encoding="utf-8"))
     scores = {row["structure"]: row["dice"] for row in whole["cases"] if row["case"] == target.name}
     picture = out / "result.png"
-    show_result(
+    draw_result_figure(
         picture,
         scan=read_volume(target.channels),
-        prediction=read_labels(out / "results" / f"{target.name}.nii.gz", allow_empty=True),
-        truth=read_labels(target.label) if target.label else None,
+        prediction=read_label_map(out / "results" / f"{target.name}.nii.gz", allow_empty=True),
+        truth=read_label_map(target.label) if target.label else None,
         teacher=(teacher.scan, teacher.labels),
-        normalisation=normalisation,
+        normalization=normalization,
         structures=dataset.structures,
         losses=[(int(step), loss) for step, loss in read_description(out / "model").training["losses"]],
         scores=scores,
@@ -161,7 +166,7 @@ def _show(out: Path, teacher: LabelledCase, target: Case, normalisation: Normali
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    return open_door(DemoConfig, run, argv, door="demo", description=__doc__ or "")
+    return run_command(DemoConfig, run, argv, command="demo", description=__doc__ or "")
 
 
 if __name__ == "__main__":

@@ -19,20 +19,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .configuration import DoorConfig, option
-from .devices import card_is_usable
+from .cli.options import CommandConfig, option
+from .cli.runner import run_command
 from .errors import MissingDependencyError
-from .reporting.front_door import open_door
+from .io.atomic import write_text
 from .reporting.reporter import Reporter
-from .reporting.writing import write_text
-from .requirements import OPTIONAL, REQUIRED, fault_of, installed, name_of, pip_install, version_numbers
+from .runtime.devices import card_is_usable
+from .runtime.requirements import OPTIONAL, REQUIRED, fault_of, installed, name_of, pip_install, version_numbers
 
 _CUDA_WHEELS = "--index-url https://download.pytorch.org/whl/{}"
 _OLDER, _NEWER = _CUDA_WHEELS.format("cu126"), _CUDA_WHEELS.format("cu128")  # to capability 9.0, and from 7.5 on
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoctorConfig(DoorConfig):
+class DoctorConfig(CommandConfig):
     """What to look at beyond the computer itself."""
 
     output: Path | None = option(None, help="Write the findings here (NAME.json); its disk is looked at too.")
@@ -41,7 +41,7 @@ class DoctorConfig(DoorConfig):
 def run(config: DoctorConfig, report: Reporter | None = None) -> dict[str, Any]:
     """Look around and tell; raises `MissingDependencyError` when the main job cannot run here."""
     report = report or Reporter(quiet=True)
-    report.say(f"Python {platform.python_version()} on {platform.platform()}: {sys.executable}")
+    report.info(f"Python {platform.python_version()} on {platform.platform()}: {sys.executable}")
     missing = _packages(report)
     facts = _machine(config.output, report)
     devices = [] if "torch" in missing else _devices(report)
@@ -59,17 +59,17 @@ def run(config: DoctorConfig, report: Reporter | None = None) -> dict[str, Any]:
         write_text(config.output, json.dumps(found, indent=1) + "\n")
     if missing:
         wanted = [line for line in REQUIRED if name_of(line) in missing]
-        told = f"The main job cannot run here. Not usable: {', '.join(missing)}."
+        message = f"The main job cannot run here. Not usable: {', '.join(missing)}."
         commands = [pip_install(*wanted)]
         driver = _driver_cuda()
         if sys.platform == "win32" and "torch" in missing and driver:  # there pip's own choice is a CPU build
             commands.insert(0, f"{pip_install(REQUIRED[0])} {_wheels_for(driver)}")
-        raise MissingDependencyError("dependency_missing", told, f"Install with: {' and then: '.join(commands)}")
+        raise MissingDependencyError("dependency_missing", message, f"Install with: {' and then: '.join(commands)}")
     if config.device != "auto":
-        from .devices import choose_device
+        from .runtime.devices import choose_device
 
         choose_device(config.device)
-    report.say(f"This computer can run the main job, on: {', '.join(device['name'] for device in devices)}.")
+    report.info(f"This computer can run the main job, on: {', '.join(device['name'] for device in devices)}.")
     return {} if config.output is None else {"report": config.output}
 
 
@@ -78,7 +78,7 @@ def _packages(report: Reporter) -> list[str]:
     missing = []
     for line in (*REQUIRED, *OPTIONAL):
         name, version, fault = name_of(line), installed(line), fault_of(line)
-        report.say(f"  {name:<12} {version or '-':<16} {fault and f'{fault}; wanted: {line}'}".rstrip())
+        report.info(f"  {name:<12} {version or '-':<16} {fault and f'{fault}; wanted: {line}'}".rstrip())
         if fault and line in OPTIONAL:
             report.warning("extra_missing", f"{name} is {fault}; it is needed {OPTIONAL[line]}.", pip_install(line))
         elif fault == "excluded":  # it runs, only badly
@@ -98,7 +98,7 @@ def _machine(output: Path | None, report: Reporter) -> dict[str, float]:
     facts = {"cores": cores, "memory_gb": round(memory, 1), "disk_free_gb": round(disk, 1)}
     for name, value in facts.items():
         report.metric(name, value)
-    report.say(f"{cores} cores, {memory:.1f} GB of memory, {disk:.1f} GB free on the disk of {place}.")
+    report.info(f"{cores} cores, {memory:.1f} GB of memory, {disk:.1f} GB free on the disk of {place}.")
     if 0 < memory < 7.5:
         report.warning("memory_small", f"This computer has {memory:.1f} GB of memory.", "Work with a larger --spacing.")
     if disk < 5:
@@ -112,8 +112,8 @@ def _memory() -> float:
         import ctypes
 
         kilobytes = ctypes.c_ulonglong()
-        told = ctypes.windll.kernel32.GetPhysicallyInstalledSystemMemory(ctypes.byref(kilobytes))
-        return kilobytes.value * 1024.0 if told else 0.0
+        message = ctypes.windll.kernel32.GetPhysicallyInstalledSystemMemory(ctypes.byref(kilobytes))
+        return kilobytes.value * 1024.0 if message else 0.0
     return float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")
 
 
@@ -127,24 +127,24 @@ def _devices(report: Reporter) -> list[dict[str, Any]]:
         for index in range(torch.cuda.device_count()):
             card = torch.cuda.get_device_properties(index)
             if not card_is_usable(index):
-                told = f"torch {version} has no code for {card.name} (compute capability {card.major}.{card.minor})."
+                message = f"torch {version} has no code for {card.name} (compute capability {card.major}.{card.minor})."
                 wheels = _NEWER if card.major >= 10 else _OLDER
                 advice = f"Use --device cpu, or a build that has it: {pip_install('torch')} --force-reinstall {wheels}"
-                report.warning("gpu_unsupported", told, advice)
+                report.warning("gpu_unsupported", message, advice)
                 continue
             memory = round(card.total_memory / 1e9, 1)
             devices.append({"device": f"cuda:{index}", "name": card.name, "memory_gb": memory})
             report.metric("gpu_memory_gb", memory, device=f"cuda:{index}", gpu=card.name)
     elif driver and built is None and torch.version.hip is None:
-        told = f"This computer has an NVIDIA graphics card, but torch {version} was built for the CPU alone."
+        message = f"This computer has an NVIDIA graphics card, but torch {version} was built for the CPU alone."
         advice = f"{pip_install('torch!=2.9.*')} --force-reinstall {_wheels_for(driver)}"
-        report.warning("torch_without_cuda", told, advice)
+        report.warning("torch_without_cuda", message, advice)
     elif driver and built is not None:
-        told = f"torch was built for CUDA {built}, the NVIDIA driver serves CUDA {driver}, and no card answers."
+        message = f"torch was built for CUDA {built}, the NVIDIA driver serves CUDA {driver}, and no card answers."
         if version_numbers(driver)[0] < version_numbers(built)[0]:
-            report.warning("driver_too_old", told, "Update the NVIDIA driver.")
+            report.warning("driver_too_old", message, "Update the NVIDIA driver.")
         else:
-            report.warning("gpu_hidden", told, "Look at CUDA_VISIBLE_DEVICES, and restart the computer.")
+            report.warning("gpu_hidden", message, "Look at CUDA_VISIBLE_DEVICES, and restart the computer.")
     if torch.backends.mps.is_available():
         devices.append({"device": "mps", "name": "Apple graphics"})
     return [*devices, {"device": "cpu", "name": "CPU"}]
@@ -167,7 +167,7 @@ def _wheels_for(driver: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    return open_door(DoctorConfig, run, argv, door="doctor", description=__doc__ or "")
+    return run_command(DoctorConfig, run, argv, command="doctor", description=__doc__ or "")
 
 
 if __name__ == "__main__":

@@ -73,3 +73,42 @@ class Cancelled(HiEndMAEError):
 
     def __init__(self, code: str = "cancelled", message: str = "The run was cancelled.", advice: str = "") -> None:
         super().__init__(code, message, advice)
+
+
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "MPS backend out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+
+
+def classify_exception(error: BaseException) -> HiEndMAEError | None:
+    """The typed error that a foreign exception stands for, or None. Only real out-of-memory errors count as one."""
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("HiEndMAE"):
+        return MissingDependencyError.of(error.name.split(".")[0], "for this job")
+    text = str(error)
+    if (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or any(said in text for said in _OUT_OF_MEMORY)
+    ):
+        return OutOfMemoryError(
+            "out_of_memory",
+            "There is not enough memory for this run.",
+            "Close other programs, use a larger --spacing or a smaller --batch-size, or try --device cpu.",
+        )
+    if isinstance(error, OSError) and error.errno is not None:
+        import errno
+
+        if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+            place = error.filename or "the output folder"
+            advice = "Free some space and run the same line again."
+            return InputError("disk_full", f"The disk is full ({place}).", advice)
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:
+            return InputError(
+                "not_allowed", f"{error.filename} cannot be written or read (permission).", "Choose another folder."
+            )
+    return None

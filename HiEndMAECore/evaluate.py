@@ -14,17 +14,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .configuration import DoorConfig, option, require_positive
+from .cli.options import CommandConfig, option, require_positive
+from .cli.runner import run_command
 from .errors import InputError, UsageError
-from .reporting.front_door import open_door
 from .reporting.reporter import Reporter
 
 if TYPE_CHECKING:
-    from .metrics.scores import StructureScore
+    from .evaluation.metrics import StructureScore
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(DoorConfig):
+class EvaluateConfig(CommandConfig):
     """What to score, against what, and where to write it."""
 
     prediction: Path = option(help="Predicted label map, or a folder of them.", required=True)
@@ -49,17 +49,20 @@ def run(config: EvaluateConfig, report: Reporter | None = None) -> dict[str, Any
     scored; the report then holds the others.
     """
     report = report or Reporter(quiet=True)
-    from .metrics import pairs, scorecard, scores
+    from .data.label_table import structure_names
+    from .evaluation import matching, metrics
+    from .evaluation.report import write_report
+    from .evaluation.statistics import summarize
 
-    found = pairs.find_pairs(config.prediction, config.reference)
-    named = pairs.structure_names(config.labels, config.reference)
-    for names, code, told in (
+    found = matching.match_cases(config.prediction, config.reference)
+    named = structure_names(config.labels, config.reference)
+    for names, code, message in (
         (found.without_prediction, "no_prediction", "a reference but no prediction; not in the means"),
         (found.without_reference, "no_reference", "a prediction but no reference; not scored"),
     ):
         if names:
             few = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
-            report.warning(code, f"{len(names)} with {told}: {few}.", "The report lists all.")
+            report.warning(code, f"{len(names)} with {message}: {few}.", "The report lists all.")
 
     batch = config.prediction.is_dir() or config.reference.is_dir()
     scored: dict[str, dict[int, StructureScore]] = {}
@@ -77,7 +80,7 @@ def run(config: EvaluateConfig, report: Reporter | None = None) -> dict[str, Any
 
     values = sorted(set(named).union(*scored.values()))
     called = {value: named.get(value, f"label {value}") for value in values}
-    summary = scores.summarise(list(scored.values()), values, seed=config.seed)
+    summary = summarize(list(scored.values()), values, seed=config.seed)
     structures = [{"name": called[row["value"]], **row} for row in summary["structures"]]
     whole = {
         "format": 1,
@@ -88,7 +91,7 @@ def run(config: EvaluateConfig, report: Reporter | None = None) -> dict[str, Any
         "overall": summary["overall"],
         "structures": structures,
         "cases": [
-            {"case": case, "structure": called[value], **asdict(row.get(value, scores.not_labelled(value)))}
+            {"case": case, "structure": called[value], **asdict(row.get(value, metrics.not_labelled(value)))}
             for case, row in scored.items()
             for value in values
         ],
@@ -96,7 +99,7 @@ def run(config: EvaluateConfig, report: Reporter | None = None) -> dict[str, Any
         "without_prediction": found.without_prediction,
         "without_reference": found.without_reference,
     }
-    table = scorecard.write_report(config.output, whole)
+    table = write_report(config.output, whole)
     _tell(report, [*structures, {"name": "mean of structures", **summary["overall"]}], config.tolerance)
     if failed:
         raise InputError(
@@ -110,29 +113,31 @@ def run(config: EvaluateConfig, report: Reporter | None = None) -> dict[str, Any
 def _score(prediction: Path, reference: Path, tolerance: float) -> dict[int, StructureScore]:
     """The scores of one case, on the prediction's grid. A reference that is stored turned or cropped (as 3D Slicer does)
     is brought there exactly; `InputError` when that takes interpolation, or when a file cannot be read."""
-    from .metrics import scores
-    from .volumes import files
+    from .evaluation import metrics
+    from .io.alignment import align_label_map
+    from .io.readers import read_label_map
 
-    one, other = (files.read_labels(path, allow_empty=True) for path in (prediction, reference))
-    other = files.on_grid_of(one, other)
-    return scores.score_case(one.array[0], other.array[0], affine=one.affine, tolerance_mm=tolerance)
+    one, other = (read_label_map(path, allow_empty=True) for path in (prediction, reference))
+    other = align_label_map(one, other)
+    return metrics.score_case(one.array[0], other.array[0], affine=one.affine, tolerance_mm=tolerance)
 
 
 def _tell(report: Reporter, rows: Sequence[dict[str, Any]], tolerance: float) -> None:
     """The means: `metric` events for a program, a table for a person."""
-    from .metrics import scorecard, scores
+    from .evaluation import metrics
+    from .evaluation.report import format_table
 
     for row in rows:
-        for score in scores.SCORES:
-            told = row[score]
-            report.metric(score, told["mean"], structure=row["name"], interval=told["interval"], n=told["n"])
-    for line in scorecard.lines(rows, tolerance):
-        report.say(line)
+        for score in metrics.SCORES:
+            message = row[score]
+            report.metric(score, message["mean"], structure=row["name"], interval=message["interval"], n=message["n"])
+    for line in format_table(rows, tolerance):
+        report.info(line)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    return open_door(EvaluateConfig, run, argv, door="evaluate", description=__doc__ or "")
+    return run_command(EvaluateConfig, run, argv, command="evaluate", description=__doc__ or "")
 
 
 if __name__ == "__main__":

@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .configuration import DoorConfig, option, require_positive
+from .cli.options import CommandConfig, option, require_positive
+from .cli.runner import run_command
 from .errors import InputError, UsageError
-from .reporting.front_door import open_door
 from .reporting.reporter import Reporter
 
 BUDGETS = {"1min": 60.0, "5min": 300.0, "20min": 1200.0, "good": 3600.0}
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(DoorConfig):
+class FinetuneConfig(CommandConfig):
     """What to learn from, from where to start, how long."""
 
     image: tuple[str, ...] = option((), help="Scans, one a case; the channels of one case joined by commas.")
@@ -75,92 +75,108 @@ def run(config: FinetuneConfig, report: Reporter | None = None) -> dict[str, Any
     """Train and write the model; returns its path. Raises `InputError`, `Cancelled`."""
     report = report or Reporter(quiet=True)
     assert config.output is not None
-    from .checkpoints import model_folder
+    from .models import folder
 
-    model_folder.refuse_taken(config.output)
-    from .checkpoints.catalogue import OURS
-    from .checkpoints.transfer import read_initial, start_from
-    from .devices import choose_device
-    from .networks import build_segmentation
-    from .training import finetuning, paper, self_check, teaching
-    from .training.describing import describe_model
+    folder.check_output_free(config.output)
+    from .data.label_table import read_structures
+    from .data.labelled_cases import (
+        cases_from_dataset,
+        cases_from_files,
+        check_compatible,
+        collect_structures,
+        read_labelled_case,
+    )
+    from .models.catalogue import DEFAULT_WEIGHTS
+    from .models.pretrained import load_pretrained, read_pretrained
+    from .networks import build_network
+    from .runtime.devices import choose_device
+    from .training import finetuning, paper_recipe, performance_estimate, presets
+    from .training.mirroring import decide_case_mirroring, mirroring_to_json
+    from .training.model_card import describe_model
+    from .training.plans import PRETRAINED_RATE, FinetuningPlan
+    from .training.training_cases import preprocess_training_cases
 
     device = choose_device(config.device)
-    preset = teaching.choose_preset(config.preset, device)
-    initial = read_initial(str(config.improve or config.init or ("none" if preset.paper else OURS)))
+    preset = presets.choose_preset(config.preset, device)
+    initial = read_pretrained(str(config.improve or config.init or ("none" if preset.paper else DEFAULT_WEIGHTS)))
     if config.improve and not (initial and initial.is_segmentation):
         raise InputError(
             "model_not_for_segmentation", f"{config.improve} has not learned to segment.", "Use it as --init."
         )
     if config.dataset:
-        dataset = teaching.cases_of(config.dataset, config.cases, share=config.share, seed=config.seed)
+        dataset = cases_from_dataset(config.dataset, config.cases, share=config.share, seed=config.seed)
         known, cases, ignore = dataset.structures, dataset.cases, dataset.ignore
     else:
-        known, cases, ignore = (), tuple(teaching.cases_from(config.image, config.label)), None
+        known, cases, ignore = (), tuple(cases_from_files(config.image, config.label)), None
     if config.names:
-        known = teaching.named_structures(config.names)
+        known = read_structures(config.names)
     read = []
     for step in report.steps("reading", len(cases)):
-        read.append(teaching.read_case(cases[step], report=report))
-    teaching.check_together(read, ignore=ignore)
-    plan = teaching.choose_plan(read, preset=preset, spacing=config.spacing, initial=initial)
+        read.append(read_labelled_case(cases[step], report=report))
+    check_compatible(read, ignore=ignore)
+    plan = presets.choose_preprocessing(read, preset=preset, spacing=config.spacing, initial=initial)
     if config.improve and initial and initial.description:
-        from .inference.predictor import structures_of
+        from .data.label_table import model_structures
 
-        known = structures_of(initial.description)
+        known = model_structures(initial.description)
         structures = known
     else:
-        structures = teaching.collect_structures(read, known)
-    scans = teaching.prepare_teaching(read, plan, structures, report=report)
+        structures = collect_structures(read, known)
+    scans = preprocess_training_cases(read, plan, structures, report=report)
     del read  # half a gigabyte a large scan
-    architecture = teaching.architecture_for(preset, initial, classes=len(structures) + 1, channels=len(scans[0].image))
+    architecture = presets.choose_architecture(
+        preset, initial, classes=len(structures) + 1, channels=len(scans[0].image)
+    )
     crop = architecture["arguments"]["image_size"]
 
     import torch
 
     torch.manual_seed(config.seed)
-    network = build_segmentation(architecture)
-    origin = start_from(network, initial)
+    network = build_network(architecture)
+    origin = load_pretrained(network, initial)
     if initial:
-        report.say(f"Starting from the {origin['init_taken']} of {origin['init']}.")
-    folder = config.output.with_name(config.output.name + ".training")
+        report.info(f"Starting from the {origin['init_taken']} of {origin['init']}.")
+    run_directory = config.output.with_name(config.output.name + ".training")
     looking = None
     if config.preview:
-        from .training.previewing import Preview
+        from .training.preview import Preview
 
         assert scans[0].grid is not None
-        folder.mkdir(parents=True, exist_ok=True)
-        looking = Preview(scans[0], scans[0].grid, structures, path=folder / "preview.nii", report=report)
+        run_directory.mkdir(parents=True, exist_ok=True)
+        looking = Preview(scans[0], scans[0].grid, structures, path=run_directory / "preview.nii", report=report)
     mirroring = None
     if preset.paper:
-        paper.warn_of_sides([structure.name for structure in structures], report)
-        recipe = paper.paper_plan(crop=crop, cases=len(scans), share=config.share, steps=config.steps, seed=config.seed)
+        paper_recipe.warn_about_flips([structure.name for structure in structures], report)
+        recipe = paper_recipe.paper_plan(
+            crop=crop, cases=len(scans), share=config.share, steps=config.steps, seed=config.seed
+        )
     else:
-        mirroring = teaching.mirroring_of(scans, structures, report=report)
+        mirroring = decide_case_mirroring(scans, structures, report=report)
         if not config.steps:
-            report.say(f"{self_check.SHARE:.0%} of the budget is kept for the self-check.")
-        recipe = finetuning.FinetuningPlan(
+            report.info(f"{performance_estimate.BUDGET_SHARE:.0%} of the budget is kept for the self-check.")
+        recipe = FinetuningPlan(
             crop=crop,
             steps=config.steps,
-            seconds=BUDGETS[config.budget] * (1 - self_check.SHARE - (looking.share if looking else 0)),
+            seconds=BUDGETS[config.budget]
+            * (1 - performance_estimate.BUDGET_SHARE - (looking.share if looking else 0)),
             batch_size=preset.batch_size,
             seed=config.seed,
-            **({"encoder_rate": finetuning.PRETRAINED_RATE} if initial else {}),
+            **({"encoder_rate": PRETRAINED_RATE} if initial else {}),
         )
     result = finetuning.finetune(
         scans,
         network,
         plan=recipe,
         device=device,
-        folder=folder,
+        folder=run_directory,
         report=report,
         resume=config.resume,
         preview=looking,
         mirroring=mirroring,
-        method=paper.PaperMethod(scans, seed=config.seed) if preset.paper else None,
+        method=paper_recipe.PaperRecipe(scans, seed=config.seed) if preset.paper else None,
     )
-    work = self_check.plan_work(scans, crop=crop, steps=result.steps, batch_size=recipe.batch_size)
-    checked = self_check.self_check(
+    work = performance_estimate.plan_estimate(scans, crop=crop, steps=result.steps, batch_size=recipe.batch_size)
+    checked = performance_estimate.estimate_performance(
         scans, result.network, structures,
         crop=crop, work=work, seed=config.seed, device=device, report=report,
     )  # fmt: skip
@@ -168,20 +184,20 @@ def run(config: FinetuneConfig, report: Reporter | None = None) -> dict[str, Any
         config.name or config.output.stem,
         architecture=architecture,
         plan=plan, structures=structures, scans=scans, result=result, checked=checked,
-        origin={**origin, "preset": config.preset, **teaching.told_mirroring(mirroring, structures)},
+        origin={**origin, "preset": config.preset, **mirroring_to_json(mirroring, structures)},
         seed=config.seed, device=device,
     )  # fmt: skip
-    model_folder.write_model(config.output, description, result.network.state_dict())
-    shutil.rmtree(folder, ignore_errors=True)
+    folder.write_model(config.output, description, result.network.state_dict())
+    shutil.rmtree(run_directory, ignore_errors=True)
     report.metric("learning_seconds", round(result.seconds, 1), steps=result.steps)
     checked.tell(report)
-    report.say(f"The model is at {config.output}.")
+    report.info(f"The model is at {config.output}.")
     return {"model": config.output}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    return open_door(FinetuneConfig, run, argv, door="finetune", description=__doc__ or "")
+    return run_command(FinetuneConfig, run, argv, command="finetune", description=__doc__ or "")
 
 
 if __name__ == "__main__":

@@ -15,19 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .configuration import DoorConfig, option, require_positive
+from .cli.options import CommandConfig, option, require_positive
+from .cli.runner import run_command
 from .errors import HiEndMAEError, InputError, MissingDependencyError, UsageError
-from .reporting.front_door import open_door
 from .reporting.reporter import Reporter
 
 if TYPE_CHECKING:
-    from .volumes.datasets import Case
+    from .data.cases import Case
 
 _END_THE_RUN = ("disk_full", "not_allowed", "worker_not_started")  # no fault of the scan's
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrepareConfig(DoorConfig):
+class PrepareConfig(CommandConfig):
     """Which scans, where to, on which grid."""
 
     input: tuple[Path, ...] = option((), help="Scans, folders of scans, or .txt lists of them.", required=True)
@@ -58,18 +58,22 @@ def run(config: PrepareConfig, report: Reporter | None = None) -> dict[str, Any]
     """Prepare what is missing; returns the store. Raises `InputError` when not one scan can be used."""
     report = report or Reporter(quiet=True)
     assert config.output is not None
-    from .inference.memory import CPU, READ_BYTES, free_memory
-    from .volumes import intake
-    from .volumes.datasets import find_cases
-    from .volumes.holding_out import HoldOut
-    from .volumes.preparation import Normalisation, PreparationPlan
-    from .volumes.shelf import Shelf
-    from .volumes.workers import run_jobs
+    from .data import ingest
+    from .data.cases import find_cases
+    from .data.exclusion import ExclusionList
+    from .data.fingerprint import read_voxel_digest
+    from .data.store_writer import StoreWriter
+    from .preprocessing.intensity import IntensityNormalization
+    from .preprocessing.pipeline import PreprocessingPlan
+    from .runtime.memory import BYTES_PER_VOXEL_READING, CPU, free_memory
+    from .runtime.worker_pool import run_jobs
 
-    window = Normalisation("window", *config.window)
-    plan = PreparationPlan(config.spacing, window if config.modality == "ct" else Normalisation.percentiles())
-    shelf = Shelf.open(config.output, plan.to_json())
-    hold_out = HoldOut.read(config.hold_out, config.input)
+    window = IntensityNormalization("window", *config.window)
+    plan = PreprocessingPlan(
+        config.spacing, window if config.modality == "ct" else IntensityNormalization.percentiles()
+    )
+    shelf = StoreWriter.open(config.output, plan.to_json())
+    hold_out = ExclusionList.read(config.hold_out, config.input)
     found = find_cases(config.input)
     held, cases = hold_out.part(found)
     channels = shelf.manifest.get("channels") or Counter(len(case.channels) for case in found).most_common(1)[0][0]
@@ -80,17 +84,17 @@ def run(config: PrepareConfig, report: Reporter | None = None) -> dict[str, Any]
     memory = float(free_memory(CPU))
 
     def needed(case: Case) -> float:
-        return READ_BYTES * intake.voxels_of(case)
+        return BYTES_PER_VOXEL_READING * ingest.count_voxels(case)
 
     how: dict[str, Any] = {"workers": workers, "watch": report.check, "cost": needed, "budget": memory}
 
-    unknown = [case for case in held if intake.source_of(case) not in shelf.held]
-    for done, (case, outcome) in enumerate(run_jobs(intake.read_content, unknown, **how), 1):
+    unknown = [case for case in held if ingest.case_source(case) not in shelf.held]
+    for done, (case, outcome) in enumerate(run_jobs(read_voxel_digest, unknown, **how), 1):
         if isinstance(outcome, HiEndMAEError):
-            told = f"{case.name} is held out and cannot be read, so copies of it cannot be told: {outcome.message}"
-            report.warning("held_out_unreadable", told, outcome.advice)
+            message = f"{case.name} is held out and cannot be read, so copies of it cannot be told: {outcome.message}"
+            report.warning("held_out_unreadable", message, outcome.advice)
         else:
-            shelf.held[intake.source_of(case)] = outcome
+            shelf.held[ingest.case_source(case)] = outcome
         report.progress("reading what is held out", done, len(unknown))
     contents = frozenset(shelf.held.values())
     shelf.drop(lambda entry: entry["content"] in contents)
@@ -98,15 +102,15 @@ def run(config: PrepareConfig, report: Reporter | None = None) -> dict[str, Any]
     missing = []
     for case in cases:
         if there := shelf.scans.get(case.name):
-            if there["source"] != intake.source_of(case):
-                told = f"Another scan called {case.name} is in the store, from {there['source']}."
-                shelf.leave_out(case, InputError("name_taken", told), report)
+            if there["source"] != ingest.case_source(case):
+                message = f"Another scan called {case.name} is in the store, from {there['source']}."
+                shelf.leave_out(case, InputError("name_taken", message), report)
         elif (takes := needed(case)) > memory:
-            told = f"{case.name} takes {takes / 1e9:.1f} GB of memory to prepare; {memory / 1e9:.1f} GB are free."
-            shelf.leave_out(case, InputError("too_large", told), report)
+            message = f"{case.name} takes {takes / 1e9:.1f} GB of memory to prepare; {memory / 1e9:.1f} GB are free."
+            shelf.leave_out(case, InputError("too_large", message), report)
         else:
             missing.append(case)
-    work = intake.Intake(config.output, plan, channels, contents, config.seed)
+    work = ingest.ScanIngest(config.output, plan, channels, contents, config.seed)
     report.progress("preparing", 0, max(len(missing), 1))
     try:
         for done, (case, outcome) in enumerate(run_jobs(work, missing, **how), 1):
@@ -125,7 +129,7 @@ def run(config: PrepareConfig, report: Reporter | None = None) -> dict[str, Any]
         raise InputError("nothing_prepared", "Not one of these scans could be used.", "See the reasons above.")
     size, left_out = shelf.bytes_a_scan, len(shelf.left_out)
     report.metric("scans", len(shelf.scans), left_out=left_out, held_out=shelf.manifest["held_out"], bytes_a_scan=size)
-    report.say(
+    report.info(
         f"{len(shelf.scans)} scans are in {config.output}, {size / 1e6:.1f} MB each; {left_out} could not be used, "
         f"{shelf.manifest['held_out']} were held out."
     )
@@ -139,7 +143,7 @@ def _cores() -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    return open_door(PrepareConfig, run, argv, door="prepare", description=__doc__ or "")
+    return run_command(PrepareConfig, run, argv, command="prepare", description=__doc__ or "")
 
 
 if __name__ == "__main__":

@@ -14,16 +14,16 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from .configuration import DoorConfig, option, require_positive, to_json
-from .devices import PRECISIONS, choose_device, require_torch
+from .cli.options import CommandConfig, option, require_positive, to_json
+from .cli.runner import run_command
 from .errors import UsageError
-from .networks.registry import INPAINTING, OBJECTIVES, list_variants
-from .reporting.front_door import open_door
+from .networks.variants import INPAINTING, OBJECTIVES, list_variants
 from .reporting.reporter import Reporter
+from .runtime.devices import PRECISIONS, choose_device, require_torch
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig(DoorConfig):
+class PretrainConfig(CommandConfig):
     """Data, network, objective and schedule. Defaults are the paper's."""
 
     data: Path | None = option(help="Store made by prepare, or a folder of scans (prepared first).", required=True)
@@ -67,8 +67,8 @@ class PretrainConfig(DoorConfig):
         )
         require_positive(self, "snapshot_minutes", "keep")
         if (self.objective == INPAINTING) != (self.init is not None):
-            told = f"--objective {INPAINTING} learns beneath a pretrained encoder, the others start from nothing."
-            raise UsageError("usage", told, f"Give --init with --objective {INPAINTING}, and only there.")
+            message = f"--objective {INPAINTING} learns beneath a pretrained encoder, the others start from nothing."
+            raise UsageError("usage", message, f"Give --init with --objective {INPAINTING}, and only there.")
         if self.objective == INPAINTING and self.recompute:
             raise UsageError("usage", "--recompute saves memory of the encoder, which is frozen here.", "Leave it out.")
         processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -87,24 +87,30 @@ def run(config: PretrainConfig, report: Reporter | None = None) -> dict[str, Any
     require_torch()
     import torch
 
+    from .data.crop_store import CropStore
     from .networks.hi_end_mae import Reconstruction
     from .reporting.run_record import read_record, write_record
-    from .training.distribution import join_processes
-    from .training.objectives import build_autoencoder, build_inpainting, read_encoder, warn_of_other_scans
-    from .training.pretraining import PretrainingPlan, PretrainingResult, pretrain
-    from .training.run_folder import RunFolder, require_same_run
-    from .training.watching import Watch
-    from .volumes.crop_store import CropStore
+    from .runtime.distributed import init_distributed
+    from .training.monitor import ValidationCrops
+    from .training.objectives.base import (
+        build_autoencoder,
+        build_inpainting,
+        read_initial_encoder,
+        warn_preprocessing_mismatch,
+    )
+    from .training.plans import PretrainingPlan
+    from .training.pretraining import PretrainingResult, pretrain
+    from .training.run_directory import RunDirectory, require_same_run
 
     rank = int(os.environ.get("RANK", "0"))
     if rank > 0:
-        report.hush()
+        report.mute()
     device = choose_device(config.device)
-    resume = config.resume or join_processes(device).restarted
+    resume = config.resume or init_distributed(device).restarted
     require_same_run(config.output, to_json(config), read_record(config.output), resume=resume)
-    initial = read_encoder(config.init, config.variant) if config.init else None
+    initial = read_initial_encoder(config.init, config.variant) if config.init else None
     store = CropStore.open(_store(config, report))
-    report.say(f"Computing on {device}, {os.environ.get('WORLD_SIZE', '1')} process(es).")
+    report.info(f"Computing on {device}, {os.environ.get('WORLD_SIZE', '1')} process(es).")
     torch.manual_seed(config.seed)
     sizes: dict[str, Any] = {
         "mask_ratio": config.mask_ratio, "in_channels": store.channels, "image_size": config.crop
@@ -112,14 +118,14 @@ def run(config: PretrainConfig, report: Reporter | None = None) -> dict[str, Any
     try:
         if initial:
             built = build_inpainting(initial, **sizes)
-            warn_of_other_scans(initial, store, report)
+            warn_preprocessing_mismatch(initial, store, report)
         else:
             built = build_autoencoder(
                 config.variant, objective=config.objective, cross_stages=config.cross_stages, **sizes
             )
     except ValueError as error:
         raise UsageError("network_impossible", f"This network cannot be built: {error}.") from error
-    folder = RunFolder(config.output, built, store=store, seed=config.seed)
+    folder = RunDirectory(config.output, built, store=store, seed=config.seed)
     if rank == 0:
         write_record(config.output, to_json(replace(config, resume=False)))
     plan: dict[str, Any] = {
@@ -128,7 +134,7 @@ def run(config: PretrainConfig, report: Reporter | None = None) -> dict[str, Any
     if initial:
         plan |= {"betas": (0.9, 0.999), "start": initial.sha256}  # as convolutions are taught
 
-    def look(done: PretrainingResult, watch: Watch, output: Reconstruction, saved: bool) -> None:
+    def look(done: PretrainingResult, watch: ValidationCrops, output: Reconstruction, saved: bool) -> None:
         show = folder.write if saved else folder.draw
         show(done, watch, output, report=report)
 
@@ -143,13 +149,13 @@ def run(config: PretrainConfig, report: Reporter | None = None) -> dict[str, Any
         on_look=look,
     )
     report.metric("loss", result.losses[-1][1] if result.losses else None, steps=result.steps)
-    report.say(f"The pretrained model is at {folder.model}.")
+    report.info(f"The pretrained model is at {folder.model}.")
     return {"model": folder.model, "run": config.output}
 
 
 def _store(config: PretrainConfig, report: Reporter) -> Path:
     """The store to read; a folder of scans is prepared first."""
-    from .volumes.crop_store import MANIFEST
+    from .data.crop_store import MANIFEST
 
     assert config.data is not None
     assert config.output is not None
@@ -167,7 +173,7 @@ def _store(config: PretrainConfig, report: Reporter) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    return open_door(PretrainConfig, run, argv, door="pretrain", description=__doc__ or "")
+    return run_command(PretrainConfig, run, argv, command="pretrain", description=__doc__ or "")
 
 
 if __name__ == "__main__":

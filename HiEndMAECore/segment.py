@@ -12,19 +12,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .configuration import DoorConfig, option, require_positive
+from .cli.options import CommandConfig, option, require_positive
+from .cli.runner import run_command
 from .errors import HiEndMAEError, InputError, UsageError
-from .reporting.front_door import open_door
 from .reporting.reporter import Reporter
 
 if TYPE_CHECKING:
-    from .inference.cases import Job, Work
+    from .inference.batch_segmentation import CaseInProgress, CaseJob
 
 FORMATS = ("nii.gz", "nii", "nrrd", "seg.nrrd", "mha", "dcm")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentConfig(DoorConfig):
+class SegmentConfig(CommandConfig):
     """Model, scans, and what to write."""
 
     model: Path | None = option(help="Model folder or .zip.", required=True)
@@ -55,35 +55,36 @@ def run(config: SegmentConfig, report: Reporter | None = None) -> dict[str, Any]
     report = report or Reporter(quiet=True)
     assert config.model is not None
     assert config.output is not None
-    from .devices import choose_device
-    from .inference import cases
-    from .inference.conveyor import convey, gather, my_share
-    from .inference.memory import has_room_for
+    from .inference import export
+    from .inference.batch_pipeline import gather_rows, run_pipeline, shard
+    from .inference.batch_segmentation import SegmentationOptions, is_done, read_case
+    from .inference.memory_plan import has_room_for
     from .inference.predictor import Predictor
-    from .inference.trust import mirrored_classes
+    from .inference.test_time_augmentation import mirrored_classes
+    from .runtime.devices import choose_device
 
     if int(os.environ.get("RANK", "0")) > 0:
-        report.hush()  # one of many processes speaks for all
+        report.mute()  # one of many processes speaks for all
     jobs = _jobs(config)
     predictor = Predictor.load(config.model, device=choose_device(config.device))
-    asked = cases.Options(**{name: getattr(config, name) for name in cases.Options.__dataclass_fields__})
+    asked = SegmentationOptions(**{name: getattr(config, name) for name in SegmentationOptions.__dataclass_fields__})
     if asked.mirror and mirrored_classes(predictor.description) is None:
-        told = (
+        message = (
             "The model has not learned from mirrored scans, for its structures do not allow it: --mirror is left out."
         )
-        report.warning("mirror_confuses_sides", told, "Leave --mirror out.")
+        report.warning("mirror_confuses_sides", message, "Leave --mirror out.")
         asked = replace(asked, mirror=False)
     fresh = config.overwrite or len(jobs) == 1
-    mine = my_share(jobs)
-    todo = [job for job in mine if fresh or not cases.is_done(job, predictor, asked)]
+    mine = shard(jobs)
+    todo = [job for job in mine if fresh or not is_done(job, predictor, asked)]
     if len(todo) < len(mine):
-        report.say(f"{len(mine) - len(todo)} result(s) are there already; --overwrite makes them again.")
+        report.info(f"{len(mine) - len(todo)} result(s) are there already; --overwrite makes them again.")
 
     if todo:
         predictor.probe()
 
-    def compute(job: Job, work: Work) -> Work:
-        report.say(f"{job.case.name} ({todo.index(job) + 1} of {len(todo)})")
+    def compute(job: CaseJob, work: CaseInProgress) -> CaseInProgress:
+        report.info(f"{job.case.name} ({todo.index(job) + 1} of {len(todo)})")
         for note in work.warnings:
             report.warning(note["code"], f"{job.case.name}: {note['message']}", note["advice"])
         started = time.monotonic()
@@ -92,11 +93,11 @@ def run(config: SegmentConfig, report: Reporter | None = None) -> dict[str, Any]
         return work.without_scan()
 
     rows: list[tuple[str, float | None, HiEndMAEError | None]] = []
-    for job, outcome in convey(
+    for job, outcome in run_pipeline(
         todo,
-        read=lambda job: cases.read_job(job, predictor, asked),
+        read=lambda job: read_case(job, predictor, asked),
         compute=compute,
-        finish=lambda job, work: cases.write_job(job, work, predictor, asked),
+        finish=lambda job, work: export.write_case(job, work, predictor, asked),
         beside=lambda work: has_room_for(work.voxels, len(work.prepared.array)),
         report=report,
     ):
@@ -106,10 +107,10 @@ def run(config: SegmentConfig, report: Reporter | None = None) -> dict[str, Any]
         if error is not None:
             report.warning(error.code, f"{job.case.name} was skipped: {error.message}", error.advice)
         for note in () if isinstance(outcome, HiEndMAEError) else outcome["warnings"]:
-            if note["code"] == cases.NOTHING_FOUND:
+            if note["code"] == export.NOTHING_FOUND:
                 report.warning(note["code"], f"{job.case.name}: {note['message']}", note["advice"])
         rows.append((job.case.name, None if isinstance(outcome, HiEndMAEError) else outcome["seconds"], error))
-    rows = gather(rows)
+    rows = gather_rows(rows)
     if len(jobs) > 1:
         _tell(rows, report)
     failed = [name for name, _, error in rows if error is not None]
@@ -119,41 +120,41 @@ def run(config: SegmentConfig, report: Reporter | None = None) -> dict[str, Any]
             f"{len(jobs) - len(failed)} of {len(jobs)} scans were segmented; these could not be used: {', '.join(failed)}.",
             "The reasons are given above; the other results are in place.",
         )
-    report.say(f"Done: {len(jobs)} scan(s), results in {config.output}.")
+    report.info(f"Done: {len(jobs)} scan(s), results in {config.output}.")
     return {job.case.name: job.path for job in jobs}
 
 
-def _jobs(config: SegmentConfig) -> list[Job]:
+def _jobs(config: SegmentConfig) -> list[CaseJob]:
     """Every scan that the config names, and where its result goes."""
-    from .inference.cases import Job
-    from .volumes.datasets import Case, find_cases
-    from .volumes.files import case_name, files_of, is_scan_file, suffix_of
+    from .data.cases import Case, find_cases
+    from .inference.batch_segmentation import CaseJob
+    from .io.file_names import case_name, file_suffix, is_scan_file, split_channels
 
     assert config.output is not None
-    inputs = [files_of(text) for text in config.input]
+    inputs = [split_channels(text) for text in config.input]
     alone = [files[0] for files in inputs if len(files) == 1]  # together, so that equal names are told apart
     output = config.output.resolve()
     if any(path.is_dir() and path.resolve() == output for path in alone):
-        told = f"The results would lie among the scans of {output}, and the next run would take them for scans."
-        raise UsageError("output_is_input", told, "Give another --output; a folder within it will do.")
-    cases = find_cases(alone, leave_out=output) if alone else []
+        message = f"The results would lie among the scans of {output}, and the next run would take them for scans."
+        raise UsageError("output_is_input", message, "Give another --output; a folder within it will do.")
+    export = find_cases(alone, leave_out=output) if alone else []
     # A segmentation that lies beside the scans is none of them; who names it means it.
-    cases = [case for case in cases if suffix_of(case.channels[0]) != ".seg.nrrd" or case.channels[0] in alone]
-    cases += [Case(case_name(files[0]), files) for files in inputs if len(files) > 1]
-    if not cases:
+    export = [case for case in export if file_suffix(case.channels[0]) != ".seg.nrrd" or case.channels[0] in alone]
+    export += [Case(case_name(files[0]), files) for files in inputs if len(files) > 1]
+    if not export:
         raise InputError("no_scans", f"{', '.join(config.input)} holds segmentations alone.", "Give scans.")
-    names = [case.name for case in cases]
+    names = [case.name for case in export]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError("usage", f"Several scans are called {', '.join(twice)}.", "Segment them one by one.")
     into_file = (is_scan_file(config.output) or config.output.suffix.lower() == ".dcm") and not config.output.is_dir()
-    if into_file and len(cases) > 1:
-        raise UsageError("usage", f"{len(cases)} scans do not fit into one file {config.output}.", "Give a folder.")
-    jobs = [Job(c, config.output if into_file else config.output / f"{c.name}.{config.format}") for c in cases]
-    scans = {path.resolve() for case in cases for path in case.channels}
+    if into_file and len(export) > 1:
+        raise UsageError("usage", f"{len(export)} scans do not fit into one file {config.output}.", "Give a folder.")
+    jobs = [CaseJob(c, config.output if into_file else config.output / f"{c.name}.{config.format}") for c in export]
+    scans = {path.resolve() for case in export for path in case.channels}
     for job in jobs:
         if taken := scans & {path.resolve() for path in (job.path, job.entropy)}:
-            told = f"The result of {job.case.name} would replace the scan {taken.pop()}."
-            raise UsageError("output_is_input", told, "Give another --output.")
+            message = f"The result of {job.case.name} would replace the scan {taken.pop()}."
+            raise UsageError("output_is_input", message, "Give another --output.")
     return jobs
 
 
@@ -161,12 +162,14 @@ def _tell(rows: Sequence[tuple[str, float | None, HiEndMAEError | None]], report
     """The table at the end of a batch."""
     width = max((len(name) for name, _, _ in rows), default=0)
     for name, seconds, error in sorted(rows, key=lambda row: row[0]):
-        report.say(f"  {name:<{width}}  {f'done in {seconds:.1f} s' if error is None else f'skipped: {error.message}'}")
+        report.info(
+            f"  {name:<{width}}  {f'done in {seconds:.1f} s' if error is None else f'skipped: {error.message}'}"
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    return open_door(SegmentConfig, run, argv, door="segment", description=__doc__ or "")
+    return run_command(SegmentConfig, run, argv, command="segment", description=__doc__ or "")
 
 
 if __name__ == "__main__":

@@ -131,15 +131,15 @@ class Oracle(nn.Module):
         self.encoder = Encoder(patch_size, in_channels, encoder_dim, encoder_depth, encoder_heads)
         self.decoder = Decoder(decoder_dim, decoder_heads, self_blocks, cross_stages, patch_size**3 * in_channels)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dim))
-        taps = [encoder_depth // 4, encoder_depth // 2, encoder_depth * 3 // 4]
-        self.queried = [(taps[2], "2"), (taps[1], "1"), (taps[0], "0")][:cross_stages]
+        feature_layers = [encoder_depth // 4, encoder_depth // 2, encoder_depth * 3 // 4]
+        self.queried = [(feature_layers[2], "2"), (feature_layers[1], "1"), (feature_layers[0], "0")][:cross_stages]
         names = sorted(["3", *(name for _, name in self.queried)])
         self.encoder_to_decoder = nn.ModuleDict({name: nn.Linear(encoder_dim, decoder_dim) for name in names})
         self.register_buffer("encoder_positions", self._positions(encoder_dim), persistent=False)
         self.register_buffer("decoder_positions", self._positions(decoder_dim), persistent=False)
 
     encoder_positions: Tensor
-    decoder_positions: Tensor
+    decoder_position_embedding: Tensor
 
     def _positions(self, dim: int) -> Tensor:
         omega = torch.tensor([10000 ** (-k / (dim // 6)) for k in range(dim // 6)], dtype=torch.float64)
@@ -169,7 +169,7 @@ class Oracle(nn.Module):
         x = self.encoder_to_decoder["3"](self.encoder.norm(x))
 
         masks = self.mask_token.expand(len(volume), hidden.shape[1], -1)
-        places = self.decoder_positions[permutation]
+        places = self.decoder_position_embedding[permutation]
         x = torch.cat([x[:, :1], torch.cat([x[:, 1:], masks.to(x.dtype)], dim=1) + places], dim=1)
         for block in self.decoder.blocks:
             x = block(x)

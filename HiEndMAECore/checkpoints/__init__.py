@@ -1,1 +1,4 @@
-"""Weights on disk: the model folder, the authors' files, the catalogue, and the move from pretraining to fine-tuning."""
+"""Compatibility: the modules of this package have moved to `HiEndMAECore.models`, and are imported from there.
+
+Nothing inside HiEndMAECore uses these names. Scripts written for earlier versions do.
+"""

@@ -1,1 +1,1 @@
-"""From a trained network and a scan to a label map on the scan's own grid."""
+"""Inference: from a scan and a model to a label map with its report."""

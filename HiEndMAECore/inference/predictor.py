@@ -19,25 +19,28 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from HiEndMAECore.checkpoints.model_folder import ModelDescription, read_description, read_weights
-from HiEndMAECore.checkpoints.official import load_strictly
-from HiEndMAECore.errors import InputError, OutOfMemoryError
-from HiEndMAECore.networks import UNETR, HybridUNETR, build_segmentation
-from HiEndMAECore.reporting.front_door import recognise
-from HiEndMAECore.reporting.reporter import Reporter
-from HiEndMAECore.volumes.preparation import (
-    Grid,
-    PreparationPlan,
-    Prepared,
-    labels_to_native,
-    prepare,
-    scalar_to_native,
+from HiEndMAECore.data.label_table import model_structures
+from HiEndMAECore.errors import InputError, OutOfMemoryError, classify_exception
+from HiEndMAECore.io.volume import Volume
+from HiEndMAECore.models.authors import load_strict
+from HiEndMAECore.models.description import ModelDescription
+from HiEndMAECore.models.folder import read_description, read_weights
+from HiEndMAECore.networks import UNETR, HybridUNETR, build_network
+from HiEndMAECore.preprocessing.pipeline import (
+    NetworkGrid,
+    PreprocessedScan,
+    PreprocessingPlan,
+    preprocess,
+    resample_labels_to_original,
+    resample_scalar_to_original,
 )
-from HiEndMAECore.volumes.volume import Structure, Volume
+from HiEndMAECore.reporting.reporter import Reporter
+from HiEndMAECore.runtime.memory import Cost, measure_peak
 
-from .memory import Footprint, refuse_if_home_is_short, watch
-from .sliding import Sweep, forward
-from .trust import mirrored_classes, read_logits, slices_to_review
+from .memory_plan import check_resampling_memory
+from .sliding_window import SlidingWindow, forward
+from .test_time_augmentation import mirrored_classes
+from .uncertainty import slices_to_review, summarize_logits
 
 _LONG = 1.0  # seconds
 
@@ -76,14 +79,14 @@ class Predictor:
         self.description = description
         self.device = device
         self.exact = exact
-        self._footprint: Footprint | None = None
+        self._footprint: Cost | None = None
         self.tile = tuple(int(edge) for edge in description.architecture["arguments"]["image_size"])
         preparation = description.preparation
         try:
-            self.plan = PreparationPlan.from_json({key: preparation[key] for key in ("spacing", "normalisation")})
+            self.plan = PreprocessingPlan.from_json({key: preparation[key] for key in ("spacing", "normalisation")})
         except ValueError as error:
             raise InputError("model_unusable", f"The model '{description.name}' cannot be used: {error}.") from error
-        self.structures = structures_of(description)
+        self.structures = model_structures(description)
 
     @classmethod
     def load(cls, path: Path, *, device: torch.device, exact: bool = False) -> Predictor:
@@ -96,11 +99,11 @@ class Predictor:
                 f"Teach it first: python -m HiEndMAECore.finetune --init {path} …",
             )
         try:
-            network = build_segmentation(description.architecture)
+            network = build_network(description.architecture)
         except (TypeError, ValueError) as error:
             raise InputError("model_unusable", f"The model {path} cannot be built: {error}.") from error
         weights = {key: value.float() for key, value in read_weights(path, description).items()}
-        load_strictly(network, weights, what="weights")
+        load_strict(network, weights, what="weights")
         return cls(network, description, device, exact=exact)
 
     def segment(
@@ -117,10 +120,12 @@ class Predictor:
         spacing: mm along R, A, S instead of the model's own. mirror: average with the scan mirrored from right to
         left, where the model knows such patients. Raises `InputError` when the scan has other channels than the model.
         """
-        prepared = self.prepare(volume, spacing=spacing)
-        return self.home(self.infer(prepared, report=report, mirror=mirror), prepared, uncertainty=uncertainty)
+        prepared = self.preprocess(volume, spacing=spacing)
+        return self.resample_to_original(
+            self.infer(prepared, report=report, mirror=mirror), prepared, uncertainty=uncertainty
+        )
 
-    def prepare(self, volume: Volume, *, spacing: Sequence[float] | None = None) -> Prepared:
+    def preprocess(self, volume: Volume, *, spacing: Sequence[float] | None = None) -> PreprocessedScan:
         """The scan as the network sees it. Raises `InputError` when it has other channels than the model."""
         if volume.channels != len(self.description.channels):
             raise InputError(
@@ -132,34 +137,36 @@ class Predictor:
         plan = self.plan
         if spacing is not None:
             r, a, s = spacing
-            plan = PreparationPlan((r, a, s), plan.normalisation)
-        return prepare(volume, plan)
+            plan = PreprocessingPlan((r, a, s), plan.normalization)
+        return preprocess(volume, plan)
 
     @torch.inference_mode()
-    def probe(self) -> Footprint:
+    def probe(self) -> Cost:
         """What one tile costs, measured once. In a batch: before anything else runs beside it."""
         if self._footprint is None:
             channels = len(self.description.channels)
-            self._footprint = Footprint()
+            self._footprint = Cost()
             try:
                 self.network.to(self.device)
                 tile = torch.zeros((1, channels, *self.tile), device=self.device)
                 for _ in range(2):
-                    with watch(self.device) as self._footprint:
+                    with measure_peak(self.device) as self._footprint:
                         forward(self.network, tile, exact=self.exact)
                     if self._footprint.seconds > _LONG:
                         break  # else the first one was slow for being the first
             except Exception as error:
-                if not isinstance(recognise(error), OutOfMemoryError):
+                if not isinstance(classify_exception(error), OutOfMemoryError):
                     raise
         return self._footprint
 
-    def infer(self, prepared: Prepared, *, report: Reporter | None = None, mirror: bool = False) -> NetworkSegmentation:
+    def infer(
+        self, prepared: PreprocessedScan, *, report: Reporter | None = None, mirror: bool = False
+    ) -> NetworkSegmentation:
         """Labels, entropy and confidence on the network's grid; logits are let go block by block.
 
         Raises `OutOfMemoryError`, before the first tile where that can be foreseen.
         """
-        refuse_if_home_is_short(math.prod(prepared.native.shape))
+        check_resampling_memory(math.prod(prepared.original.shape))
         values = np.array([0, *(structure.value for structure in self.structures)])
         values = values.astype(np.min_scalar_type(int(values.max())))
         labels = np.empty(prepared.shape, values.dtype)
@@ -174,11 +181,13 @@ class Predictor:
         found = {int(v): round(float(s / n), 4) for v, s, n in zip(values[1:], sums[1:], counts[1:]) if n}
         return NetworkSegmentation(labels, entropy, found)
 
-    def home(self, result: NetworkSegmentation, prepared: Grid, *, uncertainty: bool = False) -> Segmentation:
+    def resample_to_original(
+        self, result: NetworkSegmentation, prepared: NetworkGrid, *, uncertainty: bool = False
+    ) -> Segmentation:
         """A result brought back to the scan's own voxels; its entropy as well, when asked."""
         return Segmentation(
-            labels_to_native(result.labels, prepared),
-            scalar_to_native(result.entropy, prepared) if uncertainty else None,
+            resample_labels_to_original(result.labels, prepared),
+            resample_scalar_to_original(result.entropy, prepared) if uncertainty else None,
             result.confidence,
             slices_to_review(result.labels, result.entropy, prepared),
         )
@@ -202,7 +211,7 @@ class Predictor:
         lacks = [max(0, edge - there) for edge, there in zip(self.tile, shape)]
         if any(lacks):
             image = F.pad(image, [part for lack in reversed(lacks) for part in (lack // 2, lack - lack // 2)])
-        sweep = Sweep(
+        sweep = SlidingWindow(
             image,
             self.network,
             tile=self.tile,
@@ -228,21 +237,8 @@ class Predictor:
 def _read(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """As `read_logits`; in system memory where the device has no room for it."""
     try:
-        return read_logits(logits)
+        return summarize_logits(logits)
     except Exception as error:
-        if logits.device.type == "cpu" or not isinstance(recognise(error), OutOfMemoryError):
+        if logits.device.type == "cpu" or not isinstance(classify_exception(error), OutOfMemoryError):
             raise
-    return read_logits(logits.cpu())
-
-
-def structures_of(description: ModelDescription) -> tuple[Structure, ...]:
-    """The structures that a model knows, in the order of its classes."""
-    return tuple(
-        Structure(
-            label["value"],
-            label["name"],
-            tuple(label.get("colour", (128, 174, 128))),  # type: ignore[arg-type]
-            dict(label.get("terminology", {})),
-        )
-        for label in description.labels
-    )
+    return summarize_logits(logits.cpu())

@@ -1,7 +1,6 @@
-"""The networks: ViT encoder; Hi-End-MAE, MAE and inpainting for pretraining; UNETR and a hybrid for segmentation;
-the variants' sizes.
+"""Networks: the ViT encoder, the masked autoencoders for pretraining, and the segmentation networks.
 
-Names are exported lazily: `list_variants` and the variants' sizes need no torch, the networks do.
+Names are exported lazily: `list_variants` and the sizes of the variants need no torch, the networks do.
 """
 
 from __future__ import annotations
@@ -11,49 +10,40 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .hi_end_mae import MAE, HiEndMAE, Reconstruction
-    from .hybrid import HybridUNETR
-    from .inpainting import Inpainting
-    from .registry import (
-        Variant,
-        build_pretraining_model,
-        build_segmentation,
-        find_variant,
-        list_variants,
-        segmentation_architecture,
-    )
+    from .hybrid_unetr import HybridUNETR
+    from .registry import build_network, build_pretraining_model
     from .unetr import UNETR
+    from .variants import Variant, get_variant, list_variants, segmentation_architecture
 
-_ROOMS = {
+_LAZY_EXPORTS = {
     "HiEndMAE": "hi_end_mae",
-    "HybridUNETR": "hybrid",
-    "Inpainting": "inpainting",
+    "HybridUNETR": "hybrid_unetr",
     "MAE": "hi_end_mae",
     "Reconstruction": "hi_end_mae",
     "UNETR": "unetr",
-    "Variant": "registry",
+    "Variant": "variants",
+    "build_network": "registry",
     "build_pretraining_model": "registry",
-    "build_segmentation": "registry",
-    "find_variant": "registry",
-    "list_variants": "registry",
-    "segmentation_architecture": "registry",
+    "get_variant": "variants",
+    "list_variants": "variants",
+    "segmentation_architecture": "variants",
 }
 __all__ = [
     "MAE",
     "UNETR",
     "HiEndMAE",
     "HybridUNETR",
-    "Inpainting",
     "Reconstruction",
     "Variant",
+    "build_network",
     "build_pretraining_model",
-    "build_segmentation",
-    "find_variant",
+    "get_variant",
     "list_variants",
     "segmentation_architecture",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _ROOMS:
+    if name not in _LAZY_EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_ROOMS[name]}", __name__), name)
+    return getattr(import_module(f".{_LAZY_EXPORTS[name]}", __name__), name)

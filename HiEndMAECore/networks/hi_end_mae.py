@@ -15,22 +15,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .encoder import (
+from HiEndMAECore.networks.layers.patches import gather_tokens, patch_grid, patchify, unpatchify
+from HiEndMAECore.networks.layers.position_embedding import sincos_position_embedding
+from HiEndMAECore.networks.layers.vit import (
     MLP,
     NORM_EPS,
     Attention,
     Block,
     ViTEncoder,
-    attend,
-    gather,
-    grid_of,
-    initialise_linears,
-    patchify,
-    position_table,
+    attention,
+    init_linear_weights,
     run_block,
-    unpatchify,
-    visible_count,
 )
+
+from .masking import num_visible_patches
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ class CrossAttention(nn.Module):
         b, n, dim = x.shape
         q = self.q(x).reshape(b, n, self.heads, -1).transpose(1, 2)
         k, v = self.kv(encoded).reshape(b, encoded.shape[1], 2, self.heads, -1).permute(2, 0, 3, 1, 4)
-        return self.proj(attend(q, k, v).transpose(1, 2).reshape(b, n, dim))
+        return self.proj(attention(q, k, v).transpose(1, 2).reshape(b, n, dim))
 
 
 class CrossBlock(nn.Module):
@@ -95,7 +93,7 @@ class Decoder(nn.Module):
         self.cross_attention_blocks = nn.ModuleList(CrossBlock(dim, heads) for _ in range(cross_stages))
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
         self.head = nn.Linear(dim, voxels)
-        initialise_linears(self)
+        init_linear_weights(self)
 
     def forward(self, x: Tensor, encoded: Sequence[Tensor], *, visible: int) -> Tensor:
         """x (B, 1 + L, dim) in shuffled order, encoded: one (B, 1 + S, dim) a stage -> (B, M, voxels)."""
@@ -150,8 +148,8 @@ class HiEndMAE(nn.Module):
             depth=encoder_depth,
             heads=encoder_heads,
         )
-        self.grid = grid_of(image_size, patch_size)
-        self.visible = visible_count(len(self.encoder.positions), mask_ratio)
+        self.grid = patch_grid(image_size, patch_size)
+        self.visible = num_visible_patches(len(self.encoder.positions), mask_ratio)
         self.decoder = Decoder(
             decoder_dim,
             decoder_heads,
@@ -163,23 +161,23 @@ class HiEndMAE(nn.Module):
         nn.init.normal_(self.mask_token, std=0.02)
         # One projection a state, named 0 to 3 from shallow to deep; the deepest is the decoder's input, the others are
         # what the stages query, deepest first.
-        self.stage_taps = tuple(reversed(self.encoder.taps))[:cross_stages]
-        names = {tap: str(index) for index, tap in enumerate((*self.encoder.taps, encoder_depth))}
-        self.projection_names = {tap: names[tap] for tap in (*self.stage_taps, encoder_depth)}
+        self.stage_layers = tuple(reversed(self.encoder.feature_layers))[:cross_stages]
+        names = {tap: str(index) for index, tap in enumerate((*self.encoder.feature_layers, encoder_depth))}
+        self.projection_names = {tap: names[tap] for tap in (*self.stage_layers, encoder_depth)}
         self.encoder_to_decoder = nn.ModuleDict(
             {name: _projection(encoder_dim, decoder_dim) for name in sorted(self.projection_names.values())}
         )
-        self.register_buffer("decoder_positions", position_table(self.grid, decoder_dim), persistent=False)
+        self.register_buffer("decoder_positions", sincos_position_embedding(self.grid, decoder_dim), persistent=False)
 
-    decoder_positions: Tensor
+    decoder_position_embedding: Tensor
 
-    def recompute_activations(self, on: bool = True) -> None:
+    def set_grad_checkpointing(self, on: bool = True) -> None:
         """Keep only the blocks' inputs and compute the rest again in the backward pass: less memory, more time."""
         self.encoder.recompute = self.decoder.recompute = on
 
     def draw_permutation(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
         """(B, L) long: a random order of the patches for each crop, drawn on the processor."""
-        return torch.rand(batch, len(self.decoder_positions), generator=generator).argsort(dim=1)
+        return torch.rand(batch, len(self.decoder_position_embedding), generator=generator).argsort(dim=1)
 
     def forward(
         self, volume: Tensor, permutation: Tensor | None = None, inside: Tensor | None = None
@@ -194,18 +192,18 @@ class HiEndMAE(nn.Module):
         visible, masked = permutation[:, : self.visible], permutation[:, self.visible :]
 
         patches = patchify(volume, self.patch_size)
-        states = self.encoder.encode(gather(patches, visible), self.encoder.positions[visible])
+        states = self.encoder.encode(gather_tokens(patches, visible), self.encoder.positions[visible])
         prediction = self.decoder(
             self._decoder_input(states, permutation),
-            [self._project(states, tap) for tap in self.stage_taps],
+            [self._project(states, tap) for tap in self.stage_layers],
             visible=self.visible,
         )
-        hidden = gather(patches, masked)
+        hidden = gather_tokens(patches, masked)
         if inside is None:
-            loss = F.mse_loss(prediction.float(), normalise_patches(hidden).float())
+            loss = F.mse_loss(prediction.float(), normalize_patches(hidden).float())
         else:
-            counted = gather(patchify(inside.expand_as(volume).float(), self.patch_size), masked)
-            target = normalise_patches(hidden, counted)
+            counted = gather_tokens(patchify(inside.expand_as(volume).float(), self.patch_size), masked)
+            target = normalize_patches(hidden, counted)
             loss = mean_over_crops((prediction.float() - target.float()) ** 2, counted)
         return Reconstruction(loss, prediction, states, permutation)
 
@@ -214,7 +212,7 @@ class HiEndMAE(nn.Module):
         tokens = self._project(states, self.encoder.depth)
         masked = permutation.shape[1] - self.visible
         masks = self.mask_token.expand(len(tokens), masked, -1).to(tokens.dtype)
-        shuffled = torch.cat([tokens[:, 1:], masks], dim=1) + self.decoder_positions[permutation]
+        shuffled = torch.cat([tokens[:, 1:], masks], dim=1) + self.decoder_position_embedding[permutation]
         return torch.cat([tokens[:, :1].to(shuffled.dtype), shuffled], dim=1)
 
     def _project(self, states: dict[int, Tensor], tap: int) -> Tensor:
@@ -222,10 +220,10 @@ class HiEndMAE(nn.Module):
 
     def targets(self, volume: Tensor) -> Tensor:
         """(B, L, p * p * p * C): what is to be predicted of each patch, were it masked; 0 is its mean."""
-        return normalise_patches(patchify(volume, self.patch_size))
+        return normalize_patches(patchify(volume, self.patch_size))
 
     @torch.no_grad()
-    def picture(self, volume: Tensor, output: Reconstruction) -> tuple[Tensor, Tensor]:
+    def reconstruct_images(self, volume: Tensor, output: Reconstruction) -> tuple[Tensor, Tensor]:
         """(masked volume, rebuilt volume), both (B, C, H, W, D): masked patches are zero, then predicted.
 
         Predictions are brought back with the true patch's mean and spread (the exact inverse of the loss's
@@ -259,7 +257,7 @@ def mean_over_crops(errors: Tensor, counted: Tensor) -> Tensor:
     return ((errors * counted).sum((1, 2)) / counted.sum((1, 2)).clamp(min=1)).mean()
 
 
-def normalise_patches(patches: Tensor, counted: Tensor | None = None) -> Tensor:
+def normalize_patches(patches: Tensor, counted: Tensor | None = None) -> Tensor:
     """Each patch to zero mean and unit spread over its voxels (biased variance, eps inside the root); air becomes 0.
 
     counted, of the same shape: 1 where a voxel is the scan's and not padding, which mean and spread leave out.

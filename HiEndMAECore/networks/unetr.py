@@ -19,7 +19,7 @@ from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetResBlock, U
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .encoder import NORM_EPS, ViTEncoder
+from HiEndMAECore.networks.layers.vit import NORM_EPS, ViTEncoder
 
 _NORM = "instance"
 
@@ -75,14 +75,16 @@ class UNETR(nn.Module):
         """volume (B, C, H, W, D), every edge divisible by the patch."""
         states = self.encoder(volume)
         grid = [size // self.encoder.patch_size for size in volume.shape[2:]]
-        shallow, middle, deep, last = (to_map(states[tap], grid) for tap in (*self.encoder.taps, self.encoder.depth))
+        shallow, middle, deep, last = (
+            tokens_to_feature_map(states[tap], grid) for tap in (*self.encoder.feature_layers, self.encoder.depth)
+        )
         x = self.merge_deep(last, self.skips[2](deep))
         x = self.merge_middle(x, self.skips[1](middle))
         x = self.merge_shallow(x, self.skips[0](shallow))
         return self.out(self.merge_image(x, self.from_image(volume)))
 
 
-def to_map(tokens: Tensor, grid: Sequence[int]) -> Tensor:
+def tokens_to_feature_map(tokens: Tensor, grid: Sequence[int]) -> Tensor:
     """(B, [1 +] L, dim) -> (B, dim, h, w, d), the cls token left out."""
     count = grid[0] * grid[1] * grid[2]
     return tokens[:, -count:].transpose(1, 2).reshape(len(tokens), -1, *grid)

@@ -1,1 +1,1 @@
-"""What a run tells the world while it works, and what it leaves behind to be read."""
+"""Progress, events, figures, and the record of a run."""

@@ -43,7 +43,7 @@ class Console:
         else:
             self._write(text + "\n")
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         """One sentence on a line of its own."""
         self.close()
         self._write(text + "\n")

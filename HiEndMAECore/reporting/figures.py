@@ -32,7 +32,7 @@ class Labelled(Protocol):
     @property
     def name(self) -> str: ...
     @property
-    def colour(self) -> tuple[int, int, int]: ...
+    def color(self) -> tuple[int, int, int]: ...
 
 
 def draw_result(
@@ -177,8 +177,8 @@ def _save(figure: Any, path: str | Path) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             part.unlink()
-        told = f"{path} cannot be written ({error.strerror})."
-        raise InputError("output_unwritable", told, "Choose another place, or free some space.") from error
+        message = f"{path} cannot be written ({error.strerror})."
+        raise InputError("output_unwritable", message, "Choose another place, or free some space.") from error
 
 
 def _heading(figure: Any, title: str) -> None:
@@ -219,7 +219,7 @@ def _slice(
     height, width = picture.shape[0] * up, picture.shape[1] * across
     box = (0, width, height, 0)
     axes.imshow(picture, cmap="gray", vmin=window[0], vmax=window[1], extent=box, interpolation="bicubic")
-    centres = ((np.arange(picture.shape[1]) + 0.5) * across, (np.arange(picture.shape[0]) + 0.5) * up)
+    centers = ((np.arange(picture.shape[1]) + 0.5) * across, (np.arange(picture.shape[0]) + 0.5) * up)
     layers = [] if bare else [(labels, True)] + ([] if truth is None else [(truth, False)])
     for layer, tinted in layers:
         drawn = radiological_slice(layer, plane, index)
@@ -227,10 +227,10 @@ def _slice(
             mask = gaussian_filter((drawn == structure.value).astype(np.float32), 0.5)  # no stairs in the outline
             if mask.max() <= 0.5:
                 continue
-            colour = tuple(c / 255 for c in structure.colour) if tinted else (1.0, 1.0, 1.0)
+            color = tuple(c / 255 for c in structure.color) if tinted else (1.0, 1.0, 1.0)
             if tinted:
-                axes.contourf(*centres, mask, levels=[0.5, 2], colors=[colour], alpha=0.36)
-            axes.contour(*centres, mask, levels=[0.5], colors=[colour], linewidths=1.6 if tinted else 0.9)
+                axes.contourf(*centers, mask, levels=[0.5, 2], colors=[color], alpha=0.36)
+            axes.contour(*centers, mask, levels=[0.5], colors=[color], linewidths=1.6 if tinted else 0.9)
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
     _bare(axes)
@@ -257,12 +257,10 @@ def _score_bars(
     size = min(11.0, 230 / max(1, len(structures)))
     for row, structure in enumerate(structures):
         value = values[structure.name]
-        colour = [c / 255 for c in structure.colour]
+        color = [c / 255 for c in structure.color]
         axes.barh(row, 1.0, height=0.5, color="#edf0f3")
-        axes.barh(row, 0 if value is None else value / longest, height=0.5, color=colour)
-        axes.barh(
-            row, 0.03, height=0.5, left=-0.06, color=colour, clip_on=False
-        )  # tells the colour of an empty bar too
+        axes.barh(row, 0 if value is None else value / longest, height=0.5, color=color)
+        axes.barh(row, 0.03, height=0.5, left=-0.06, color=color, clip_on=False)  # tells the colour of an empty bar too
         name = structure.name if len(structure.name) <= 22 else structure.name[:21] + "…"
         axes.text(-0.11, row, name, ha="right", va="center", fontsize=size, color=_INK)
         text = "n/a" if value is None else f"{value:.2f}" if scores else f"{value:.0f} ml"

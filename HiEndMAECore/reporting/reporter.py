@@ -17,15 +17,15 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 from HiEndMAECore import __version__
-from HiEndMAECore.configuration import DoorConfig, to_json
 from HiEndMAECore.errors import Cancelled, HiEndMAEError
+from HiEndMAECore.reporting import events
+from HiEndMAECore.runtime.processes import process_exists
 
-from . import events
 from .console import Console
 
 _LOOK_EVERY = 1.0  # seconds
@@ -38,15 +38,15 @@ class Reporter:
     def __init__(
         self,
         *,
-        door: str = "run",
+        command: str = "run",
         as_events: bool = False,
         control: Path | None = None,
         parent_pid: int | None = None,
         stream: TextIO | None = None,
         quiet: bool = False,
     ) -> None:
-        self.door = door
-        self._hushed = False
+        self.command = command
+        self._muted = False
         self.warnings: list[dict[str, str]] = []
         self._stream = (stream or sys.stdout) if as_events else None
         self._console = None if as_events or quiet else Console(sys.stderr)
@@ -59,12 +59,9 @@ class Reporter:
         self._stages: dict[str, _Stage] = {}
         self._watcher: threading.Thread | None = None
 
-    @classmethod
-    def of(cls, config: DoorConfig, *, door: str) -> Reporter:
-        """A reporter as the door's config asks for it; it says `started`."""
-        report = cls(door=door, as_events=config.events, control=config.control, parent_pid=config.parent_pid)
-        report._emit("started", door=door, version=__version__, config=to_json(config))
-        return report
+    def started(self, config: Mapping[str, Any]) -> None:
+        """Emit the first event of a run, with the configuration that replays it."""
+        self._emit("started", door=self.command, version=__version__, config=dict(config))
 
     def __enter__(self) -> Reporter:
         if self._control is not None or self._parent_pid is not None:
@@ -88,7 +85,7 @@ class Reporter:
             return
         left = state.seconds_left(step, total)
         self._emit("progress", stage=stage, step=step, total=total, seconds_left=left, **values)
-        if self._console and not self._hushed:
+        if self._console and not self._muted:
             self._console.progress(stage, step, total, left, values)
 
     def steps(self, stage: str, total: int, **values: Any) -> Iterator[int]:
@@ -113,17 +110,17 @@ class Reporter:
             return
         self.warnings.append(warning)
         self._emit("warning", **warning)
-        if self._console and not self._hushed:
-            self._console.say(f"Warning: {message} {advice}".rstrip())
+        if self._console and not self._muted:
+            self._console.info(f"Warning: {message} {advice}".rstrip())
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         """A plain sentence for a person; programs do not get it."""
-        if self._console and not self._hushed:
-            self._console.say(text)
+        if self._console and not self._muted:
+            self._console.info(text)
 
-    def hush(self) -> None:
+    def mute(self) -> None:
         """Say nothing any more but what failed: one of many processes speaks for all."""
-        self._hushed = True
+        self._muted = True
 
     def finished(self, outputs: dict[str, Any]) -> None:
         """The last event of a run that did its work."""
@@ -133,7 +130,7 @@ class Reporter:
         """The last event of a run that did not."""
         self._emit("failed", code=error.code, message=error.message, advice=error.advice)
         if self._console:
-            self._console.say(str(error))
+            self._console.info(str(error))
 
     # -- being spoken to -----------------------------------------------------------------------------------------
 
@@ -172,7 +169,7 @@ class Reporter:
             os._exit(Cancelled.exit_code)
 
     def _emit(self, event: str, **fields: Any) -> None:
-        if self._stream is None or (self._hushed and event != "failed"):
+        if self._stream is None or (self._muted and event != "failed"):
             return
         line = events.encode(event, **fields)
         try:
@@ -215,32 +212,3 @@ def _read_word(file: Path | None) -> str:
         return file.read_text(encoding="utf-8").strip().lower()
     except (OSError, UnicodeDecodeError):
         return ""  # not there yet, or being written: the next look sees it
-
-
-def process_exists(pid: int) -> bool:
-    """Is there a process of this number? True when that cannot be told."""
-    if sys.platform == "win32":
-        import ctypes
-
-        kernel = ctypes.windll.kernel32
-        handle = kernel.OpenProcess(0x00100000, False, pid)  # SYNCHRONIZE
-        if not handle:
-            return bool(kernel.GetLastError() == 5)  # access denied: it is there, and not ours to open
-        waiting = kernel.WaitForSingleObject(handle, 0)
-        kernel.CloseHandle(handle)
-        return waiting != 0
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return not _is_zombie(pid)
-
-
-def _is_zombie(pid: int) -> bool:
-    """On Linux an ended child that nobody waited for still has a number; it is gone all the same."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except (OSError, IndexError):
-        return False

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from HiEndMAECore import __version__
-
-from .writing import write_text
+from HiEndMAECore.io.atomic import write_text
 
 _TOLD = ("torch", "monai", "numpy", "nibabel", "SimpleITK", "safetensors")
 

@@ -1,1 +1,1 @@
-"""The two loops, pretraining and fine-tuning, and what they share."""
+"""Training: the pretraining and fine-tuning loops, and what they are made of."""

@@ -21,9 +21,6 @@ def sample_generator(seed: int, index: int) -> np.random.Generator:
     return np.random.default_rng((seed, index))
 
 
-# -- pretraining: what the paper does (section 4.1) ------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Flip:
     """One crop's changes in pretraining: mirrored axes, quarter turns in the plane of the first two axes, intensity."""
@@ -43,7 +40,7 @@ def draw_flip(rng: np.random.Generator, *, square: bool) -> Flip:
     return Flip(axes, turns, float(scale), float(shift))
 
 
-def draw_upright(rng: np.random.Generator) -> Flip:
+def draw_unrotated_flip(rng: np.random.Generator) -> Flip:
     """Mirrored right to left alone, p .5, as patients lie; every crop with another intensity."""
     axes = (0,) if rng.random() < 0.5 else ()
     return Flip(axes, 0, float(rng.uniform(0.85, 1.15)), float(rng.uniform(-0.05, 0.05)))
@@ -69,11 +66,8 @@ def apply_flips(volume: Tensor, flips: Sequence[Flip]) -> Tensor:
     return out
 
 
-# -- fine-tuning: another patient's shape, position, contrast and noise out of one scan --------------------------------
-
-
 @dataclass(frozen=True)
-class Deformation:
+class Augmentation:
     """One crop's changes in fine-tuning.
 
     matrix: (3, 3) from crop offsets to volume offsets, in voxels (rotation, scaling, shear, mirroring).
@@ -93,20 +87,20 @@ class Deformation:
     seed: int
 
 
-UNCHANGED = Deformation(np.eye(3), np.zeros((3, 4, 4, 4)), 1.0, 0.0, 1.0, 0.0, 0.0, 0)
+IDENTITY = Augmentation(np.eye(3), np.zeros((3, 4, 4, 4)), 1.0, 0.0, 1.0, 0.0, 0.0, 0)
 
 
-def draw_deformation(rng: np.random.Generator, size: Sequence[int]) -> Deformation:
+def draw_augmentation(rng: np.random.Generator, size: Sequence[int]) -> Augmentation:
     """Rotations of up to 20 degrees, scalings of 0.75 to 1.33 (and 10 % by axis), a bend of up to a tenth of the crop.
 
     Every second crop stays as it is: a budget of minutes has to learn the scan itself first.
     """
     if rng.random() < 0.5:
-        return UNCHANGED
+        return IDENTITY
     angles = np.deg2rad(rng.uniform(-20, 20, 3)) * (rng.random() < 0.7)
     stretch = np.exp(rng.uniform(-0.29, 0.29)) * np.exp(rng.uniform(-0.1, 0.1, 3)) if rng.random() < 0.7 else np.ones(3)
     bend = rng.normal(0, 1, (3, 4, 4, 4)) * rng.uniform(0, 0.06) * float(np.mean(size))
-    return Deformation(
+    return Augmentation(
         matrix=rotation(angles) @ np.diag(stretch),
         bend=bend * (rng.random() < 0.5),
         gain=float(rng.uniform(0.8, 1.25)) if rng.random() < 0.5 else 1.0,
@@ -130,7 +124,7 @@ def rotation(angles: np.ndarray) -> np.ndarray:
     return matrix
 
 
-def draw_paper_change(rng: np.random.Generator, *, square: bool) -> Deformation:
+def draw_paper_augmentation(rng: np.random.Generator, *, square: bool) -> Augmentation:
     """What the paper's fine-tuning does: flips p .2 an axis, quarter turns p .2 in the plane of the first two axes (only
     for crops that are `square` there), intensities scaled and shifted by up to a tenth p .1 each."""
     matrix = np.diag([-1.0 if rng.random() < 0.2 else 1.0 for _ in range(3)])
@@ -138,35 +132,35 @@ def draw_paper_change(rng: np.random.Generator, *, square: bool) -> Deformation:
         matrix = matrix @ np.round(rotation(np.array([0, 0, np.pi / 2 * rng.integers(1, 4)])))
     scale = 1 + rng.uniform(-0.1, 0.1) if rng.random() < 0.1 else 1.0
     shift = rng.uniform(-0.1, 0.1) if rng.random() < 0.1 else 0.0
-    return replace(UNCHANGED, matrix=matrix, gain=float(scale), shift=float(shift))
+    return replace(IDENTITY, matrix=matrix, gain=float(scale), shift=float(shift))
 
 
-def mirrored(change: Deformation) -> Deformation:
+def mirror_augmentation(change: Augmentation) -> Augmentation:
     """The same change of the crop mirrored along its first axis, the patient's right-left."""
     return replace(change, matrix=change.matrix @ np.diag([-1.0, 1.0, 1.0]))
 
 
-def is_mirrored(change: Deformation) -> bool:
+def is_mirrored(change: Augmentation) -> bool:
     """Does the change turn a right hand into a left one?"""
     return bool(np.linalg.det(change.matrix) < 0)
 
 
-def cut(
-    image: Tensor, labels: Tensor, centre: np.ndarray, size: Sequence[int], change: Deformation
+def crop_augmented(
+    image: Tensor, labels: Tensor, center: np.ndarray, size: Sequence[int], change: Augmentation
 ) -> tuple[Tensor, Tensor]:
     """One deformed crop, see `cut_batch`: (C, *size) and (*size)."""
-    crops, targets = cut_batch(image, labels, [centre], size, [change])
+    crops, targets = crop_batch_augmented(image, labels, [center], size, [change])
     return crops[0], targets[0]
 
 
-def cut_batch(
-    image: Tensor, labels: Tensor, centres: Sequence[np.ndarray], size: Sequence[int], changes: Sequence[Deformation]
+def crop_batch_augmented(
+    image: Tensor, labels: Tensor, centers: Sequence[np.ndarray], size: Sequence[int], changes: Sequence[Augmentation]
 ) -> tuple[Tensor, Tensor]:
     """Deformed crops around `centres` (voxels), all in one interpolation: image (C, H, W, D) and labels (H, W, D) of a
     whole scan -> (B, C, *size) float32 and (B, *size) of the labels' type. Outside the scan the image is 0 and the label
     background."""
     device = image.device
-    grid = _places(np.stack(centres), size, changes, image.shape[1:]).to(device)
+    grid = _places(np.stack(centers), size, changes, image.shape[1:]).to(device)
     # On a CPU torch interpolates one sample on one thread: crops go in as slabs, the scan itself is not copied.
     slabs = next((n for n in (4, 3, 2) if size[0] % n == 0), 1) if device.type == "cpu" else 1
     grid = grid.view(len(changes) * slabs, size[0] // slabs, size[1], size[2], 3)
@@ -179,15 +173,15 @@ def cut_batch(
         return found.reshape(len(changes), len(whole), *size)
 
     crops, targets = sample(image, "bilinear"), sample(labels[None].float(), "nearest")
-    return _recolour(crops, changes), targets[:, 0].to(labels.dtype)
+    return _augment_intensities(crops, changes), targets[:, 0].to(labels.dtype)
 
 
-def _places(centres: np.ndarray, size: Sequence[int], changes: Sequence[Deformation], shape: Sequence[int]) -> Tensor:
+def _places(centers: np.ndarray, size: Sequence[int], changes: Sequence[Augmentation], shape: Sequence[int]) -> Tensor:
     """(B, *size, 3): where in a scan of `shape` each voxel of the crops lies, in grid_sample's coordinates (-1 to 1 from
     edge to edge, align_corners False, the last axis first)."""
     whole = np.array(shape, float)
     matrices = np.stack([change.matrix for change in changes]) * 2 / whole[:, None]
-    starts = (centres * 2 + 1) / whole - 1
+    starts = (centers * 2 + 1) / whole - 1
     steps = torch.as_tensor(matrices[:, ::-1].copy(), dtype=torch.float32)  # (B, 3 of the scan, 3 of the crop)
     grid = torch.as_tensor(starts[:, ::-1].copy(), dtype=torch.float32)[:, None, None, None]
     for axis, n in enumerate(size):
@@ -201,7 +195,7 @@ def _places(centres: np.ndarray, size: Sequence[int], changes: Sequence[Deformat
     return grid
 
 
-def _recolour(crops: Tensor, changes: Sequence[Deformation]) -> Tensor:
+def _augment_intensities(crops: Tensor, changes: Sequence[Augmentation]) -> Tensor:
     """crops (B, C, H, W, D): each with its own blur, gamma, gain, shift and noise."""
     device = crops.device
 

@@ -16,73 +16,43 @@ from typing import Protocol, cast
 
 import numpy as np
 import torch
-from monai.losses import DiceLoss
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from HiEndMAECore.devices import autocast
 from HiEndMAECore.errors import HiEndMAEError, InputError
 from HiEndMAECore.networks import UNETR, HybridUNETR
+from HiEndMAECore.preprocessing.laterality import Mirroring
 from HiEndMAECore.reporting.reporter import Reporter
-from HiEndMAECore.volumes.preparation import Grid
-from HiEndMAECore.volumes.sides import Mirroring
+from HiEndMAECore.runtime.devices import autocast
 
-from .augmentation import Deformation, cut_batch, draw_deformation, is_mirrored, mirrored, sample_generator
-from .budget import Clock, Pace, measure_pace
-from .optimiser import build_adamw, cosine_rate, decayed_by_depth, set_rate
-from .snapshots import load_snapshot, read_values, save_snapshot
+from .augmentation import (
+    Augmentation,
+    crop_batch_augmented,
+    draw_augmentation,
+    is_mirrored,
+    mirror_augmentation,
+    sample_generator,
+)
+from .checkpoints import load_checkpoint, read_checkpoint_values, save_checkpoint
+from .ema import update_average
+from .foreground_sampling import ForegroundSampler
+from .losses import WeightedDiceCELoss
+from .optimizer import build_adamw, layer_decay_groups
+from .plans import FinetuningPlan
+from .schedule import cosine_schedule, set_learning_rate
+from .time_budget import BudgetMonitor, StepTiming, time_steps
+from .training_cases import TrainingCase
 
-SNAPSHOT = "snapshot.safetensors"
-_SNAPSHOT_SECONDS = 45.0  # a killed run loses less than a minute
-_CENTRES = 50_000  # voxels of one structure to choose crop centres from
-_ANYWHERE = 0.4  # share of crops centred anywhere in the body instead of on a structure
-PRETRAINED_RATE = 1e-4  # `encoder_rate` of an encoder that has learned before; Testing/Benchmarks/results.md has why
-_TOLD_STEPS = 100  # a shorter run is over before a probe would tell how long it takes
+CHECKPOINT_FILE = "snapshot.safetensors"
+_CHECKPOINT_SECONDS = 45.0  # a killed run loses less than a minute
+_TIMED_STEPS = 100  # a shorter run is over before a probe would tell how long it takes
 
 
-class Onlooker(Protocol):
+class TrainingCallback(Protocol):
     """Who looks at the network while it learns (`previewing.Preview`)."""
 
     def due(self, step: int, planned: int, *, seconds: float, crop: Sequence[int]) -> bool: ...
     def look(self, network: nn.Module, *, step: int, crop: Sequence[int], device: torch.device) -> None: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinetuningPlan:
-    """Settings of a run.
-
-    crop: voxels (H, W, D). learning_rate is of the convolutions; the encoder's is `encoder_rate`, as suits one that starts
-    from nothing (`PRETRAINED_RATE` suits one that does not); 0 freezes it. Either `steps` is given, or `seconds`, from
-    which a probe makes steps once. ema: decay of the averaged weights that are kept.
-    layer_decay: each block of the encoder learns at this share of the rate of the one after it; 1 is one rate for all.
-    mirrored: share of crops that are mirrored where the labels allow it. clip: the gradients' largest norm.
-    """
-
-    crop: tuple[int, int, int]
-    steps: int | None = None
-    seconds: float | None = None
-    batch_size: int = 1
-    learning_rate: float = 4e-3
-    encoder_rate: float = 1e-3
-    layer_decay: float = 1.0
-    weight_decay: float = 1e-5
-    warm_up: float = 0.05
-    ema: float = 0.99
-    mirrored: float = 0.5
-    clip: float | None = 1.0
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class TeachingScan:
-    """One labelled scan on the network's grid: image (C, H, W, D) float32 in [0, 1]; classes (H, W, D) int16, 0 is
-    background and i + 1 the model's i-th structure. grid: where it lies, for whoever brings a result home."""
-
-    name: str
-    image: Tensor
-    classes: Tensor
-    grid: Grid | None = None
 
 
 @dataclass
@@ -102,59 +72,7 @@ class FinetuningResult:
         return [[group[-1][0], round(sum(loss for _, loss in group) / len(group), 4)] for group in groups]
 
 
-class Criterion(nn.Module):
-    """Dice over the whole batch plus weighted cross-entropy: logits (B, K, H, W, D), classes (B, 1, H, W, D) -> scalar.
-
-    Whole batch: a structure that is missing from one crop of a tiny batch must not look like a failure. Weights: at the
-    start the inverse square root of each class's share of voxels, then fading to none at half of the run, for with them
-    small structures are found everywhere in the end. Without any the background wins first and small structures
-    stay at exactly zero for hundreds of steps (demo patients at 6 mm, step 200 of 250: mean Dice 0.46 without, 0.73 with).
-    """
-
-    def __init__(self, scans: Sequence[TeachingScan], *, classes: int) -> None:
-        super().__init__()
-        self.dice = DiceLoss(
-            include_background=False, to_onehot_y=True, softmax=True, batch=True, smooth_nr=1e-5, smooth_dr=1e-5
-        )
-        counts = torch.stack([torch.bincount(scan.classes.flatten().long(), minlength=classes) for scan in scans])
-        shares = counts.sum(0).double() / counts.sum()
-        self.register_buffer("shares", shares.clamp(min=1e-6).float(), persistent=False)
-
-    shares: Tensor
-
-    def forward(self, logits: Tensor, classes: Tensor, *, done: float) -> Tensor:
-        """`done`: share of the run that is over, 0 to 1."""
-        weights = self.shares ** (-0.5 * max(0.0, 1 - 2 * done))
-        weights = weights / (weights * self.shares).sum()
-        return self.dice(logits, classes) + F.cross_entropy(logits, classes[:, 0].long(), weights)
-
-
-class CropCentres:
-    """Where crops are centred: on a structure drawn evenly among those there, or anywhere in the body."""
-
-    def __init__(self, scans: Sequence[TeachingScan], *, seed: int) -> None:
-        rng = np.random.default_rng((seed, len(scans)))
-        self._places: dict[int, list[tuple[int, np.ndarray]]] = {}
-        for index, scan in enumerate(scans):
-            classes = scan.classes.cpu().numpy()
-            body = (scan.image[0] > 0).cpu().numpy()
-            for value in (0, *np.unique(classes[classes > 0]).tolist()):
-                found = np.argwhere(classes == value if value else body)
-                if len(found) > _CENTRES:
-                    found = rng.choice(found, _CENTRES, replace=False)
-                if len(found):
-                    self._places.setdefault(value, []).append((index, found))
-        self._structures = sorted(value for value in self._places if value)
-
-    def draw(self, rng: np.random.Generator, crop: Sequence[int]) -> tuple[int, np.ndarray]:
-        """(index of the scan, centre voxel (3,) float); the centre is moved by up to a quarter of the crop."""
-        anywhere = 0 in self._places and rng.random() < _ANYWHERE
-        value = 0 if anywhere else int(rng.choice(self._structures))
-        scan, places = self._places[value][int(rng.integers(len(self._places[value])))]
-        return scan, places[int(rng.integers(len(places)))] + rng.uniform(-0.25, 0.25, 3) * np.array(crop)
-
-
-class Method(Protocol):
+class Recipe(Protocol):
     """What a recipe decides beside the plan's numbers: the crops, their changes and the loss (`OurMethod`, `PaperMethod`).
 
     criterion: (logits, classes, done=share of the run) -> scalar. swaps: pairs of classes that mirrored crops exchange.
@@ -163,31 +81,31 @@ class Method(Protocol):
     criterion: nn.Module
     swaps: tuple[tuple[int, int], ...]
 
-    def draw(self, index: int, crop: Sequence[int]) -> tuple[int, np.ndarray, Deformation]: ...
+    def draw(self, index: int, crop: Sequence[int]) -> tuple[int, np.ndarray, Augmentation]: ...
 
 
-class OurMethod:
+class DefaultRecipe:
     """Crops evenly around all structures, changed strongly, mirrored where the labels allow it."""
 
     def __init__(
-        self, scans: Sequence[TeachingScan], *, classes: int, plan: FinetuningPlan, mirroring: Mirroring | None = None
+        self, scans: Sequence[TrainingCase], *, classes: int, plan: FinetuningPlan, mirroring: Mirroring | None = None
     ) -> None:
         self.seed = plan.seed
-        self.centres = CropCentres(scans, seed=plan.seed)
-        self.criterion: nn.Module = Criterion(scans, classes=classes)
+        self.centers = ForegroundSampler(scans, seed=plan.seed)
+        self.criterion: nn.Module = WeightedDiceCELoss(scans, classes=classes)
         self.swaps = mirroring.swaps if mirroring else ()
         self.mirrored = plan.mirrored if mirroring and mirroring.allowed else 0.0
 
-    def draw(self, index: int, crop: Sequence[int]) -> tuple[int, np.ndarray, Deformation]:
+    def draw(self, index: int, crop: Sequence[int]) -> tuple[int, np.ndarray, Augmentation]:
         """Crop `index` of the run: (scan, centre, change)."""
         rng = sample_generator(self.seed, index)
-        scan, centre = self.centres.draw(rng, crop)
-        change = draw_deformation(rng, crop)
-        return scan, centre, mirrored(change) if self.mirrored and rng.random() < self.mirrored else change
+        scan, center = self.centers.draw(rng, crop)
+        change = draw_augmentation(rng, crop)
+        return scan, center, mirror_augmentation(change) if self.mirrored and rng.random() < self.mirrored else change
 
 
 def draw_batch(
-    scans: Sequence[TeachingScan], method: Method, *, step: int, plan: FinetuningPlan
+    scans: Sequence[TrainingCase], method: Recipe, *, step: int, plan: FinetuningPlan
 ) -> tuple[Tensor, Tensor]:
     """Images (B, C, *crop) and classes (B, 1, *crop) of step `step`: everything is drawn first, then cut at once."""
     first = step * plan.batch_size
@@ -197,8 +115,10 @@ def draw_batch(
     targets = like.classes.new_empty((len(drawn), 1, *plan.crop))
     for scan in sorted({scan for scan, _, _ in drawn}):
         rows = [row for row, (of, _, _) in enumerate(drawn) if of == scan]
-        centres, changes = [drawn[row][1] for row in rows], [drawn[row][2] for row in rows]
-        images[rows], targets[rows, 0] = cut_batch(scans[scan].image, scans[scan].classes, centres, plan.crop, changes)
+        centers, changes = [drawn[row][1] for row in rows], [drawn[row][2] for row in rows]
+        images[rows], targets[rows, 0] = crop_batch_augmented(
+            scans[scan].image, scans[scan].classes, centers, plan.crop, changes
+        )
     if method.swaps:
         flipped = [row for row, (_, _, change) in enumerate(drawn) if is_mirrored(change)]
         targets[flipped] = swap_classes(targets[flipped], method.swaps)
@@ -215,7 +135,7 @@ def swap_classes(classes: Tensor, swaps: Sequence[tuple[int, int]]) -> Tensor:
 
 
 def finetune(
-    scans: Sequence[TeachingScan],
+    scans: Sequence[TrainingCase],
     network: UNETR | HybridUNETR,
     *,
     plan: FinetuningPlan,
@@ -223,9 +143,9 @@ def finetune(
     folder: Path,
     report: Reporter,
     resume: bool = False,
-    preview: Onlooker | None = None,
+    preview: TrainingCallback | None = None,
     mirroring: Mirroring | None = None,
-    method: Method | None = None,
+    method: Recipe | None = None,
 ) -> FinetuningResult:
     """Train `network` on `scans`; it keeps the last weights, the result also holds the averaged ones.
     Snapshots go to `folder`, `preview` looks on.
@@ -236,12 +156,12 @@ def finetune(
     network.to(device).train()
     network.encoder.requires_grad_(plan.encoder_rate > 0)
     mark = _mark_of(plan, scans)
-    scans = [TeachingScan(scan.name, scan.image.to(device), scan.classes.to(device)) for scan in scans]
+    scans = [TrainingCase(scan.name, scan.image.to(device), scan.classes.to(device)) for scan in scans]
     if method is None:
-        method = OurMethod(scans, classes=network.classes, plan=plan, mirroring=mirroring)
+        method = DefaultRecipe(scans, classes=network.classes, plan=plan, mirroring=mirroring)
     method.criterion.to(device)
-    snapshot = folder / SNAPSHOT
-    values = read_values(snapshot) if resume else None
+    snapshot = folder / CHECKPOINT_FILE
+    values = read_checkpoint_values(snapshot) if resume else None
     if values and values.get("run") != mark:
         raise InputError(
             "snapshot_unfit",
@@ -250,40 +170,42 @@ def finetune(
         )
     budget = None if plan.steps else plan.seconds
     what = f"Learning from {len(scans)} labelled scan{'s' if len(scans) > 1 else ''}"
-    pace = None if values or (plan.steps and plan.steps < _TOLD_STEPS) else _probe(scans, method, network, plan, device)
+    pace = (
+        None if values or (plan.steps and plan.steps < _TIMED_STEPS) else _probe(scans, method, network, plan, device)
+    )
     planned = int(values["planned"]) if values else plan.steps or _steps_in(budget, pace)
     if pace:
         pace.tell(report, steps=planned, what=what)
     else:
-        report.say(f"{what} in {planned} steps.")
+        report.info(f"{what} in {planned} steps.")
     fastest = pace.fastest if pace else float(values.get("fastest", 0.0)) if values else 0.0
-    clock = Clock(budget, fastest, report)
+    clock = BudgetMonitor(budget, fastest, report)
 
-    optimiser = _optimiser(network, plan)
+    optimizer = _build_optimizer(network, plan)
     averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(plan.ema))
     result = FinetuningResult(cast(UNETR, averaged.module), planned=planned)
     if values:
-        load_snapshot(snapshot, {"network": network, "averaged": averaged}, optimiser)
+        load_checkpoint(snapshot, {"network": network, "averaged": averaged}, optimizer)
         result.steps, before = int(values["step"]), float(values["seconds"])
         result.losses, result.seconds = [(int(step), float(loss)) for step, loss in values["losses"]], before
     else:
         before = 0.0
 
     def save() -> None:
-        told = {"step": result.steps, "planned": planned, "seconds": result.seconds, "losses": result.losses}
-        told |= {"fastest": fastest, "run": mark}
-        save_snapshot(snapshot, {"network": network, "averaged": averaged}, optimiser, told)
+        message = {"step": result.steps, "planned": planned, "seconds": result.seconds, "losses": result.losses}
+        message |= {"fastest": fastest, "run": mark}
+        save_checkpoint(snapshot, {"network": network, "averaged": averaged}, optimizer, message)
 
     started = saved = time.monotonic()
     warm_up = max(1, round(plan.warm_up * planned))
     for step in range(result.steps, planned):
-        rate = set_rate(optimiser, cosine_rate(step, planned, warm_up=warm_up))
-        loss = _step(scans, method, network, optimiser, step=step, done=step / planned, plan=plan, device=device)
+        rate = set_learning_rate(optimizer, cosine_schedule(step, planned, warm_up=warm_up))
+        loss = _step(scans, method, network, optimizer, step=step, done=step / planned, plan=plan, device=device)
         if not np.isfinite(loss):
             raise HiEndMAEError(
                 "loss_not_finite", f"The loss was {loss} at step {step}.", "Try another --seed, or --device cpu."
             )
-        _average(averaged, network, step)
+        update_average(averaged, network, step)
         result.steps = step + 1
         result.losses.append((step + 1, loss))
         now = time.monotonic()
@@ -293,16 +215,16 @@ def finetune(
             break
         if preview and preview.due(result.steps, planned, seconds=now - started, crop=plan.crop):
             preview.look(averaged.module, step=result.steps, crop=plan.crop, device=device)
-        if now - saved > _SNAPSHOT_SECONDS:
+        if now - saved > _CHECKPOINT_SECONDS:
             saved = now
             save()
-    if result.seconds > _SNAPSHOT_SECONDS:
+    if result.seconds > _CHECKPOINT_SECONDS:
         save()  # what comes after learning may fail, too
     result.network.eval()
     return result
 
 
-def _mark_of(plan: FinetuningPlan, scans: Sequence[TeachingScan]) -> str:
+def _mark_of(plan: FinetuningPlan, scans: Sequence[TrainingCase]) -> str:
     """What a snapshot must have in common with a run that goes on from it: the plan, and every voxel."""
     digest = hashlib.blake2b(repr(plan).encode(), digest_size=16)
     for scan in scans:
@@ -311,21 +233,21 @@ def _mark_of(plan: FinetuningPlan, scans: Sequence[TeachingScan]) -> str:
     return digest.hexdigest()
 
 
-def _optimiser(network: UNETR | HybridUNETR, plan: FinetuningPlan) -> torch.optim.Optimizer:
+def _build_optimizer(network: UNETR | HybridUNETR, plan: FinetuningPlan) -> torch.optim.Optimizer:
     encoder = list(network.encoder.parameters())
     inside = {id(parameter) for parameter in encoder}
     rest = [parameter for parameter in network.parameters() if id(parameter) not in inside]
     groups = [{"params": rest, "lr": plan.learning_rate}]
     if plan.encoder_rate > 0:
-        groups += decayed_by_depth(network.encoder, plan.encoder_rate, decay=plan.layer_decay)
+        groups += layer_decay_groups(network.encoder, plan.encoder_rate, decay=plan.layer_decay)
     return build_adamw(groups, learning_rate=plan.learning_rate, betas=(0.9, 0.999), weight_decay=plan.weight_decay)
 
 
 def _step(
-    scans: Sequence[TeachingScan],
-    method: Method,
+    scans: Sequence[TrainingCase],
+    method: Recipe,
     network: UNETR | HybridUNETR,
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     *,
     step: int,
     done: float,
@@ -339,36 +261,29 @@ def _step(
     loss.backward()
     if plan.clip is not None:
         torch.nn.utils.clip_grad_norm_(network.parameters(), plan.clip)
-    optimiser.step()
-    optimiser.zero_grad(set_to_none=True)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
     return float(loss.detach())
 
 
-def _average(averaged: AveragedModel, network: UNETR | HybridUNETR, step: int) -> None:
-    """Early steps are noise: until step 50 the average is the network itself."""
-    if step < 50:
-        averaged.n_averaged.zero_()
-    averaged.update_parameters(network)
-
-
 def _probe(
-    scans: Sequence[TeachingScan],
-    method: Method,
+    scans: Sequence[TrainingCase],
+    method: Recipe,
     network: UNETR | HybridUNETR,
     plan: FinetuningPlan,
     device: torch.device,
-) -> Pace:
+) -> StepTiming:
     """What a step costs, from a few steps of a throw-away copy."""
     trial = copy.deepcopy(network)
-    optimiser = _optimiser(trial, plan)
-    return measure_pace(
-        lambda step: _step(scans, method, trial, optimiser, step=step, done=0.0, plan=plan, device=device),
+    optimizer = _build_optimizer(trial, plan)
+    return time_steps(
+        lambda step: _step(scans, method, trial, optimizer, step=step, done=0.0, plan=plan, device=device),
         device=device,
         budget=None if plan.steps else plan.seconds,
     )
 
 
-def _steps_in(budget: float | None, pace: Pace | None) -> int:
+def _steps_in(budget: float | None, pace: StepTiming | None) -> int:
     if not budget or not pace:
         raise ValueError("a plan needs steps or seconds")
     return pace.steps_in(budget)

@@ -11,56 +11,25 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from HiEndMAECore.devices import autocast, gradient_scaler
+from HiEndMAECore.data.crop_store import CropStore
 from HiEndMAECore.errors import Cancelled, HiEndMAEError, InputError
-from HiEndMAECore.networks import HiEndMAE, Inpainting
+from HiEndMAECore.networks import HiEndMAE
 from HiEndMAECore.networks.hi_end_mae import Reconstruction
 from HiEndMAECore.reporting.reporter import Reporter
-from HiEndMAECore.volumes.crop_store import CropStore
+from HiEndMAECore.runtime.devices import autocast, gradient_scaler
+from HiEndMAECore.runtime.distributed import DistributedContext, init_distributed
 
-from .distribution import Processes, join_processes
-from .optimiser import build_adamw, cosine_rate, set_rate, spare_norms_and_biases
-from .run_log import RunLog, StepRecord, steps_of
-from .sampling import Batch, Sampler
-from .snapshots import keep_newest, load_snapshot, newest_snapshot, save_snapshot, snapshot_file
-from .watching import WATCHED, Watch
+from .checkpoints import checkpoint_file, delete_old_checkpoints, load_checkpoint, newest_checkpoint, save_checkpoint
+from .crop_sampling import Batch, CropSampler
+from .monitor import NUM_VALIDATION_CROPS, ValidationCrops
+from .objectives.inpainting import Inpainting
+from .optimizer import build_adamw, weight_decay_groups
+from .plans import PretrainingPlan
+from .schedule import cosine_schedule, set_learning_rate
+from .training_log import StepRecord, TrainingLog, step_records
 
 _NAMED = 8  # scans in a message
 _LOOKING = 50  # a look that takes a second comes 50 s after the last one at the earliest
-
-
-@dataclass(frozen=True, kw_only=True)
-class PretrainingPlan:
-    """Settings of a run; defaults are the paper's, with the released code's reading where they differ.
-
-    batch_size counts crops over all processes and accumulation steps.
-    warm_up: steps until the full rate; None: a hundredth of the run (4 K of the paper's 400 K).
-    decay_all: weight decay on every tensor, as the release does; False: on matrices alone.
-    clip: largest norm of the gradients, None: none, as in the release.
-    workers: threads that read crops ahead. keep: snapshots that stay.
-    look_minutes: time between two looks (`on_look`). start: SHA-256 of the weights it starts from, a resumed run must have the
-    same.
-    """
-
-    steps: int
-    batch_size: int = 192
-    accumulate: int = 1
-    learning_rate: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.05
-    decay_all: bool = True
-    warm_up: int | None = None
-    clip: float | None = None
-    precision: str = "auto"
-    compile: bool = False
-    recompute: bool = False
-    workers: int = 2
-    snapshot_minutes: float = 10.0
-    look_minutes: float = 2.0
-    keep: int = 2
-    tensorboard: bool = False
-    seed: int = 0
-    start: str = ""
 
 
 @dataclass
@@ -87,7 +56,7 @@ def pretrain(
     folder: Path,
     report: Reporter,
     resume: bool = False,
-    on_look: Callable[[PretrainingResult, Watch, Reconstruction, bool], None] | None = None,
+    on_look: Callable[[PretrainingResult, ValidationCrops, Reconstruction, bool], None] | None = None,
 ) -> PretrainingResult:
     """Train `model` in place. Snapshots and the log go to `folder`; a cancelled run saves one before it leaves.
 
@@ -96,55 +65,57 @@ def pretrain(
     With `resume`, or after `torchrun` lost a process, the run goes on from its newest snapshot. Raises `Cancelled`, and
     `HiEndMAEError` ("loss_not_finite") with the state before the bad step saved.
     """
-    processes = join_processes(device)
+    processes = init_distributed(device)
     model.to(device).train()
-    model.recompute_activations(plan.recompute)
+    model.set_grad_checkpointing(plan.recompute)
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = learning if plan.decay_all else spare_norms_and_biases(model, plan.weight_decay)
-    optimiser = build_adamw(groups, learning_rate=plan.learning_rate, betas=plan.betas, weight_decay=plan.weight_decay)
+    groups = learning if plan.decay_all else weight_decay_groups(model, plan.weight_decay)
+    optimizer = build_adamw(groups, learning_rate=plan.learning_rate, betas=plan.betas, weight_decay=plan.weight_decay)
     scaler = gradient_scaler(device, plan.precision)
     result = PretrainingResult()
     if resume or processes.restarted:
-        start = newest_snapshot(folder, on_damage=lambda e: report.warning(e.code, e.message, "An older one is used."))
+        start = newest_checkpoint(
+            folder, on_damage=lambda e: report.warning(e.code, e.message, "An older one is used.")
+        )
         if start is not None:
-            values = load_snapshot(start, {"model": model}, optimiser)
+            values = load_checkpoint(start, {"model": model}, optimizer)
             if values.get("store", store.digest) != store.digest:
-                told = f"The snapshot {start} has learned from a store of other scans."
-                raise InputError("snapshot_unfit", told, "Resume with the store it was started with.")
+                message = f"The snapshot {start} has learned from a store of other scans."
+                raise InputError("snapshot_unfit", message, "Resume with the store it was started with.")
             if values.get("start", plan.start) != plan.start:
-                told = f"The snapshot {start} comes from other starting weights."
-                raise InputError("snapshot_unfit", told, "Resume with the --init it was started with.")
+                message = f"The snapshot {start} comes from other starting weights."
+                raise InputError("snapshot_unfit", message, "Resume with the --init it was started with.")
             result.steps, result.seconds = int(values["step"]), float(values["seconds"])
             scaler.load_state_dict(values["scaler"])
-            report.say(f"Going on from step {result.steps}.")
-    sampler = Sampler.for_model(store, model, plan.seed)
-    log = RunLog(folder, first=result.steps, tensorboard=plan.tensorboard) if processes.leads else None
+            report.info(f"Going on from step {result.steps}.")
+    sampler = CropSampler.for_model(store, model, plan.seed)
+    log = TrainingLog(folder, first=result.steps, tensorboard=plan.tensorboard) if processes.is_main else None
     watch = _watch(store, model, plan)
     if log:
-        result.records = steps_of(log.lines)
+        result.records = step_records(log.lines)
         result.watched = [(line["step"], line["watch_loss"]) for line in log.lines if "watch_loss" in line]
         log.lines = []
         if not result.steps:
             zero, nearest = watch.trivial_losses(model)
             log.write(step=0, zero_loss=zero, nearest_loss=nearest)
-            report.say(
+            report.info(
                 f"To beat: a loss of {zero:.3f} by predicting nothing, {nearest:.3f} by copying what is nearest."
             )
-    loop = _Loop(model, plan, device, processes, optimiser, scaler, sampler)
+    loop = _Loop(model, plan, device, processes, optimizer, scaler, sampler)
     before, started = result.seconds, time.monotonic()
     saved, next_look = started, started + plan.look_minutes * 60
 
     def look(*, save: bool) -> None:
         result.seconds = before + time.monotonic() - started
-        if not processes.leads:
+        if not processes.is_main:
             return
         if save and not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
             save = False  # a gradient that was no number: the snapshots that are there are the better ones
         if save:
             values = {"step": result.steps, "seconds": result.seconds, "scaler": scaler.state_dict()}
             values |= {"store": store.digest, "start": plan.start}
-            save_snapshot(snapshot_file(folder, result.steps), {"model": model}, optimiser, values)
-            keep_newest(folder, plan.keep)
+            save_checkpoint(checkpoint_file(folder, result.steps), {"model": model}, optimizer, values)
+            delete_old_checkpoints(folder, plan.keep)
         loss, output = watch.loss(model, device, plan.precision)
         result.watched.append((result.steps, loss))
         if log:
@@ -159,7 +130,7 @@ def pretrain(
                 raise Cancelled(advice="The run can go on with --resume.")
             if not math.isfinite(record.loss):
                 look(save=True)
-                kept = newest_snapshot(folder, on_damage=lambda error: report.warning(error.code, error.message))
+                kept = newest_checkpoint(folder, on_damage=lambda error: report.warning(error.code, error.message))
                 raise _not_finite(record, sampler.names(loop.indices(result.steps)), kept)
             loop.update()
             result.steps = record.step
@@ -190,16 +161,16 @@ class _Loop:
     model: HiEndMAE | Inpainting
     plan: PretrainingPlan
     device: torch.device
-    processes: Processes
-    optimiser: torch.optim.AdamW
+    processes: DistributedContext
+    optimizer: torch.optim.AdamW
     scaler: torch.amp.GradScaler
-    sampler: Sampler
+    sampler: CropSampler
 
     def __post_init__(self) -> None:
         network: nn.Module = torch.compile(self.model) if self.plan.compile else self.model  # type: ignore[assignment]
         self.network = self.processes.wrap(network, self.device)
         self.batches: Iterator[Batch] = iter(())
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
 
     def indices(self, step: int) -> range:
         """The samples of `step`, of all processes."""
@@ -219,15 +190,19 @@ class _Loop:
         last: dict[str, float] = {}
         for step in range(first, plan.steps):
             started = time.monotonic()
-            rate = set_rate(self.optimiser, cosine_rate(step, plan.steps, warm_up=warm_up))
+            rate = set_learning_rate(self.optimizer, cosine_schedule(step, plan.steps, warm_up=warm_up))
             loss, waited = self._backward()
             stop = False
             try:
                 report.progress("pretraining", step, plan.steps, **last)
             except Cancelled:
                 stop = True
-            told = torch.stack([loss / self.processes.count, *torch.tensor([stop, report.finish_requested]).to(loss)])
-            mean, stops, finishes = self.processes.summed(told).tolist()  # the one wait for the device in a step
+            message = torch.stack(
+                [loss / self.processes.count, *torch.tensor([stop, report.finish_requested]).to(loss)]
+            )
+            mean, stops, finishes = self.processes.all_reduce_sum(
+                message
+            ).tolist()  # the one wait for the device in a step
             spent = time.monotonic() - started
             last = {"loss": mean, "learning_rate": rate}
             yield StepRecord(step + 1, mean, rate, plan.batch_size / spent, waited / spent), stops > 0, finishes > 0
@@ -241,7 +216,7 @@ class _Loop:
             batch = next(self.batches)
             waited += time.monotonic() - asked
             volume, permutation, inside = batch.on(self.device)
-            with self.processes.in_step(self.network, last=part + 1 == self.plan.accumulate):
+            with self.processes.sync_context(self.network, last=part + 1 == self.plan.accumulate):
                 with autocast(self.device, smallest_edge=min(self.model.grid), precision=self.plan.precision):
                     loss = self.network(volume, permutation, inside).loss / self.plan.accumulate
                 self.scaler.scale(loss).backward()
@@ -251,11 +226,11 @@ class _Loop:
     def update(self) -> None:
         """The optimiser's step with the gradients at hand."""
         if self.plan.clip is not None:
-            self.scaler.unscale_(self.optimiser)
+            self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.clip)
-        self.scaler.step(self.optimiser)
+        self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
 
     def close(self) -> None:
         """Let the reading threads go."""
@@ -263,11 +238,16 @@ class _Loop:
             self.batches.close()
 
 
-def _watch(store: CropStore, model: HiEndMAE | Inpainting, plan: PretrainingPlan) -> Watch:
+def _watch(store: CropStore, model: HiEndMAE | Inpainting, plan: PretrainingPlan) -> ValidationCrops:
     """The watched crops, drawn with another seed than the run's."""
-    sampler = Sampler.for_model(store, model, plan.seed + 1)
+    sampler = CropSampler.for_model(store, model, plan.seed + 1)
     part = max(1, min(8, plan.batch_size // plan.accumulate))
-    return Watch(tuple(sampler.batch(range(first, min(first + part, WATCHED))) for first in range(0, WATCHED, part)))
+    return ValidationCrops(
+        tuple(
+            sampler.batch(range(first, min(first + part, NUM_VALIDATION_CROPS)))
+            for first in range(0, NUM_VALIDATION_CROPS, part)
+        )
+    )
 
 
 def _not_finite(record: StepRecord, scans: list[str], snapshot: Path | None) -> HiEndMAEError:

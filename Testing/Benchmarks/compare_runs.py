@@ -18,7 +18,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 from HiEndMAECore.reporting.run_record import read_record
-from HiEndMAECore.training.run_log import read_log, steps_of
+from HiEndMAECore.training.training_log import read_log, step_records
 
 _SAME = ("data", "variant", "mask_ratio", "seed", "crop", "batch_size", "steps", "learning_rate")
 _ROWS = 8
@@ -45,17 +45,17 @@ def main() -> None:
     for step in np.linspace(last / _ROWS, last, _ROWS).astype(int):  # between two looks: interpolated
         print(f"| {step} | " + " | ".join(f"{np.interp(step, *curve):.4f}" for curve in curves.values()) + " |")
     for name, lines in logs.items():
-        steps = steps_of(lines)
+        steps = step_records(lines)
         waited = sum(s.waited / s.crops_per_second for s in steps) / sum(1 / s.crops_per_second for s in steps)
         print(
             f"{name}: {len(steps)} steps, last 100 losses {np.mean([s.loss for s in steps[-100:]]):.4f}, waited {waited:.2%}"
         )
 
     figure, axes = plt.subplots(figsize=(9, 5), dpi=120)
-    for (name, curve), colour in zip(curves.items(), ("#2f6fb0", "#c8641b", "#3a8f5c", "#7a4fa3")):
-        noisy = steps_of(logs[name])
-        axes.plot([s.step for s in noisy], [s.loss for s in noisy], color=colour, alpha=0.15, linewidth=0.7)
-        axes.plot(*curve, color=colour, linewidth=2, label=name)
+    for (name, curve), color in zip(curves.items(), ("#2f6fb0", "#c8641b", "#3a8f5c", "#7a4fa3")):
+        noisy = step_records(logs[name])
+        axes.plot([s.step for s in noisy], [s.loss for s in noisy], color=color, alpha=0.15, linewidth=0.7)
+        axes.plot(*curve, color=color, linewidth=2, label=name)
     axes.axhline(start["zero_loss"], color="#6b7785", linestyle="--", label="predict nothing (zero)")
     if start["nearest_loss"] < 1.6 * start["zero_loss"]:
         axes.axhline(start["nearest_loss"], color="#6b7785", linestyle=":", label="copy the nearest visible patch")

@@ -28,9 +28,10 @@ import torch
 import zarr
 from zarr.codecs import BloscCodec
 
-from HiEndMAECore.volumes import crop_store
-from HiEndMAECore.volumes.files import read_volume
-from HiEndMAECore.volumes.preparation import PreparationPlan, prepare
+from HiEndMAECore.data import crop_store
+from HiEndMAECore.data.store_writer import write_manifest, write_scan
+from HiEndMAECore.io.readers import read_volume
+from HiEndMAECore.preprocessing.pipeline import PreprocessingPlan, preprocess
 
 BODY = (330, 300, 400)
 CROP = (96, 96, 96)
@@ -40,7 +41,7 @@ Slices = tuple[slice, slice, slice]
 Format = tuple[Callable[[Path, np.ndarray], object], Callable[[Path, Slices], np.ndarray]]
 
 
-def say(text: str) -> None:
+def info(text: str) -> None:
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
@@ -128,7 +129,7 @@ FORMATS: dict[str, Format] = {
 
 def bodies(scan: Path, count: int) -> list[np.ndarray]:
     """Volumes (H, W, D) of BODY voxels in [0, 1]."""
-    array = prepare(read_volume([scan]), PreparationPlan()).array[0]
+    array = preprocess(read_volume([scan]), PreprocessingPlan()).array[0]
     return [
         np.pad(np.roll(array, 17 * turn, axis=2), [(0, max(n - m, 0)) for m, n in zip(array.shape, BODY)], "symmetric")[
             tuple(slice(n) for n in BODY)
@@ -171,12 +172,12 @@ def spread(values: list[float]) -> str:
 
 def formats(folder: Path, scan: Path, rounds: int) -> None:
     (volume,) = bodies(scan, 1)
-    say(f"{volume.shape}, {np.mean(volume > 0):.0%} of the voxels above 0")
+    info(f"{volume.shape}, {np.mean(volume > 0):.0%} of the voxels above 0")
     for index, (name, (write, _)) in enumerate(FORMATS.items()):
         path = folder / f"{index}.b2nd"
         taken = seconds(lambda write=write, path=path: write(path, volume))[1]  # type: ignore[misc]
         size = sum(file.stat().st_size for file in files_below(path))
-        say(f"{name:<36} {size / 1e6:6.1f} MB, {size * SCANS / 1e12:.3f} TB for {SCANS}, {len(files_below(path))} files; "
+        info(f"{name:<36} {size / 1e6:6.1f} MB, {size * SCANS / 1e12:.3f} TB for {SCANS}, {len(files_below(path))} files; "
             f"written in {taken:.1f} s of the processor")  # fmt: skip
     rng = np.random.default_rng(0)
     rates: dict[tuple[str, bool], list[float]] = {}
@@ -196,7 +197,7 @@ def formats(folder: Path, scan: Path, rounds: int) -> None:
             wrong = np.square(crop(path, places[0]) - volume[places[0]])
             errors[name] = HU * float(np.sqrt(wrong.mean()))
     for name in FORMATS:
-        say(f"{name:<36} error {errors[name]:.2f} HU rms; crops a second of the processor {spread(rates[name, False])}, "
+        info(f"{name:<36} error {errors[name]:.2f} HU rms; crops a second of the processor {spread(rates[name, False])}, "
             f"cold, on the clock {spread(rates[name, True])}")  # fmt: skip
 
 
@@ -237,18 +238,18 @@ def speed(folder: Path, scan: Path, rounds: int, volumes: int) -> None:
     entries = []
     sizes = dict.fromkeys(RIVALS, 0)
     for index, volume in enumerate(bodies(scan, volumes)):
-        entries.append(crop_store.add_scan(folder / "store", f"scan{index}", volume[None]))
+        entries.append(write_scan(folder / "store", f"scan{index}", volume[None]))
         for name, (suffix, write, _) in RIVALS.items():
             path = folder / f"scan{index}{suffix}"
             write(path, volume)
             sizes[name] += path.stat().st_size
-    crop_store.write_manifest(folder / "store", {"scans": entries, "channels": 1, "preparation": {}})
+    write_manifest(folder / "store", {"scans": entries, "channels": 1, "preparation": {}})
     store = crop_store.CropStore.open(folder / "store")
     stored = sum(entry["bytes"] for entry in entries) / volumes
-    say(f"store: {stored / 1e6:.1f} MB a scan, {stored * SCANS / 1e12:.3f} TB for {SCANS}")
+    info(f"store: {stored / 1e6:.1f} MB a scan, {stored * SCANS / 1e12:.3f} TB for {SCANS}")
     rng = np.random.default_rng(0)
     for name, (suffix, _, read) in RIVALS.items():
-        say(f"whole {name}: {sizes[name] / volumes / 1e6:.1f} MB a scan")
+        info(f"whole {name}: {sizes[name] / volumes / 1e6:.1f} MB a scan")
         for cold in (False, True):
             for crops in (8, 1):
                 ratios, ours, theirs = [], [], []
@@ -277,7 +278,7 @@ def speed(folder: Path, scan: Path, rounds: int, volumes: int) -> None:
                     if cold and kind == "processor":
                         continue  # the processor does not wait for the disk
                     ratio, mine, whole = ([row[column] for row in rows] for rows in (ratios, ours, theirs))
-                    say(
+                    info(
                         f"  {'cold' if cold else 'warm'}, {crops} of a volume, {kind}: ratio {spread(ratio)}; "
                         f"crops/s {spread(mine)} against {spread(whole)}"
                     )

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from HiEndMAECore.networks import HiEndMAE, find_variant
-from HiEndMAECore.networks.registry import pretraining_arguments
+from HiEndMAECore.networks import HiEndMAE, get_variant
+from HiEndMAECore.networks.variants import pretraining_arguments
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import oracle
@@ -125,7 +125,7 @@ def main() -> None:
             published = PUBLISHED.get((variant, stages))
             told = "" if published is None else f"{published:.2f}"
             full, ours = full_macs(variant, stages, ours=False), full_macs(variant, stages, ours=True)
-            cells = (find_variant(variant).title, stages, told, f"{paper_macs(variant, stages):.3f}", f"{full:.3f}")
+            cells = (get_variant(variant).title, stages, told, f"{paper_macs(variant, stages):.3f}", f"{full:.3f}")
             print("| " + " | ".join(map(str, (*cells, f"{ours:.3f}", f"{1 - ours / plain:.1%}"))) + " |")
 
 

@@ -40,28 +40,30 @@ from monai.transforms import (
     RandShiftIntensityd,
 )
 
-from HiEndMAECore.devices import autocast, choose_device
-from HiEndMAECore.networks import build_segmentation
-from HiEndMAECore.training import finetuning, teaching
+from HiEndMAECore.networks import build_network
+from HiEndMAECore.runtime.devices import autocast, choose_device
+from HiEndMAECore.training import finetuning, presets
+from HiEndMAECore.training.plans import FinetuningPlan
+from HiEndMAECore.training.training_cases import TrainingCase
 
 CLASSES = 8
 NAMES = ("engine", "plain")
 _LEFT_OUT = 2  # first rounds, slow for being the first
 
 
-def made_up_scan() -> finetuning.TeachingScan:
+def made_up_scan() -> TrainingCase:
     """A body of 160 x 120 x 120 voxels with seven balls in it: only its size matters to the time of a step."""
     rng = np.random.default_rng(0)
     image = rng.random((1, 160, 120, 120), dtype=np.float32)
     classes = np.zeros(image.shape[1:], np.int16)
     places = np.indices(classes.shape).transpose(1, 2, 3, 0)
     for value in range(1, CLASSES):
-        centre = rng.uniform(20, 100, 3)
-        classes[((places - centre) ** 2).sum(-1) < 10**2] = value
-    return finetuning.TeachingScan("made up", torch.from_numpy(image), torch.from_numpy(classes))
+        center = rng.uniform(20, 100, 3)
+        classes[((places - center) ** 2).sum(-1) < 10**2] = value
+    return TrainingCase("made up", torch.from_numpy(image), torch.from_numpy(classes))
 
 
-def plain_crops(scan: finetuning.TeachingScan, crop: tuple[int, int, int], batch: int, workers: int) -> Any:
+def plain_crops(scan: TrainingCase, crop: tuple[int, int, int], batch: int, workers: int) -> Any:
     keys = ["image", "label"]
     both: dict[str, Any] = {"keys": keys, "mode": ["bilinear", "nearest"], "padding_mode": "zeros"}
     changes = Compose(
@@ -84,22 +86,22 @@ def plain_crops(scan: finetuning.TeachingScan, crop: tuple[int, int, int], batch
 
 def build_arms(options: argparse.Namespace) -> dict[str, Callable[[int], float]]:
     device = choose_device(options.device)
-    preset = teaching.choose_preset(options.preset, device)
-    architecture = teaching.architecture_for(preset, None, classes=CLASSES, channels=1)
+    preset = presets.choose_preset(options.preset, device)
+    architecture = presets.choose_architecture(preset, None, classes=CLASSES, channels=1)
     crop, batch = tuple(architecture["arguments"]["image_size"]), options.batch or preset.batch_size
     scan = made_up_scan()
     torch.manual_seed(0)
-    network = build_segmentation(architecture).to(device).train()
-    plan = finetuning.FinetuningPlan(crop=crop, steps=1, batch_size=batch)
+    network = build_network(architecture).to(device).train()
+    plan = FinetuningPlan(crop=crop, steps=1, batch_size=batch)
     arms: dict[str, Callable[[int], float]] = {}
 
     if options.only in (None, "engine"):
-        held = finetuning.TeachingScan(scan.name, scan.image.to(device), scan.classes.to(device))
-        method = finetuning.OurMethod([held], classes=CLASSES, plan=plan)
+        held = TrainingCase(scan.name, scan.image.to(device), scan.classes.to(device))
+        method = finetuning.DefaultRecipe([held], classes=CLASSES, plan=plan)
         method.criterion.to(device)
-        optimiser = finetuning._optimiser(network, plan)
+        optimizer = finetuning._build_optimizer(network, plan)
         arms["engine"] = lambda step: finetuning._step(
-            [held], method, network, optimiser, step=step, done=0.5, plan=plan, device=device
+            [held], method, network, optimizer, step=step, done=0.5, plan=plan, device=device
         )
     if options.only in (None, "plain"):
         crops = plain_crops(scan, crop, batch, options.workers)
@@ -131,7 +133,7 @@ def timed(arm: Callable[[int], float], step: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=tuple(teaching.PRESETS), default="cpu")
+    parser.add_argument("--preset", choices=tuple(presets.PRESETS), default="cpu")
     parser.add_argument("--batch", type=int, help="crops a step instead of the preset's")
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--workers", type=int, default=0, help="of the plain loop's DataLoader")

@@ -35,18 +35,19 @@ from monai.inferers import sliding_window_inference
 from monai.networks.nets import UNETR as MonaiUNETR
 
 from HiEndMAECore import segment
-from HiEndMAECore.checkpoints.model_folder import ModelDescription, write_model
-from HiEndMAECore.devices import choose_device
+from HiEndMAECore.data.phantom import make_patient
 from HiEndMAECore.inference.predictor import Predictor
-from HiEndMAECore.inference.sliding import forward
+from HiEndMAECore.inference.sliding_window import forward
+from HiEndMAECore.io.volume import Geometry
+from HiEndMAECore.models.description import ModelDescription
+from HiEndMAECore.models.folder import write_model
 from HiEndMAECore.networks import UNETR
-from HiEndMAECore.networks.registry import segmentation_architecture
-from HiEndMAECore.volumes.phantom import make_patient
-from HiEndMAECore.volumes.preparation import Prepared
-from HiEndMAECore.volumes.volume import Geometry
+from HiEndMAECore.networks.variants import segmentation_architecture
+from HiEndMAECore.preprocessing.pipeline import PreprocessedScan
+from HiEndMAECore.runtime.devices import choose_device
 
 
-def say(text: str) -> None:
+def info(text: str) -> None:
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
@@ -70,7 +71,7 @@ def tell(taken: dict[str, list[float]]) -> None:
     first = statistics.median(next(iter(taken.values())))
     for name, values in taken.items():
         middle = statistics.median(values)
-        say(f"{name:<24} {middle:8.3f}  ({min(values):.3f} to {max(values):.3f})  {middle / first:5.2f} of the first")
+        info(f"{name:<24} {middle:8.3f}  ({min(values):.3f} to {max(values):.3f})  {middle / first:5.2f} of the first")
 
 
 class Sometimes(torch.nn.Module):
@@ -114,13 +115,13 @@ def predictor_of(args: argparse.Namespace, *, exact: bool) -> Predictor:
     return predictor
 
 
-def scan_of(shape: list[int]) -> Prepared:
+def scan_of(shape: list[int]) -> PreprocessedScan:
     """A prepared scan without air: every tile counts, on both sides."""
     array = np.random.default_rng(0).random((1, *shape), dtype=np.float32)
-    return Prepared(np.eye(4), Geometry(tuple(shape), np.eye(4)), array)  # type: ignore[arg-type]
+    return PreprocessedScan(np.eye(4), Geometry(tuple(shape), np.eye(4)), array)  # type: ignore[arg-type]
 
 
-def monai_window(predictor: Predictor, scan: Prepared) -> np.ndarray:
+def monai_window(predictor: Predictor, scan: PreprocessedScan) -> np.ndarray:
     with torch.inference_mode():
         image = torch.from_numpy(scan.array)[None].to(predictor.device)
         logits = sliding_window_inference(image, predictor.tile, 1, predictor.network, overlap=0.5, mode="gaussian")
@@ -139,7 +140,7 @@ def window(args: argparse.Namespace) -> None:
     )
     tell(taken)
     same = float((monai_window(exact, scan) == exact.infer(scan).labels).mean())
-    say(f"voxels with the same label, MONAI's and ours exact: {same:.6f}")
+    info(f"voxels with the same label, MONAI's and ours exact: {same:.6f}")
 
 
 def memory(args: argparse.Namespace) -> None:
@@ -198,7 +199,7 @@ def child(args: argparse.Namespace) -> None:
         elif args.kind in ("ours", "quick"):
             predictor.infer(scan)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before
-    say(f"{(torch.cuda.max_memory_allocated() if device.type == 'cuda' else peak) / 1e9:.4f}")
+    info(f"{(torch.cuda.max_memory_allocated() if device.type == 'cuda' else peak) / 1e9:.4f}")
 
 
 def unetr(args: argparse.Namespace) -> None:
@@ -259,8 +260,8 @@ def peak(args: argparse.Namespace) -> None:
         write_files(args, args.folder)
         taken = [_child(args, "whole") for _ in range(args.rounds)]
         record = json.loads((args.folder / "out" / "scan.json").read_text(encoding="utf-8"))
-    say(f"peak of the whole process {statistics.median(taken):.2f} GB ({min(taken):.2f} to {max(taken):.2f})")
-    say(f"seconds, with the network on every {args.every}. tile: {record['seconds_of_parts']}")
+    info(f"peak of the whole process {statistics.median(taken):.2f} GB ({min(taken):.2f} to {max(taken):.2f})")
+    info(f"seconds, with the network on every {args.every}. tile: {record['seconds_of_parts']}")
 
 
 def whole(args: argparse.Namespace) -> None:
@@ -295,7 +296,7 @@ def main() -> None:
     parser.add_argument("--kind", default="")
     parser.add_argument("--folder", default="")
     args = parser.parse_args()
-    say(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), {choose_device(args.device)}: {vars(args)}")
+    info(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), {choose_device(args.device)}: {vars(args)}")
     jobs[args.what](args)
 
 

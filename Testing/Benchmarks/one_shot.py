@@ -38,29 +38,36 @@ from monai.networks.nets import DynUNet
 from scipy import stats
 from torch import Tensor, nn
 
-from HiEndMAECore.checkpoints.catalogue import OURS
-from HiEndMAECore.checkpoints.model_folder import ModelDescription
-from HiEndMAECore.checkpoints.transfer import read_initial, start_from, transfer_encoder
-from HiEndMAECore.inference.cleaning import keep_largest
+from HiEndMAECore.data.cases import Case
+from HiEndMAECore.data.datasets import read_dataset
+from HiEndMAECore.data.labelled_cases import LabelledCase, collect_structures, read_labelled_case
+from HiEndMAECore.evaluation.metrics import score_case
+from HiEndMAECore.evaluation.statistics import bootstrap_interval
+from HiEndMAECore.inference.postprocessing import keep_largest_component
 from HiEndMAECore.inference.predictor import Predictor
-from HiEndMAECore.metrics.scores import bootstrap_interval, score_case
-from HiEndMAECore.networks import build_segmentation, segmentation_architecture
+from HiEndMAECore.models.catalogue import DEFAULT_WEIGHTS
+from HiEndMAECore.models.description import ModelDescription
+from HiEndMAECore.models.pretrained import load_encoder, load_pretrained, read_pretrained
+from HiEndMAECore.networks import build_network, segmentation_architecture
+from HiEndMAECore.preprocessing.intensity import suggest_normalization
+from HiEndMAECore.preprocessing.pipeline import PreprocessingPlan
 from HiEndMAECore.reporting.reporter import Reporter
-from HiEndMAECore.training import finetuning, self_check, teaching
-from HiEndMAECore.volumes.datasets import Case, read_dataset
-from HiEndMAECore.volumes.preparation import PreparationPlan, suggest_normalisation
+from HiEndMAECore.training import finetuning, performance_estimate
+from HiEndMAECore.training.mirroring import decide_case_mirroring
+from HiEndMAECore.training.plans import PRETRAINED_RATE, FinetuningPlan
+from HiEndMAECore.training.training_cases import TrainingCase, preprocess_training_cases
 
 VARIANT = "hi_end_mae_vit_tiny_8p"
 ARMS = ("hi-end-mae", "hi-end-mae-encoder", "mae", "scratch", "unetr", "dynunet", "elastix")
 CHOSEN = {  # on `tune`, where an arm's best setting is not the loop's own
-    "hi-end-mae": {"encoder_rate": finetuning.PRETRAINED_RATE},
-    "hi-end-mae-encoder": {"encoder_rate": finetuning.PRETRAINED_RATE},
-    "mae": {"encoder_rate": finetuning.PRETRAINED_RATE},
+    "hi-end-mae": {"encoder_rate": PRETRAINED_RATE},
+    "hi-end-mae-encoder": {"encoder_rate": PRETRAINED_RATE},
+    "mae": {"encoder_rate": PRETRAINED_RATE},
     "dynunet": {"learning_rate": 1e-3},
 }
 CPU = torch.device("cpu")
 NOWHERE = Path("snapshots")  # none is written: a run of a benchmark is not taken up in its middle
-finetuning._SNAPSHOT_SECONDS = float("inf")
+finetuning._CHECKPOINT_SECONDS = float("inf")
 
 
 class Rival(nn.Module):
@@ -87,22 +94,22 @@ def build(arm: str, options: argparse.Namespace, *, classes: int, channels: int)
         return Rival(classes, channels), architecture
     if arm == "unetr":
         architecture["network"], architecture["arguments"]["feature_size"] = "UNETR", 16
-    network = build_segmentation(architecture)
+    network = build_network(architecture)
     starts = {"hi-end-mae": options.init, "hi-end-mae-encoder": options.init, "mae": options.mae}
-    initial = read_initial(str(starts.get(arm, "none")))
+    initial = read_pretrained(str(starts.get(arm, "none")))
     if initial and arm != "hi-end-mae":
-        transfer_encoder(network, initial.encoder)
+        load_encoder(network, initial.encoder)
     else:
-        start_from(network, initial)
+        load_pretrained(network, initial)
     return network, architecture
 
 
-def steps_for(seconds: float, scans: Sequence[finetuning.TeachingScan], network: nn.Module, plan: Any) -> int:
+def steps_for(seconds: float, scans: Sequence[TrainingCase], network: nn.Module, plan: Any) -> int:
     """Steps that fit into `seconds` of processor time, from steps of a throw-away copy."""
     took = []
     for count in (2, 2, 22):  # the first is slow for being the first
         begin = time.process_time()
-        trial = finetuning.FinetuningPlan(**{**vars(plan), "steps": count})
+        trial = FinetuningPlan(**{**vars(plan), "steps": count})
         finetuning.finetune(
             scans, copy.deepcopy(network), plan=trial, device=CPU, folder=NOWHERE, report=Reporter(quiet=True)
         )
@@ -114,30 +121,30 @@ def run_one(arm: str, teacher: Case, seed: int, tests: Sequence[Case], options: 
     """Learn and test once; what is to be written down."""
     torch.manual_seed(seed)
     report = Reporter(quiet=True)
-    read = [teaching.read_case(teacher, report=report)]
+    read = [read_labelled_case(teacher, report=report)]
     edge = options.spacing
-    grid = PreparationPlan((edge, edge, edge), suggest_normalisation(read[0].scan))
-    structures = teaching.collect_structures(read, read_dataset(options.data).structures)
-    scans = teaching.prepare_teaching(read, grid, structures, report=report)
+    grid = PreprocessingPlan((edge, edge, edge), suggest_normalization(read[0].scan))
+    structures = collect_structures(read, read_dataset(options.data).structures)
+    scans = preprocess_training_cases(read, grid, structures, report=report)
     network, architecture = build(arm, options, classes=len(structures) + 1, channels=read[0].scan.channels)
     settings: dict[str, Any] = {"crop": architecture["arguments"]["image_size"], "seed": seed, "steps": 1}
     own = {**CHOSEN.get(arm, {}), **{name: value for of, name, value in options.set if of == arm}}
     settings.update(own)
-    plan = finetuning.FinetuningPlan(**settings)
-    mirroring = teaching.mirroring_of(scans, structures, report=report)
+    plan = FinetuningPlan(**settings)
+    mirroring = decide_case_mirroring(scans, structures, report=report)
     steps = options.steps or steps_for(options.cpu_seconds, scans, network, plan)
     begin, clock = time.process_time(), time.monotonic()
     taught = finetuning.finetune(
-        scans, network, plan=finetuning.FinetuningPlan(**{**settings, "steps": steps}), device=CPU,
+        scans, network, plan=FinetuningPlan(**{**settings, "steps": steps}), device=CPU,
         folder=NOWHERE, report=report, mirroring=mirroring,
     )  # fmt: skip
     spent, clock = time.process_time() - begin, time.monotonic() - clock
     crop = settings["crop"]
-    work = self_check.plan_work(scans, crop=crop, steps=steps, batch_size=plan.batch_size)
-    checked = self_check.self_check(
+    work = performance_estimate.plan_estimate(scans, crop=crop, steps=steps, batch_size=plan.batch_size)
+    checked = performance_estimate.estimate_performance(
         scans, taught.network, structures, crop=crop, work=work, seed=seed, device=CPU, report=report
     )
-    labels = [{"value": s.value, "name": s.name, "colour": list(s.colour)} for s in structures]
+    labels = [{"value": s.value, "name": s.name, "colour": list(s.color)} for s in structures]
     description = ModelDescription(
         kind="segmentation", name=arm, architecture=architecture, preparation={**grid.to_json(), "orientation": "RAS"},
         channels=[f"channel {index}" for index in range(read[0].scan.channels)], labels=labels, training={},
@@ -145,10 +152,10 @@ def run_one(arm: str, teacher: Case, seed: int, tests: Sequence[Case], options: 
     predictor = Predictor(taught.network, description, CPU)
     dice, raw, begin = {}, {}, time.process_time()
     for case in tests:
-        target = teaching.read_case(case, report=report)
+        target = read_labelled_case(case, report=report)
         found = predictor.segment(target.scan).labels
         raw[case.name] = _dice(found, target, structures)
-        dice[case.name] = _dice(keep_largest(found, [s.value for s in structures])[0], target, structures)
+        dice[case.name] = _dice(keep_largest_component(found, [s.value for s in structures])[0], target, structures)
     return {
         "arm": arm, "teacher": teacher.name, "seed": seed, "steps": steps, "cpu_seconds": round(spent, 1),
         "clock_seconds": round(clock, 1), "test_cpu_seconds": round(time.process_time() - begin, 1),
@@ -160,7 +167,7 @@ def run_one(arm: str, teacher: Case, seed: int, tests: Sequence[Case], options: 
     }  # fmt: skip
 
 
-def _dice(found: np.ndarray, target: teaching.LabelledCase, structures: Sequence[Any]) -> dict[str, float | None]:
+def _dice(found: np.ndarray, target: LabelledCase, structures: Sequence[Any]) -> dict[str, float | None]:
     """{structure: Dice, None where the case does not contour it}."""
     scores = score_case(found, target.labels.array[0], affine=target.scan.affine)
     return {s.name: scores[s.value].dice if s.value in scores else None for s in structures}
@@ -199,8 +206,8 @@ def run_elastix(
         for index in range(3):
             found.SetParameter(index, "ResampleInterpolator", "FinalNearestNeighborInterpolator")
         carried = np.rint(itk.array_from_image(itk.transformix_filter(labels, found))).astype(np.int16).T
-        target = teaching.read_case(case, report=quiet)
-        dice[case.name] = _dice(keep_largest(carried, values)[0], target, structures)
+        target = read_labelled_case(case, report=quiet)
+        dice[case.name] = _dice(keep_largest_component(carried, values)[0], target, structures)
     return {
         "arm": arm, "teacher": teacher.name, "seed": seed, "steps": 0, "cpu_seconds": 0.0, "clock_seconds": 0.0,
         "test_cpu_seconds": round(time.process_time() - begin, 1), "test_clock_seconds": round(time.monotonic() - clock, 1),
@@ -236,7 +243,7 @@ def run(options: argparse.Namespace) -> None:
 def _setting(text: str) -> tuple[str, str, float]:
     arm, _, setting = text.partition(":")
     name, _, value = setting.partition("=")
-    if arm not in ARMS or name not in finetuning.FinetuningPlan.__dataclass_fields__:
+    if arm not in ARMS or name not in FinetuningPlan.__dataclass_fields__:
         raise argparse.ArgumentTypeError(f"'{text}' names no arm or no setting")
     return arm, name, float(value)
 
@@ -266,25 +273,27 @@ def report(options: argparse.Namespace) -> None:
     ):
         raise SystemExit("These runs had different budgets or tests: give files of one kind, or --budget.")
     lines = [line for line in lines if options.budget in (None, line["budget"])]
-    say = sys.stdout.write
-    say("| arm | teacher | seed | steps | processor s | mean Dice | structures at 0 |\n|---|---|---|---|---|---|---|\n")
+    info = sys.stdout.write
+    info(
+        "| arm | teacher | seed | steps | processor s | mean Dice | structures at 0 |\n|---|---|---|---|---|---|---|\n"
+    )
     for line in lines:
         zeros = [s for s in next(iter(line["dice"].values())) if not any(case[s] for case in line["dice"].values())]
-        say(f"| {line['arm']} | {line['teacher']} | {line['seed']} | {line['steps']} | {line['cpu_seconds']:.0f} ")
-        say(f"| {_mean_of_structures(line['dice'].values()):.3f} | {', '.join(zeros) or 'none'} |\n")
+        info(f"| {line['arm']} | {line['teacher']} | {line['seed']} | {line['steps']} | {line['cpu_seconds']:.0f} ")
+        info(f"| {_mean_of_structures(line['dice'].values()):.3f} | {', '.join(zeros) or 'none'} |\n")
     arms = [arm for arm in ARMS if any(line["arm"] == arm for line in lines)]
     of_arm = {arm: [line for line in lines if line["arm"] == arm] for arm in arms}
     structures = list(next(iter(lines[0]["dice"].values())))
-    say("\n| structure | " + " | ".join(arms) + " |\n|---|" + "---|" * len(arms) + "\n")
+    info("\n| structure | " + " | ".join(arms) + " |\n|---|" + "---|" * len(arms) + "\n")
     for structure in (*structures, None):
-        say(f"| {structure or '**mean of structures**'} ")
+        info(f"| {structure or '**mean of structures**'} ")
         for arm in arms:
             values = list(_of_cases(of_arm[arm], structure).values())
             low, high = bootstrap_interval([[value] for value in values], seed=0) or (np.nan, np.nan)
-            say(f"| {statistics.fmean(values):.3f} ({low:.3f} to {high:.3f}) ")
-        say("|\n")
-    say(f"\nPaired differences in mean Dice, {arms[0]} less the other:\n\n")
-    say("| other | difference | cases won | p |\n|---|---|---|---|\n")
+            info(f"| {statistics.fmean(values):.3f} ({low:.3f} to {high:.3f}) ")
+        info("|\n")
+    info(f"\nPaired differences in mean Dice, {arms[0]} less the other:\n\n")
+    info("| other | difference | cases won | p |\n|---|---|---|---|\n")
     for arm in arms[1:]:
         pair = [of_arm[arms[0]], of_arm[arm]]
         shared = set.intersection(*({(line["teacher"], line["seed"]) for line in of} for of in pair))
@@ -293,20 +302,20 @@ def report(options: argparse.Namespace) -> None:
         )
         differences = np.array([ours[case] - theirs[case] for case in ours if case in theirs])
         p = stats.wilcoxon(differences).pvalue if len(differences) > 5 else np.nan
-        say(f"| {arm} | {differences.mean():+.3f} | {(differences > 0).sum()} of {len(differences)} | {p:.2g} |\n")
-    say("\nThe self-check beside the truth, over structures and runs:\n\n")
-    say(
+        info(f"| {arm} | {differences.mean():+.3f} | {(differences > 0).sum()} of {len(differences)} | {p:.2g} |\n")
+    info("\nThe self-check beside the truth, over structures and runs:\n\n")
+    info(
         "| arm | structures | error of the expected Dice | of always saying the mean | correlation | of `deformed` alone |\n"
     )
-    say("|---|---|---|---|---|---|\n")
+    info("|---|---|---|---|---|---|\n")
     for arm in arms:
         pairs = [pair for line in of_arm[arm] for pair in _checked(line)]
         if pairs:
             expected, deformed, true = np.array(pairs).T
-            say(
+            info(
                 f"| {arm} | {len(true)} | {np.abs(expected - true).mean():.3f} | {np.abs(true.mean() - true).mean():.3f} "
             )
-            say(f"| {np.corrcoef(expected, true)[0, 1]:.2f} | {np.corrcoef(deformed, true)[0, 1]:.2f} |\n")
+            info(f"| {np.corrcoef(expected, true)[0, 1]:.2f} | {np.corrcoef(deformed, true)[0, 1]:.2f} |\n")
 
 
 def _checked(line: dict[str, Any]) -> list[tuple[float, float, float]]:
@@ -315,7 +324,7 @@ def _checked(line: dict[str, Any]) -> list[tuple[float, float, float]]:
     for check in line.get("self_check", ()):
         true = [case[check["name"]] for case in line["dice"].values() if case[check["name"]] is not None]
         if check["expected"] is not None and true:
-            expected = self_check.CALIBRATION.expected(check["deformed"], check["voxels"])
+            expected = performance_estimate.CALIBRATION.expected(check["deformed"], check["voxels"])
             found.append((expected, check["deformed"], statistics.fmean(true)))
     return found
 
@@ -330,11 +339,11 @@ def plot(options: argparse.Namespace) -> None:
             continue
         points[line["arm"]][line["budget"] / 120].append(_mean_of_structures(line["dice"].values()))
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    colours = {"hi-end-mae": "#2f6fb0", "scratch": "#d17b0f", "dynunet": "#6b7785"}
+    colors = {"hi-end-mae": "#2f6fb0", "scratch": "#d17b0f", "dynunet": "#6b7785"}
     for arm in sorted(points, key=ARMS.index):
         minutes = sorted(points[arm])
         means = [statistics.fmean(points[arm][at]) for at in minutes]
-        (drawn,) = axes.plot(minutes, means, marker="o", label=arm, color=colours.get(arm), linewidth=2)
+        (drawn,) = axes.plot(minutes, means, marker="o", label=arm, color=colors.get(arm), linewidth=2)
         for at in minutes:
             axes.plot(
                 [at] * len(points[arm][at]), points[arm][at], ".", color=drawn.get_color(), alpha=0.5, markersize=5
@@ -366,7 +375,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     doors = parser.add_subparsers(required=True)
     runs = doors.add_parser("run")
-    runs.set_defaults(door=run)
+    runs.set_defaults(command=run)
     runs.add_argument(
         "--data",
         type=Path,
@@ -382,23 +391,23 @@ def main() -> None:
     runs.add_argument("--split", choices=("tune", "test"), default="tune")
     runs.add_argument("--spacing", type=float, default=3.0)
     runs.add_argument("--threads", type=int, default=2)
-    runs.add_argument("--init", default=OURS)
+    runs.add_argument("--init", default=DEFAULT_WEIGHTS)
     runs.add_argument("--mae", default="none")
     runs.add_argument("--set", nargs="*", type=_setting, default=(), help="ARM:NAME=VALUE, a number of FinetuningPlan")
     told = doors.add_parser("report")
-    told.set_defaults(door=report)
+    told.set_defaults(command=report)
     told.add_argument("files", nargs="+", type=Path)
     told.add_argument("--seeds", nargs="+", type=int, default=(0, 1))
     told.add_argument("--budget", type=float, help="only runs of so many processor seconds")
     drawn = doors.add_parser("plot")
-    drawn.set_defaults(door=plot)
+    drawn.set_defaults(command=plot)
     drawn.add_argument("files", nargs="+", type=Path)
     drawn.add_argument("--cases", nargs="+", default=("OKBP_004",), help="taught: of every budget the same ones")
     drawn.add_argument("--seeds", nargs="+", type=int, default=(0,))
     drawn.add_argument("--arms", nargs="+", choices=ARMS, default=("hi-end-mae", "scratch", "dynunet"))
     drawn.add_argument("--output", type=Path, default=Path("dice_against_minutes.png"))
     options = parser.parse_args()
-    options.door(options)
+    options.command(options)
 
 
 if __name__ == "__main__":

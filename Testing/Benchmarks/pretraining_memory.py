@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 
-from HiEndMAECore.devices import autocast, choose_device
 from HiEndMAECore.networks import HiEndMAE, list_variants
-from HiEndMAECore.networks.registry import pretraining_arguments
-from HiEndMAECore.training.optimiser import build_adamw
+from HiEndMAECore.networks.variants import pretraining_arguments
+from HiEndMAECore.runtime.devices import autocast, choose_device
+from HiEndMAECore.training.optimizer import build_adamw
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from oracle import Oracle
@@ -54,16 +54,16 @@ def measure(variant: str, arm: str, batch: int, name: str) -> float:
     arguments = pretraining_arguments(variant)
     model = (Oracle if arm.startswith("rival") else HiEndMAE)(**arguments).to(device)
     if "recomputed" in arm:
-        model.recompute_activations()
-    optimiser = build_adamw(model.parameters(), learning_rate=1e-4, betas=(0.9, 0.95), weight_decay=0.05)
+        model.set_grad_checkpointing()
+    optimizer = build_adamw(model.parameters(), learning_rate=1e-4, betas=(0.9, 0.95), weight_decay=0.05)
     volume = torch.rand(batch, 1, *arguments["image_size"], device=device)
     permutation = torch.rand(batch, model.grid[0] * model.grid[1] * model.grid[2], device=device).argsort(1)
     for _ in range(2):
         with autocast(device, precision="bf16" if "bf16" in arm else "fp32"):
             output = model(volume, permutation)
         (output[0] if isinstance(output, tuple) else output.loss).backward()
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device))
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

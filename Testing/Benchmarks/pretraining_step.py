@@ -19,10 +19,10 @@ from pathlib import Path
 
 import torch
 
-from HiEndMAECore.devices import autocast, choose_device
 from HiEndMAECore.networks import HiEndMAE, list_variants
-from HiEndMAECore.networks.registry import OBJECTIVES, pretraining_arguments
-from HiEndMAECore.training.optimiser import build_adamw
+from HiEndMAECore.networks.variants import OBJECTIVES, pretraining_arguments
+from HiEndMAECore.runtime.devices import autocast, choose_device
+from HiEndMAECore.training.optimizer import build_adamw
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from oracle import Oracle
@@ -52,12 +52,12 @@ def main() -> None:
     stock = torch.optim.AdamW(rival.parameters(), lr=1e-4, **_ADAMW)
     same = build_adamw(rival.parameters(), learning_rate=1e-4, **_ADAMW)
 
-    def step(loss_of: Callable[[], torch.Tensor], optimiser: torch.optim.Optimizer, precision: str) -> float:
+    def step(loss_of: Callable[[], torch.Tensor], optimizer: torch.optim.Optimizer, precision: str) -> float:
         with autocast(device, precision=precision):
             loss = loss_of()
         loss.backward()
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         return float(loss.detach())
 
     def ours_loss() -> torch.Tensor:

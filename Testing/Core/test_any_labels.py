@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 
 from HiEndMAECore import finetune
-from HiEndMAECore.checkpoints.model_folder import read_description
 from HiEndMAECore.errors import InputError, UsageError
 from HiEndMAECore.inference.predictor import Predictor
+from HiEndMAECore.io.readers import read_volume
+from HiEndMAECore.models.folder import read_description
 from HiEndMAECore.reporting.reporter import Reporter
-from HiEndMAECore.training import finetuning, teaching
-from HiEndMAECore.volumes.files import read_volume
+from HiEndMAECore.training import finetuning, presets
 
 SHAPE = (30, 28, 26)
 AFFINE = np.diag([4.0, 4.0, 4.0, 1.0])
@@ -200,8 +200,8 @@ def test_the_model_tells_of_sides(tmp_path: Path) -> None:
 
 def test_the_papers_schedule_on_a_share_of_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through the door, with a small network in the place of the paper's large one."""
-    small = replace(teaching.PRESETS["paper-one-shot"], variant="hi_end_mae_vit_tiny_8p", spacing=(4.0, 4.0, 4.0))
-    monkeypatch.setitem(teaching.PRESETS, "paper-one-shot", small)
+    small = replace(presets.PRESETS["paper-one-shot"], variant="hi_end_mae_vit_tiny_8p", spacing=(4.0, 4.0, 4.0))
+    monkeypatch.setitem(presets.PRESETS, "paper-one-shot", small)
     for part in ("imagesTr", "labelsTr"):
         (tmp_path / part).mkdir()
     for index in range(12):
@@ -237,7 +237,7 @@ OFTEN = """
 import sys
 from HiEndMAECore import finetune
 from HiEndMAECore.training import finetuning
-finetuning._SNAPSHOT_SECONDS = 0.0  # a snapshot after every step instead of every 45 seconds
+finetuning._CHECKPOINT_SECONDS = 0.0  # a snapshot after every step instead of every 45 seconds
 raise SystemExit(finetune.main(sys.argv[1:]))
 """
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from HiEndMAECore.checkpoints import model_folder, official, transfer
-from HiEndMAECore.checkpoints.model_folder import ModelDescription
 from HiEndMAECore.errors import InputError
+from HiEndMAECore.models import authors, folder, pretrained
+from HiEndMAECore.models.description import ModelDescription
 from HiEndMAECore.networks import UNETR, HiEndMAE, build_pretraining_model
-from HiEndMAECore.networks.registry import pretraining_arguments
+from HiEndMAECore.networks.variants import pretraining_arguments
 
 PARITY = Path(__file__).parent / "parity"
 SIZES = {
@@ -54,33 +54,33 @@ def network() -> UNETR:
 @pytest.mark.parametrize("name", ["model", "my model ü", "model.zip"])
 def test_round_trip(tmp_path: Path, network: UNETR, name: str) -> None:
     path = tmp_path / "deep" / name
-    model_folder.write_model(path, describe(), network.state_dict())
-    read = model_folder.read_description(path)
+    folder.write_model(path, describe(), network.state_dict())
+    read = folder.read_description(path)
     assert read.name == "Léber – test"
     assert [label["value"] for label in read.labels] == [2, 5]
-    weights = model_folder.read_weights(path)
+    weights = folder.read_weights(path)
     assert all(torch.equal(weights[key], value) for key, value in network.state_dict().items())
     assert [entry.name for entry in path.parent.iterdir()] == [name]  # nothing else is left there
 
 
 def test_a_model_is_replaced_whole_and_nothing_else_is_overwritten(tmp_path: Path, network: UNETR) -> None:
     path = tmp_path / "model"
-    model_folder.write_model(path, describe(), network.state_dict())
-    model_folder.write_model(path, describe(name="second"), network.state_dict())
-    assert model_folder.read_description(path).name == "second"
+    folder.write_model(path, describe(), network.state_dict())
+    folder.write_model(path, describe(name="second"), network.state_dict())
+    assert folder.read_description(path).name == "second"
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
     with pytest.raises(InputError, match="will not be overwritten"):
-        model_folder.write_model(tmp_path / "thesis", describe(), network.state_dict())
+        folder.write_model(tmp_path / "thesis", describe(), network.state_dict())
     assert (tmp_path / "thesis" / "chapter.txt").read_text() == "years of work"
 
 
 def test_folder_to_zip_and_back(tmp_path: Path, network: UNETR) -> None:
-    written = model_folder.write_model(tmp_path / "a", describe(), network.state_dict())
-    model_folder.copy_model(tmp_path / "a", tmp_path / "b.zip")
-    model_folder.copy_model(tmp_path / "b.zip", tmp_path / "c")
+    written = folder.write_model(tmp_path / "a", describe(), network.state_dict())
+    folder.copy_model(tmp_path / "a", tmp_path / "b.zip")
+    folder.copy_model(tmp_path / "b.zip", tmp_path / "c")
     assert zipfile.ZipFile(tmp_path / "b.zip").namelist() == ["model.json", "model.safetensors"]
-    assert model_folder.read_description(tmp_path / "c").weights_sha256 == written.weights_sha256
+    assert folder.read_description(tmp_path / "c").weights_sha256 == written.weights_sha256
     assert (tmp_path / "c" / "model.safetensors").read_bytes() == (tmp_path / "a" / "model.safetensors").read_bytes()
 
 
@@ -99,23 +99,23 @@ def test_folder_to_zip_and_back(tmp_path: Path, network: UNETR) -> None:
 )
 def test_a_description_that_cannot_be_used_is_refused(tmp_path: Path, network: UNETR, change: dict, code: str) -> None:
     path = tmp_path / "model"
-    model_folder.write_model(path, describe(), network.state_dict())
+    folder.write_model(path, describe(), network.state_dict())
     data = json.loads((path / "model.json").read_text())
     (path / "model.json").write_text(json.dumps({**data, **change}))
     with pytest.raises(InputError) as caught:
-        model_folder.read_description(path)
+        folder.read_description(path)
     assert caught.value.code == code
     assert str(path) in caught.value.message
 
 
 def test_damaged_weights_are_refused(tmp_path: Path, network: UNETR) -> None:
     path = tmp_path / "model"
-    model_folder.write_model(path, describe(), network.state_dict())
+    folder.write_model(path, describe(), network.state_dict())
     content = bytearray((path / "model.safetensors").read_bytes())
     content[-1] ^= 1
     (path / "model.safetensors").write_bytes(content)
     with pytest.raises(InputError) as caught:
-        model_folder.read_weights(path)
+        folder.read_weights(path)
     assert caught.value.code == "model_damaged"
 
 
@@ -123,7 +123,7 @@ def test_no_model_is_told(tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("hello")
     for path in (tmp_path / "absent", tmp_path, tmp_path / "note.txt"):
         with pytest.raises(InputError) as caught:
-            model_folder.read_description(path)
+            folder.read_description(path)
         assert caught.value.code == "model_absent"
 
 
@@ -150,12 +150,12 @@ def tiny() -> tuple[HiEndMAE, dict]:
 def test_the_authors_file_goes_into_a_unetr(tmp_path: Path, tiny: tuple[HiEndMAE, dict]) -> None:
     model, state = tiny
     torch.save({"epoch": 3, "state_dict": state}, tmp_path / "weights.pth")
-    initial = transfer.read_initial(str(tmp_path / "weights.pth"))
+    initial = pretrained.read_pretrained(str(tmp_path / "weights.pth"))
     assert initial is not None
     assert initial.variant == "hi_end_mae_vit_tiny_8p"
     network = UNETR(**{**UNETR_SIZES, "image_size": (24, 24, 24), "patch_size": 8, "encoder_dim": 192, "encoder_depth": 12,
                        "encoder_heads": 3, "in_channels": 2})  # fmt: skip
-    told = transfer.start_from(network, initial)
+    told = pretrained.load_pretrained(network, initial)
     assert len(told["init_sha256"]) == 64
     torch.testing.assert_close(
         network.encoder.patch_embed.proj.weight[:, 1:], model.encoder.patch_embed.proj.weight / 2
@@ -165,17 +165,17 @@ def test_the_authors_file_goes_into_a_unetr(tmp_path: Path, tiny: tuple[HiEndMAE
 
 def test_every_misfit_is_named(tiny: tuple[HiEndMAE, dict]) -> None:
     model, state = tiny
-    official.load_pretraining_state(model, state)
+    authors.load_pretraining_state(model, state)
     broken = dict(state)
     del broken["module.mask_token"]
     broken["module.extra"] = torch.zeros(1)
     broken["module.encoder.norm.bias"] = torch.zeros(7)
     with pytest.raises(InputError) as caught:
-        official.load_pretraining_state(model, broken)
+        authors.load_pretraining_state(model, broken)
     for part in ("missing: mask_token", "unknown: extra", "encoder.norm.bias is (7,) instead of (192,)"):
         assert part in caught.value.message
     with pytest.raises(InputError) as caught:
-        official.load_pretraining_state(model, {**state, "module.encoder_pos_embed": torch.zeros(1, 8, 192)})
+        authors.load_pretraining_state(model, {**state, "module.encoder_pos_embed": torch.zeros(1, 8, 192)})
     assert caught.value.code == "weights_positions"
 
 
@@ -188,7 +188,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": Bomb()}, tmp_path / "zipped.pth")
     for name in ("weights.pth", "zipped.pth"):
         with pytest.raises(InputError) as caught:
-            transfer.read_initial(str(tmp_path / name))
+            pretrained.read_pretrained(str(tmp_path / name))
         assert caught.value.code == "weights_unreadable"
     assert not (tmp_path / "exploded").exists()
 
@@ -197,20 +197,20 @@ def test_old_torch_does_not_read_pickles(tmp_path: Path, monkeypatch: pytest.Mon
     torch.save({"state_dict": tiny[1]}, tmp_path / "weights.pth")
     monkeypatch.setattr(torch, "__version__", "2.5.1+cpu")  # an older torch cannot be had beside this one
     with pytest.raises(InputError) as caught:
-        transfer.read_initial(str(tmp_path / "weights.pth"))
+        pretrained.read_pretrained(str(tmp_path / "weights.pth"))
     assert caught.value.code == "torch_unsafe"
 
 
 @pytest.mark.parametrize(("init", "code"), [("nowhere", "init_unknown"), ("hi-end-mae-10k", "init_not_at_hand")])
 def test_an_unknown_start_says_what_there_is(init: str, code: str) -> None:
     with pytest.raises(InputError) as caught:
-        transfer.read_initial(init)
+        pretrained.read_pretrained(init)
     assert caught.value.code == code
     assert "hi" in caught.value.advice
 
 
 def test_no_start_is_no_start() -> None:
-    assert transfer.read_initial("none") is None
+    assert pretrained.read_pretrained("none") is None
 
 
 def test_a_pretraining_run_is_a_start(tmp_path: Path, tiny: tuple[HiEndMAE, dict]) -> None:
@@ -218,22 +218,22 @@ def test_a_pretraining_run_is_a_start(tmp_path: Path, tiny: tuple[HiEndMAE, dict
     description = describe(
         kind="pretraining", labels=[], architecture={"variant": "hi_end_mae_vit_tiny_8p", "arguments": arguments}
     )
-    model_folder.write_model(tmp_path / "run" / "model", description, tiny[0].state_dict())
-    initial = transfer.read_initial(str(tmp_path / "run"))
+    folder.write_model(tmp_path / "run" / "model", description, tiny[0].state_dict())
+    initial = pretrained.read_pretrained(str(tmp_path / "run"))
     assert initial is not None
     assert not initial.is_segmentation
     assert set(initial.encoder) == set(tiny[0].encoder.state_dict())
 
 
 def test_a_segmentation_model_starts_one_with_other_structures(tmp_path: Path, network: UNETR) -> None:
-    model_folder.write_model(tmp_path / "model", describe(), network.state_dict())
-    initial = transfer.read_initial(str(tmp_path / "model"))
+    folder.write_model(tmp_path / "model", describe(), network.state_dict())
+    initial = pretrained.read_pretrained(str(tmp_path / "model"))
     other = UNETR(**{**UNETR_SIZES, "classes": 5})
-    transfer.start_from(other, initial)
+    pretrained.load_pretrained(other, initial)
     assert torch.equal(other.merge_image.up.weight, network.merge_image.up.weight)
     assert other.out.conv.conv.weight.shape[0] == 5
 
 
 def test_weights_of_two_channels_do_not_become_three() -> None:
     with pytest.raises(InputError, match="trained on 2 channels, the scans have 3"):
-        transfer.inflate(torch.zeros(4, 2, 2, 2, 2), 3)
+        pretrained.inflate_input_weight(torch.zeros(4, 2, 2, 2, 2), 3)

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from HiEndMAECore.configuration import DoorConfig, from_json, option, parse, parser_of, require_positive, to_json
+from HiEndMAECore.cli.options import CommandConfig, build_parser, from_json, option, parse, require_positive, to_json
 from HiEndMAECore.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample(DoorConfig):
+class Sample(CommandConfig):
     """Every type of field that is understood."""
 
     output: Path = option(help="Folder to write.", required=True)
@@ -59,7 +59,7 @@ SAMPLES = st.builds(
 
 
 def given_line(*argv: str) -> Sample:
-    return parse(Sample, argv, door="sample", description="A sample.")
+    return parse(Sample, argv, command="sample", description="A sample.")
 
 
 def refusal(*argv: str) -> UsageError:
@@ -175,7 +175,7 @@ def test_a_wrong_command_line_is_refused_by_name(line: str, named: str) -> None:
 
 
 def test_help_tells_every_option_and_default() -> None:
-    text = parser_of(Sample, door="sample", description="A sample.").format_help()
+    text = build_parser(Sample, command="sample", description="A sample.").format_help()
     for item in fields(Sample):
         assert "--" + item.name.replace("_", "-") in text
     for told in (

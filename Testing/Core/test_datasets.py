@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from dicom_series import write_series
 
+from HiEndMAECore.data.cases import find_cases
+from HiEndMAECore.data.datasets import read_dataset
+from HiEndMAECore.data.label_table import label_colors
 from HiEndMAECore.errors import InputError
-from HiEndMAECore.volumes.datasets import find_cases, label_colours, read_dataset
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -109,7 +111,7 @@ def test_nnunet_layout(tmp_path: Path) -> None:
     read = read_dataset(dataset(tmp_path, NNUNET, *IMAGES, *more, "labelsTr/a.nii.gz"))
     assert read.name == "Two organs"
     assert [(one.value, one.name) for one in read.structures] == [(1, "spleen"), (2, "liver")]
-    assert len({one.colour for one in read.structures}) == 2
+    assert len({one.color for one in read.structures}) == 2
     assert read.ignore == 3
     assert [case.name for case in read.cases] == ["a"]
     assert read.cases[0].label == tmp_path / "labelsTr/a.nii.gz"
@@ -177,10 +179,10 @@ def test_ill_formed(tmp_path: Path, data: object) -> None:
 
 
 def test_colours() -> None:
-    many = label_colours(120)
+    many = label_colors(120)
     assert len(set(many)) == 120
-    assert many[:10] == label_colours(10)
-    assert all(0 <= part <= 255 for colour in many for part in colour)
-    assert all(max(colour) > 100 for colour in many)  # not lost on black
+    assert many[:10] == label_colors(10)
+    assert all(0 <= part <= 255 for color in many for part in color)
+    assert all(max(color) > 100 for color in many)  # not lost on black
     first = np.array(many[:16], float)
     assert min(np.linalg.norm(a - b) for i, a in enumerate(first) for b in first[:i]) > 30

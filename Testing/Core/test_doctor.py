@@ -14,11 +14,11 @@ import pytest
 from bare_python import REPOSITORY, run_bare
 
 from HiEndMAECore import doctor
-from HiEndMAECore.devices import compiled_for
 from HiEndMAECore.doctor import DoctorConfig
 from HiEndMAECore.errors import MissingDependencyError, UsageError
 from HiEndMAECore.reporting import events
-from HiEndMAECore.requirements import OPTIONAL, REQUIRED, name_of, outside
+from HiEndMAECore.runtime.devices import compiled_for
+from HiEndMAECore.runtime.requirements import OPTIONAL, REQUIRED, name_of, outside
 
 
 def test_the_requirements_are_those_of_the_package() -> None:
@@ -135,7 +135,7 @@ def test_only_devices_that_this_torch_can_use_are_chosen(monkeypatch: pytest.Mon
     """Two cards, the first too old for this torch; then Apple's graphics. Both are stand-ins for what is not here."""
     import torch
 
-    from HiEndMAECore import devices
+    from HiEndMAECore.runtime import devices
 
     cards = [SimpleNamespace(major=6, minor=1), SimpleNamespace(major=9, minor=0)]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -14,22 +14,22 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from HiEndMAECore.checkpoints.model_folder import read_description, read_weights
+from HiEndMAECore.data.phantom import PHANTOM_STRUCTURES, make_patient
+from HiEndMAECore.io.writers import write_label_map, write_scalar_map
+from HiEndMAECore.models.folder import read_description, read_weights
 from HiEndMAECore.reporting import events
-from HiEndMAECore.training.run_log import read_log, steps_of
-from HiEndMAECore.volumes.files import write_labels, write_scalar
-from HiEndMAECore.volumes.phantom import PHANTOM_STRUCTURES, make_patient
+from HiEndMAECore.training.training_log import read_log, step_records
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def door(name: str, *arguments: object) -> list[str]:
+def command(name: str, *arguments: object) -> list[str]:
     return [sys.executable, "-m", f"HiEndMAECore.{name}", *map(str, arguments)]
 
 
-def start(*command: str) -> subprocess.Popen:
+def start(*arguments: str) -> subprocess.Popen:
     return subprocess.Popen(
-        command,
+        arguments,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -40,7 +40,7 @@ def start(*command: str) -> subprocess.Popen:
 
 def run(name: str, *arguments: object, code: int = 0) -> tuple[list[dict], str]:
     """Run a door with --events; (its events, what it said on standard error). Every line must be an event."""
-    process = start(*door(name, *arguments, "--events"))
+    process = start(*command(name, *arguments, "--events"))
     out, err = process.communicate(timeout=300)
     assert process.returncode == code, err
     heard = [events.decode(line) for line in out.splitlines()]
@@ -57,9 +57,9 @@ def patients(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("Büro 1")
     for seed in (1, 2, 3):
         scan, labels = make_patient(seed, shape=(42, 36, 36), spacing=(8.0, 8.0, 8.0))
-        write_scalar(folder / "scans" / f"p{seed}_0000.nii.gz", scan.array[0], scan.geometry)
+        write_scalar_map(folder / "scans" / f"p{seed}_0000.nii.gz", scan.array[0], scan.geometry)
         if seed < 3:
-            write_labels(folder / "labels" / f"p{seed}.nii.gz", labels.array[0], labels.geometry)
+            write_label_map(folder / "labels" / f"p{seed}.nii.gz", labels.array[0], labels.geometry)
     return folder
 
 
@@ -82,7 +82,7 @@ def test_the_whole_way(patients: Path, tmp_path: Path) -> None:
     heard, _ = run("pretrain", "--data", tmp_path / "store", "--output", tmp_path / "run", "--steps", 3, *settings)
     assert [e["step"] for e in heard if e["event"] == "progress" and e["stage"] == "pretraining"][-1] == 3
     assert (tmp_path / "run" / "progress.png").stat().st_size > 10_000
-    assert [record.step for record in steps_of(read_log(tmp_path / "run"))] == [1, 2, 3]
+    assert [record.step for record in step_records(read_log(tmp_path / "run"))] == [1, 2, 3]
     pretrained = read_description(tmp_path / "run" / "model")
     heard, _ = run(
         "finetune", "--image", patients / "scans/p1_0000.nii.gz", "--label", patients / "labels/p1.nii.gz",
@@ -127,7 +127,7 @@ def test_a_result_lies_on_its_scan_and_tells_of_itself(patients: Path, model: Pa
 
 def test_a_result_with_nothing_in_it_is_told(patients: Path, model: Path, tmp_path: Path) -> None:
     scan, _ = make_patient(4, shape=(42, 36, 36), spacing=(8.0, 8.0, 8.0))
-    write_scalar(tmp_path / "air.nii.gz", np.full_like(scan.array[0], -1000), scan.geometry)
+    write_scalar_map(tmp_path / "air.nii.gz", np.full_like(scan.array[0], -1000), scan.geometry)
     out = tmp_path / "out.nii.gz"
     heard, _ = run("segment", "--model", model, "--input", tmp_path / "air.nii.gz", "--output", out)
     assert not np.asarray(nib.load(out).dataobj).any()
@@ -186,7 +186,7 @@ def test_a_new_structure_in_a_corrected_scan_is_told(patients: Path, model: Path
 @pytest.mark.parametrize(("word", "code"), [("finish", 0), ("cancel", 130)])
 def test_a_control_file_ends_a_run(patients: Path, tmp_path: Path, word: str, code: int) -> None:
     control = tmp_path / "control"
-    process = start(*door(
+    process = start(*command(
         "finetune", "--image", patients / "scans/p1_0000.nii.gz", "--label", patients / "labels/p1.nii.gz",
         "--output", tmp_path / "model", "--steps", 5000, "--device", "cpu", "--events", "--control", control,
     ))  # fmt: skip
@@ -208,12 +208,12 @@ def test_a_control_file_ends_a_run(patients: Path, tmp_path: Path, word: str, co
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
 def test_a_killed_run_leaves_no_half_written_model(patients: Path, tmp_path: Path) -> None:
     """Killed at many moments around the writing of the model: it is whole, or it is not there."""
-    command = door(
+    line = command(
         "finetune", "--image", patients / "scans/p1_0000.nii.gz", "--label", patients / "labels/p1.nii.gz",
         "--output", tmp_path / "model", "--steps", 2, "--device", "cpu", "--events",
     )  # fmt: skip
     for delay in (0.0, 0.03, 0.06, 0.1, 0.15):
-        process = start(*command)
+        process = start(*line)
         assert process.stdout is not None
         for line in process.stdout:
             event = events.decode(line) or {}
@@ -225,7 +225,7 @@ def test_a_killed_run_leaves_no_half_written_model(patients: Path, tmp_path: Pat
         assert process.returncode == -signal.SIGKILL or process.returncode == 0
         if (tmp_path / "model").exists():
             assert read_weights(tmp_path / "model")
-    run(*command[2].split(".")[1:], *command[3:-1])  # what killed runs left is in nobody's way
+    run(*line[2].split(".")[1:], *line[3:-1])  # what killed runs left is in nobody's way
     assert read_weights(tmp_path / "model")
 
 
@@ -235,7 +235,7 @@ def test_sigterm_saves_and_leaves_and_the_run_goes_on(patients: Path, tmp_path: 
         "--data", patients / "scans", "--output", tmp_path / "run", "--variant", "hi_end_mae_vit_tiny_8p", "--spacing", 8, 8, 8,
         "--batch-size", 2, "--crop", 32, 32, 32, "--steps", 60, "--device", "cpu",
     )  # fmt: skip
-    process = start(*door("pretrain", *settings, "--events"))
+    process = start(*command("pretrain", *settings, "--events"))
     assert process.stdout is not None
     for line in process.stdout:
         event = events.decode(line) or {}
@@ -261,7 +261,7 @@ def test_a_killed_pretraining_goes_on_with_the_losses_of_one_never_killed(patien
     run("prepare", "--input", patients / "scans", "--output", tmp_path / "store", "--spacing", 8, 8, 8)
     run("pretrain", "--data", tmp_path / "store", "--output", tmp_path / "whole", *settings)
     killed = ("--data", tmp_path / "store", "--output", tmp_path / "killed", *settings)
-    process = start(*door("pretrain", *killed))
+    process = start(*command("pretrain", *killed))
     while process.poll() is None and not list((tmp_path / "killed").glob("snapshots/step-*[1-9].safetensors")):
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
@@ -271,8 +271,8 @@ def test_a_killed_pretraining_goes_on_with_the_losses_of_one_never_killed(patien
     with log.open("a", encoding="utf-8") as file:
         file.write('{"step": 29, "lo')  # as a killed process may leave it
     run("pretrain", *killed, "--resume")
-    assert [(s.step, s.loss) for s in steps_of(read_log(tmp_path / "killed"))] == [
-        (s.step, s.loss) for s in steps_of(read_log(tmp_path / "whole"))
+    assert [(s.step, s.loss) for s in step_records(read_log(tmp_path / "killed"))] == [
+        (s.step, s.loss) for s in step_records(read_log(tmp_path / "whole"))
     ]
 
 

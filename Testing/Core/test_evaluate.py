@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from HiEndMAECore import evaluate
+from HiEndMAECore.data.phantom import PHANTOM_STRUCTURES, make_patient
 from HiEndMAECore.errors import InputError, UsageError
 from HiEndMAECore.evaluate import EvaluateConfig
 from HiEndMAECore.reporting import events
-from HiEndMAECore.volumes.phantom import PHANTOM_STRUCTURES, make_patient
 
 AFFINE = np.array([[0.0, -2.0, 0.0, 30.0], [1.5, 0.0, 0.0, -40.0], [0.0, 0.0, 4.0, 7.0], [0.0, 0.0, 0.0, 1.0]])
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from HiEndMAECore.errors import InputError, MissingDependencyError
+from HiEndMAECore.io.structure import Structure
 from HiEndMAECore.reporting import figures
-from HiEndMAECore.volumes.volume import Structure
 
 STRUCTURES = (Structure(1, "liver", (221, 130, 80)), Structure(2, "left kidney", (64, 190, 200)))
 SHAPE, SPACING = (40, 32, 24), (2.0, 2.0, 4.0)
@@ -91,7 +91,7 @@ def test_result_is_one_whole_picture(tmp_path, with_truth, with_teacher):
     picture = pixels(path)
     assert picture.shape == (1100, 1800, 3)
     for structure in STRUCTURES:
-        like = np.abs(picture - np.array(structure.colour) / 255).max(-1) < 0.02
+        like = np.abs(picture - np.array(structure.color) / 255).max(-1) < 0.02
         assert like[:, :1290].sum() > 100, f"{structure.name} outlined in the panels"
         assert like[:, 1400:].sum() > 100, f"{structure.name} named with its colour"
     assert 0.05 < (picture.max(-1) < 0.05).mean() < 0.9, "black panels on a light page"

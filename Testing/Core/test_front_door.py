@@ -18,13 +18,14 @@ import pytest
 import torch
 
 from HiEndMAECore import errors
-from HiEndMAECore.configuration import DoorConfig, option
+from HiEndMAECore.cli.options import CommandConfig, option
+from HiEndMAECore.cli.runner import run_command
+from HiEndMAECore.errors import classify_exception
 from HiEndMAECore.reporting import events
-from HiEndMAECore.reporting.front_door import open_door, recognise
 
 
 @dataclass(frozen=True, kw_only=True)
-class Small(DoorConfig):
+class Small(CommandConfig):
     """One required option."""
 
     output: Path = option(help="Where to.", required=True)
@@ -32,7 +33,7 @@ class Small(DoorConfig):
 
 def leave(run: Callable, *argv: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[dict], str]:
     """(exit code, events, standard error) of a run with --events."""
-    code = open_door(Small, run, ["--output", "x", "--events", *argv], door="small", description="Small.")
+    code = run_command(Small, run, ["--output", "x", "--events", *argv], command="small", description="Small.")
     out, err = capsys.readouterr()
     told = [events.decode(line) for line in out.splitlines()]
     assert None not in told
@@ -150,10 +151,10 @@ def test_a_run_that_works_ends_with_its_outputs(capsys: pytest.CaptureFixture[st
 )
 def test_a_wrong_line_fails_with_2_before_it_starts(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     never = raising(AssertionError("must not run"))
-    assert open_door(Small, never, ["--events", *argv], door="small", description="") == 2
+    assert run_command(Small, never, ["--events", *argv], command="small", description="") == 2
     told = [events.decode(line) for line in capsys.readouterr().out.splitlines()]
     assert [one and one["event"] for one in told] == ["failed"]
-    assert open_door(Small, never, argv, door="small", description="") == 2
+    assert run_command(Small, never, argv, command="small", description="") == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.strip()
@@ -161,7 +162,7 @@ def test_a_wrong_line_fails_with_2_before_it_starts(argv: list[str], capsys: pyt
 
 def test_help_is_printed_and_is_no_failure(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
-        open_door(Small, raising(AssertionError()), ["--help"], door="small", description="About small things.")
+        run_command(Small, raising(AssertionError()), ["--help"], command="small", description="About small things.")
     assert left.value.code == 0
     assert "About small things." in capsys.readouterr().out
 
@@ -179,8 +180,8 @@ def test_errors_cross_process_borders_whole() -> None:
 
 
 def test_an_ordinary_error_is_not_mistaken_for_another() -> None:
-    assert recognise(ValueError("out of memory slots in the table")) is None
-    assert recognise(FileNotFoundError(errno.ENOENT, "No such file", "x")) is None
+    assert classify_exception(ValueError("out of memory slots in the table")) is None
+    assert classify_exception(FileNotFoundError(errno.ENOENT, "No such file", "x")) is None
 
 
 def test_a_control_file_in_a_config_file_cancels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -202,7 +203,7 @@ def test_a_control_file_in_a_config_file_cancels(tmp_path: Path, capsys: pytest.
 )
 def test_threads_do_not_keep_a_busy_processor_from_one_another(chosen: dict[str, str], found: str) -> None:
     """What OpenMP itself says when torch loads it."""
-    line = "from HiEndMAECore.reporting.front_door import wait_briefly; wait_briefly(); import torch"
+    line = "from HiEndMAECore.cli.runner import limit_openmp_spinning; limit_openmp_spinning(); import torch"
     environment = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     environment |= {"OMP_DISPLAY_ENV": "VERBOSE", **chosen}
     told = subprocess.run([sys.executable, "-c", line], env=environment, check=True, capture_output=True, text=True)

@@ -11,17 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from HiEndMAECore.volumes.geometry import (
-    from_stack,
-    ras_axes,
-    regular_grid,
-    resample_labels,
-    runs,
-    sample,
-    smooth,
-    to_stack,
+from HiEndMAECore.io.volume import Geometry
+from HiEndMAECore.preprocessing.orientation import ras_axes, regular_grid, regular_runs
+from HiEndMAECore.preprocessing.resampling import (
+    antialias,
+    resample_affine,
+    resample_from_stack,
+    resample_label_map,
+    resample_to_stack,
 )
-from HiEndMAECore.volumes.volume import Geometry
 
 ORIENTATIONS = [
     np.eye(3)[:, list(order)] * signs
@@ -80,7 +78,7 @@ def test_sample_agrees_with_scipy(geometry: Geometry, fortran: bool, nearest: bo
     array = np.asarray(rng.normal(size=(9, 8, 7)).astype(np.float32), order="F" if fortran else "C")
     matrix = np.linalg.inv(geometry.affine)
     matrix[:3, 3] = [4.1, 3.2, 2.7] - matrix[:3, :3] @ [2, 3, 1]
-    ours = sample(array, matrix, (5, 6, 4), nearest=nearest, outside=-7.0)
+    ours = resample_affine(array, matrix, (5, 6, 4), nearest=nearest, outside=-7.0)
     theirs = ndimage.affine_transform(
         array, matrix[:3, :3], matrix[:3, 3], (5, 6, 4), order=0 if nearest else 1, cval=np.nan, mode="constant"
     )
@@ -96,7 +94,7 @@ def test_sample_identity_keeps_every_type() -> None:
     for kind in (np.uint8, np.uint16, np.int16, np.float32):
         array = np.arange(60).reshape(3, 4, 5).astype(kind)
         for same in (array, np.asfortranarray(array), array[:, ::1], np.repeat(array, 2, axis=1)[:, ::2]):
-            result = sample(same, np.eye(4), array.shape)
+            result = resample_affine(same, np.eye(4), array.shape)
             assert result.dtype == kind
             np.testing.assert_array_equal(result, array)
 
@@ -135,11 +133,11 @@ def test_same_spacing_means_the_same_voxels() -> None:
 
 def test_runs_of_slices() -> None:
     geometry = irregular(18.5, [4.0, 4.0, 4.0, 1.0, 7.0, 7.0])
-    assert [(run.first, run.last) for run in runs(geometry)] == [(0, 3), (3, 4), (4, 6)]
-    for run in runs(geometry):
+    assert [(run.first, run.last) for run in regular_runs(geometry)] == [(0, 3), (3, 4), (4, 6)]
+    for run in regular_runs(geometry):
         for z in range(run.first, run.last + 1):
             np.testing.assert_allclose((run.affine @ [0, 0, z - run.first, 1])[:3], geometry.slice_origins[z])
-    assert len(runs(Geometry((4, 4, 4), np.eye(4)))) == 1
+    assert len(regular_runs(Geometry((4, 4, 4), np.eye(4)))) == 1
 
 
 # -- positions survive -------------------------------------------------------------------------------------------
@@ -154,7 +152,7 @@ def test_a_bright_point_stays_where_it_is(geometry: Geometry, data: st.DataObjec
     there = (geometry.affine @ [*place, 1])[:3]
     spacing = (min(geometry.spacing) / 2,) * 3
     affine, shape = regular_grid(geometry, spacing)
-    result = from_stack(array, geometry, affine, shape, sample)
+    result = resample_from_stack(array, geometry, affine, shape, resample_affine)
     found = (result[..., None] * world_of_grid(affine, shape)).sum(axis=(0, 1, 2)) / result.sum()
     assert np.linalg.norm(found - there) <= 0.5 * max(geometry.spacing)
 
@@ -173,9 +171,9 @@ def test_true_positions_of_slices(tilt: float, gaps: list[float], spacing: float
     affine, shape = regular_grid(geometry, (spacing,) * 3)
 
     def sampler(part: np.ndarray, matrix: np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
-        return sample(part, matrix, size, outside=np.nan)
+        return resample_affine(part, matrix, size, outside=np.nan)
 
-    network = from_stack(array, geometry, affine, shape, sampler)
+    network = resample_from_stack(array, geometry, affine, shape, sampler)
     expected = ramp(world_of_grid(affine, shape))
     known = ndimage.binary_erosion(np.isfinite(network), iterations=2)
     assert known.mean() > 0.2
@@ -185,7 +183,7 @@ def test_true_positions_of_slices(tilt: float, gaps: list[float], spacing: float
     known &= (along > ends[0]) & (along < ends[1])
     np.testing.assert_allclose(network[known], expected[known], atol=2e-3)
 
-    home = to_stack(expected, affine, geometry, sampler)
+    home = resample_to_stack(expected, affine, geometry, sampler)
     assert home.shape == geometry.shape
     known = ndimage.binary_erosion(np.isfinite(home), np.ones((3, 3, 1)))
     known[:, :, [0, -1]] = False
@@ -213,8 +211,8 @@ def dice(one: np.ndarray, other: np.ndarray) -> float:
 def test_labels_there_and_back(geometry: Geometry) -> None:
     labels = balls(geometry)
     affine, shape = regular_grid(geometry, (min(geometry.spacing) / 1.6,) * 3)
-    there = from_stack(labels, geometry, affine, shape, resample_labels)
-    back = to_stack(there, affine, geometry, resample_labels)
+    there = resample_from_stack(labels, geometry, affine, shape, resample_label_map)
+    back = resample_to_stack(there, affine, geometry, resample_label_map)
     assert back.shape == geometry.shape
     assert back.dtype == labels.dtype
     assert set(np.unique(back)) <= set(np.unique(labels))
@@ -227,7 +225,7 @@ def test_labels_on_the_same_grid_are_untouched() -> None:
     rng = np.random.default_rng(0)
     for highest, kind in ((3, np.uint8), (61, np.uint8), (900, np.uint16), (70000, np.uint32)):
         labels = (rng.integers(0, highest + 1, (9, 8, 7)) * (rng.random((9, 8, 7)) < 0.5)).astype(kind)
-        result = resample_labels(labels, np.eye(4), labels.shape)
+        result = resample_label_map(labels, np.eye(4), labels.shape)
         assert result.dtype == kind
         np.testing.assert_array_equal(result, labels)
 
@@ -239,9 +237,9 @@ def test_labels_are_the_argmax_of_linear_shares() -> None:
     matrix = nib.affines.from_matvec(nib.eulerangles.euler2mat(0.2, 0.1, -0.3) @ np.diag([0.7, 1.4, -0.9]), [3, -2, 19])
     shape = (22, 17, 20)
     shares = np.stack(
-        [sample((labels == v).astype(np.float32), matrix, shape, outside=float(v == 0)) for v in range(6)]
+        [resample_affine((labels == v).astype(np.float32), matrix, shape, outside=float(v == 0)) for v in range(6)]
     )
-    ours = resample_labels(labels, matrix, shape)
+    ours = resample_label_map(labels, matrix, shape)
     chosen = np.take_along_axis(shares, ours[None].astype(int), axis=0)[0]
     np.testing.assert_allclose(chosen, shares.max(axis=0), atol=1e-5)
 
@@ -253,17 +251,17 @@ def test_label_borders_are_better_than_nearest() -> None:
     truth = np.linalg.norm(world_of_voxels(fine) - 29.5, axis=-1) < 22
     seen = (np.linalg.norm(world_of_grid(coarse, (15, 15, 15)) - 29.5, axis=-1) < 22).astype(np.uint8)
     matrix = np.linalg.inv(coarse)
-    linear = resample_labels(seen, matrix, (60, 60, 60)) == 1
-    nearest = sample(seen, matrix, (60, 60, 60), nearest=True) == 1
+    linear = resample_label_map(seen, matrix, (60, 60, 60)) == 1
+    nearest = resample_affine(seen, matrix, (60, 60, 60), nearest=True) == 1
     assert dice(linear, truth) > dice(nearest, truth) + 0.01
 
 
 def test_no_labels() -> None:
     empty = np.zeros((4, 4, 4), np.uint8)
-    assert not resample_labels(empty, np.eye(4), (9, 9, 9)).any()
+    assert not resample_label_map(empty, np.eye(4), (9, 9, 9)).any()
     away = np.eye(4)
     away[:3, 3] = 100
-    assert not resample_labels(empty + 1, away, (5, 5, 5)).any()
+    assert not resample_label_map(empty + 1, away, (5, 5, 5)).any()
 
 
 # -- aliasing ----------------------------------------------------------------------------------------------------
@@ -271,13 +269,13 @@ def test_no_labels() -> None:
 
 def test_smoothing_takes_noise_and_leaves_the_rest() -> None:
     noise = np.random.default_rng(0).normal(size=(48, 48, 48)).astype(np.float32)
-    smoothed = smooth(noise, (3.0, 3.0, 1.0))
+    smoothed = antialias(noise, (3.0, 3.0, 1.0))
     assert smoothed.dtype == np.float32
     assert smoothed.std() < 0.35 * noise.std()
-    np.testing.assert_array_equal(smooth(noise, (1.0, 0.5, 1.0)), noise)
+    np.testing.assert_array_equal(antialias(noise, (1.0, 0.5, 1.0)), noise)
     step = np.zeros((40, 5, 5), np.float32)
     step[20:] = 1.0
-    edge = smooth(step, (2.0, 2.0, 2.0))[:, 2, 2]
+    edge = antialias(step, (2.0, 2.0, 2.0))[:, 2, 2]
     np.testing.assert_allclose(edge + edge[::-1], 1.0, atol=1e-6)  # the border does not move
     variance = np.sum(np.gradient(edge) / np.sum(np.gradient(edge)) * (np.arange(40) - 19.5) ** 2)
     np.testing.assert_allclose(

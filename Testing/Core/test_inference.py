@@ -15,22 +15,28 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from HiEndMAECore.checkpoints.model_folder import ModelDescription
-from HiEndMAECore.devices import autocast
+from HiEndMAECore.data.phantom import make_patient
 from HiEndMAECore.errors import InputError, OutOfMemoryError
 from HiEndMAECore.inference import predictor as predictor_module
-from HiEndMAECore.inference.cleaning import drop_islands, fill_holes, keep_largest
-from HiEndMAECore.inference.lean import Lean
-from HiEndMAECore.inference.memory import Footprint, MemoryPlan, _group_memory, free_memory, plan_memory, watch
+from HiEndMAECore.inference.cpu_kernels import CpuInferenceKernels
+from HiEndMAECore.inference.memory_plan import MemoryPlan, plan_memory
+from HiEndMAECore.inference.postprocessing import fill_holes, keep_largest_component, remove_small_components
 from HiEndMAECore.inference.predictor import Predictor
-from HiEndMAECore.inference.sliding import BACKGROUND, Sweep, forward
-from HiEndMAECore.inference.tiling import plan_tiles, tile_weights
-from HiEndMAECore.inference.trust import read_logits
+from HiEndMAECore.inference.sliding_window import (
+    BACKGROUND_LOGIT,
+    SlidingWindow,
+    forward,
+    gaussian_importance_map,
+    tile_positions,
+)
+from HiEndMAECore.inference.uncertainty import summarize_logits
+from HiEndMAECore.io.volume import Geometry, Volume
+from HiEndMAECore.models.description import ModelDescription
 from HiEndMAECore.networks import UNETR
+from HiEndMAECore.preprocessing.pipeline import PreprocessedScan, PreprocessingPlan, preprocess
 from HiEndMAECore.reporting.reporter import Reporter
-from HiEndMAECore.volumes.phantom import make_patient
-from HiEndMAECore.volumes.preparation import PreparationPlan, Prepared, prepare
-from HiEndMAECore.volumes.volume import Geometry, Volume
+from HiEndMAECore.runtime.devices import autocast
+from HiEndMAECore.runtime.memory import Cost, _group_memory, free_memory, measure_peak
 
 CPU = torch.device("cpu")
 ARGUMENTS = {
@@ -67,7 +73,7 @@ def make_volume(shape: tuple[int, int, int], spacing: float = 2.0, channels: int
     overlap=st.sampled_from([0, 0.25, 0.5]),
 )
 def test_tiles_cover_all_and_overlap_enough(shape: tuple, tile: tuple, overlap: float) -> None:
-    starts = plan_tiles(shape, tile, overlap=overlap)
+    starts = tile_positions(shape, tile, overlap=overlap)
     for axis in range(3):
         places = sorted({start[axis] for start in starts})
         assert places[0] == 0
@@ -76,7 +82,7 @@ def test_tiles_cover_all_and_overlap_enough(shape: tuple, tile: tuple, overlap: 
 
 
 def test_weights_are_highest_in_the_middle_and_nowhere_zero() -> None:
-    weights = tile_weights((9, 9, 9), CPU)
+    weights = gaussian_importance_map((9, 9, 9), CPU)
     assert float(weights[4, 4, 4]) == 1
     assert float(weights.min()) > 0
     assert torch.equal(weights, weights.flip(0))
@@ -88,15 +94,15 @@ def plain_window(predictor: Predictor, array: np.ndarray) -> np.ndarray:
     lacks = [max(0, edge - n) for edge, n in zip(predictor.tile, array.shape[1:])]
     padded = np.pad(array, [(0, 0), *[(lack // 2, lack - lack // 2) for lack in lacks]])
     total, weight = np.zeros((len(predictor.structures) + 1, *padded.shape[1:])), np.zeros(padded.shape[1:])
-    window = tile_weights(predictor.tile, CPU).numpy()
-    for start in plan_tiles(padded.shape[1:], predictor.tile):
+    window = gaussian_importance_map(predictor.tile, CPU).numpy()
+    for start in tile_positions(padded.shape[1:], predictor.tile):
         place = tuple(slice(first, first + edge) for first, edge in zip(start, predictor.tile))
         tile = padded[(slice(None), *place)]
         with torch.no_grad():
             scores = predictor.network(torch.from_numpy(tile)[None])[0].numpy()
         if not tile.any():
             scores = np.zeros_like(scores)
-            scores[0] = BACKGROUND
+            scores[0] = BACKGROUND_LOGIT
         total[(slice(None), *place)] += scores * window
         weight[place] += window
     inside = tuple(slice(lack // 2, lack // 2 + n) for lack, n in zip(lacks, array.shape[1:]))
@@ -118,7 +124,7 @@ def test_logits_and_labels_are_those_of_a_plain_sliding_window(shape: tuple[int,
     array[:, shape[0] // 2 :] = 0  # half of it air
     reference = plain_window(predictor, array)
     np.testing.assert_allclose(predictor.logits(array).numpy(), reference, atol=1e-4)
-    result = predictor.infer(Prepared(np.eye(4), Geometry(shape, np.eye(4)), array))
+    result = predictor.infer(PreprocessedScan(np.eye(4), Geometry(shape, np.eye(4)), array))
     values = np.array([0, *(structure.value for structure in predictor.structures)])
     assert_same_labels(np.searchsorted(values, result.labels), reference)
     shares = np.exp(reference) / np.exp(reference).sum(0)
@@ -145,11 +151,11 @@ def test_air_is_background_and_not_shown_to_the_network() -> None:
     """Not even to one that finds a structure in everything."""
     predictor = make_predictor()
     scan, _ = make_patient(1, shape=(60, 56, 20), spacing=(8.0, 8.0, 8.0))
-    prepared = prepare(scan, PreparationPlan((6.0, 6.0, 6.0), predictor.plan.normalisation), crop=False)
+    prepared = preprocess(scan, PreprocessingPlan((6.0, 6.0, 6.0), predictor.plan.normalization), crop=False)
     reference = plain_window(predictor, prepared.array)
     predictor.network = counting = Counting(predictor.network)  # type: ignore[assignment]
     result = predictor.infer(prepared)
-    starts = plan_tiles(prepared.shape, predictor.tile)
+    starts = tile_positions(prepared.shape, predictor.tile)
     holds = [prepared.array[(0, *(slice(n, n + edge) for n, edge in zip(s, predictor.tile)))].any() for s in starts]
     assert sum(holds) <= counting.tiles <= sum(holds) + 2 < 0.8 * len(starts)  # two to measure what a tile costs
     assert_same_labels(np.searchsorted([0, 3, 300], result.labels), reference)
@@ -175,8 +181,8 @@ def test_the_time_left_is_corrected_as_tiles_finish() -> None:
             time.sleep(0.3)
             return predictor.network(tiles)
 
-    sweep = Sweep(
-        image, Slow(), tile=predictor.tile, classes=3, device=CPU, exact=True, probe=Footprint(1, 60.0),
+    sweep = SlidingWindow(
+        image, Slow(), tile=predictor.tile, classes=3, device=CPU, exact=True, probe=Cost(1, 60.0),
         report=Reporter(as_events=True, stream=said),
     )  # fmt: skip
     for _ in sweep.blocks():
@@ -206,11 +212,11 @@ def test_what_a_full_device_cannot_sum_up_is_summed_up_in_system_memory(monkeypa
     def full(given: object) -> object:
         if isinstance(given, OnDevice):
             raise error
-        return read_logits(given)  # type: ignore[arg-type]
+        return summarize_logits(given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(predictor_module, "read_logits", full)
+    monkeypatch.setattr(predictor_module, "summarize_logits", full)
     error: Exception = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
-    for got, wanted in zip(predictor_module._read(OnDevice()), read_logits(logits)):  # type: ignore[arg-type]
+    for got, wanted in zip(predictor_module._read(OnDevice()), summarize_logits(logits)):  # type: ignore[arg-type]
         torch.testing.assert_close(got, wanted)
     error = RuntimeError("no such kernel")
     with pytest.raises(RuntimeError, match="kernel"):
@@ -248,7 +254,7 @@ def test_running_out_of_memory_is_a_step_down(most: int, refusals: int, told: li
     reference = plain_window(predictor, image.numpy())
     network = Device(predictor.network, report, most=most, refusals=refusals)
     device = torch.device("cpu", 0)
-    sweep = Sweep(
+    sweep = SlidingWindow(
         image, network, tile=predictor.tile, classes=3, device=device, report=report, exact=True,
         plan=MemoryPlan(4, device, torch.float32, 0, 0),
     )  # fmt: skip
@@ -302,7 +308,7 @@ def test_the_plan_fits_what_is_free(
 ) -> None:
     plan = plan_memory(
         200 * 200 * 144, classes=61, tiles=100, device=torch.device(device),
-        probe=Footprint(int(1.5 * GB), 0.5), free_device=free_device, free_system=free_system,
+        probe=Cost(int(1.5 * GB), 0.5), free_device=free_device, free_system=free_system,
     )  # fmt: skip
     assert (plan.batch, plan.accumulate.type, plan.dtype) == (batch, where, dtype)
     assert plan.expected == 50
@@ -314,7 +320,7 @@ def test_memory_is_that_of_half_a_tiles_planes_whatever_the_length() -> None:
     held = []
     for length in (80, 160):
         image = torch.ones(1, 80, 64, length)
-        sweep = Sweep(
+        sweep = SlidingWindow(
             image, torch.nn.Conv3d(1, 3, 1), tile=(16, 16, 16), classes=3, device=CPU, report=Reporter(quiet=True)
         )  # fmt: skip
         held.append(sweep.voxels)
@@ -342,21 +348,21 @@ def test_lean_steps_change_nothing(size: tuple[int, ...], monkeypatch: pytest.Mo
     with torch.inference_mode():
         reference = network(tiles)
         for slab in (2**24, 2**14, 2**9):
-            monkeypatch.setattr("HiEndMAECore.inference.lean._SLAB", slab)
-            with Lean(full=True):
+            monkeypatch.setattr("HiEndMAECore.inference.cpu_kernels._SLAB", slab)
+            with CpuInferenceKernels(full=True):
                 torch.testing.assert_close(network(tiles), reference, atol=2e-5, rtol=1e-5)
         half = forward(network, tiles, exact=False)
-        monkeypatch.setattr("HiEndMAECore.inference.lean._SLAB", 2**9)
+        monkeypatch.setattr("HiEndMAECore.inference.cpu_kernels._SLAB", 2**9)
         torch.testing.assert_close(forward(network, tiles, exact=False), half, atol=5e-2, rtol=5e-2)
 
 
 def test_lean_steps_leave_gradients_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("HiEndMAECore.inference.lean._SLAB", 1)
+    monkeypatch.setattr("HiEndMAECore.inference.cpu_kernels._SLAB", 1)
     network, tile = UNETR(**ARGUMENTS), torch.rand(1, 1, 16, 16, 16)  # type: ignore[arg-type]
     network(tile).sum().backward()
     wanted = network.out.conv.conv.weight.grad.clone()
     network.zero_grad()
-    with Lean(full=True):
+    with CpuInferenceKernels(full=True):
         network(tile).sum().backward()
     torch.testing.assert_close(network.out.conv.conv.weight.grad, wanted)
 
@@ -364,7 +370,7 @@ def test_lean_steps_leave_gradients_alone(monkeypatch: pytest.MonkeyPatch) -> No
 def test_what_cannot_fit_is_refused_before_it_freezes_the_machine() -> None:
     with pytest.raises(OutOfMemoryError, match=r"needs 1\.23 GB"):
         plan_memory(
-            200 * 200 * 144, classes=61, tiles=9, device=CPU, probe=Footprint(GB // 2),
+            200 * 200 * 144, classes=61, tiles=9, device=CPU, probe=Cost(GB // 2),
             free_device=GB, free_system=GB,
         )  # fmt: skip
 
@@ -388,7 +394,7 @@ def test_a_container_is_believed(tmp_path: Path) -> None:
 
 
 def test_a_tile_is_watched() -> None:
-    with watch(CPU) as seen:
+    with measure_peak(CPU) as seen:
         held = torch.ones(50_000_000)
     assert seen.seconds > 0
     if sys.platform == "linux":
@@ -460,7 +466,7 @@ def test_cleaning_keeps_the_largest_piece_and_tells() -> None:
     labels[8, 8, 8] = 1  # touches by a corner: one piece
     labels[15:17, 15, 15] = 1
     labels[12:14, 2:4, 2:4] = 2
-    cleaned, removed = keep_largest(labels, [1, 2, 7])
+    cleaned, removed = keep_largest_component(labels, [1, 2, 7])
     assert removed == {1: 2}
     assert int((cleaned == 1).sum()) == 6**3 + 1
     assert np.array_equal(cleaned == 2, labels == 2)
@@ -474,7 +480,7 @@ def test_islands_below_a_size_go_and_holes_are_filled() -> None:
     labels[6, 6, 6] = 2  # another structure inside stays
     labels[15:17, 15, 15] = 1
     labels[18, 18, 18] = 1
-    cleaned, removed = drop_islands(labels, [1, 2], smaller_than=2)
+    cleaned, removed = remove_small_components(labels, [1, 2], smaller_than=2)
     assert removed == {1: 1, 2: 1}
     assert int((cleaned == 1).sum()) == int((labels == 1).sum()) - 1
     filled, added = fill_holes(labels, [1, 2])

@@ -20,18 +20,22 @@ import SimpleITK as sitk
 import torch
 from dicom_series import write_series
 
-from HiEndMAECore.checkpoints.model_folder import ModelDescription, read_description, read_weights, write_model
+from HiEndMAECore.data.cases import find_cases
+from HiEndMAECore.data.fingerprint import scan_fingerprint
 from HiEndMAECore.errors import Cancelled, HiEndMAEError, InputError, MissingDependencyError, UsageError
-from HiEndMAECore.inference.conveyor import convey, gather, my_share
+from HiEndMAECore.inference.batch_pipeline import gather_rows, run_pipeline, shard
 from HiEndMAECore.inference.predictor import Predictor
-from HiEndMAECore.inference.trust import facts_of, slices_to_review, unlike
+from HiEndMAECore.inference.quality import compare_with_training_data
+from HiEndMAECore.inference.uncertainty import slices_to_review
+from HiEndMAECore.io.readers import read_label_map, read_volume
+from HiEndMAECore.io.volume import Geometry, Volume
+from HiEndMAECore.io.writers import write_scalar_map
+from HiEndMAECore.models.description import ModelDescription
+from HiEndMAECore.models.folder import read_description, read_weights, write_model
 from HiEndMAECore.networks import UNETR
+from HiEndMAECore.preprocessing.pipeline import NetworkGrid, PreprocessingPlan
 from HiEndMAECore.reporting.reporter import Reporter
 from HiEndMAECore.segment import FORMATS, SegmentConfig, run
-from HiEndMAECore.volumes.datasets import find_cases
-from HiEndMAECore.volumes.files import read_labels, read_volume, write_scalar
-from HiEndMAECore.volumes.preparation import Grid, PreparationPlan
-from HiEndMAECore.volumes.volume import Geometry, Volume
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ARGUMENTS = {
@@ -137,7 +141,7 @@ def test_a_rerun_does_only_what_is_missing(model: Path, tmp_path: Path) -> None:
     assert sorted(run(wanted)) == ["0", "1", "2", "3"]
     second = written()
     assert {name for name in second if second[name] != first.get(name)} == {"2.nii.gz", "3.nii.gz"}
-    assert read_labels(tmp_path / "out" / "3.nii.gz", allow_empty=True).shape == (21, 20, 20)
+    assert read_label_map(tmp_path / "out" / "3.nii.gz", allow_empty=True).shape == (21, 20, 20)
     run(config(model, tmp_path / "in", tmp_path / "out", clean=True))  # other options, other results
     third = written()
     assert all(third[name] != second[name] for name in third)
@@ -212,13 +216,13 @@ def test_processes_share_a_folder(model: Path, tmp_path: Path) -> None:
 
 
 def test_every_case_is_someones(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert my_share([1, 2, 3]) == [1, 2, 3]
-    assert gather([1, 2]) == [1, 2]
+    assert shard([1, 2, 3]) == [1, 2, 3]
+    assert gather_rows([1, 2]) == [1, 2]
     monkeypatch.setenv("WORLD_SIZE", "3")
     taken: list[int] = []
     for rank in range(3):
         monkeypatch.setenv("RANK", str(rank))
-        taken += my_share(list(range(8)))
+        taken += shard(list(range(8)))
     assert sorted(taken) == list(range(8))
 
 
@@ -244,7 +248,7 @@ def test_the_next_is_read_and_the_last_written_while_one_is_computed() -> None:
         log.append((item, threading.current_thread().name))
         return computed + 1
 
-    told = convey(
+    told = run_pipeline(
         [1, 2, 3], read=read, compute=compute, finish=finish, beside=lambda _: True, report=Reporter(quiet=True)
     )
     assert list(told) == [(1, 11), (2, 21), (3, 31)]
@@ -264,7 +268,7 @@ def test_unusable_items_are_passed_over_wherever_they_fail(together: bool) -> No
 
     items = ["read", "a", "compute", "b", "finish", "c"]
     stages = {stage: failing(stage) for stage in ("read", "compute", "finish")}
-    told = dict(convey(items, **stages, beside=lambda _: together, report=Reporter(quiet=True)))  # type: ignore[arg-type]
+    told = dict(run_pipeline(items, **stages, beside=lambda _: together, report=Reporter(quiet=True)))  # type: ignore[arg-type]
     assert sorted(told) == sorted(items)
     assert [item for item in items if told[item] == item] == ["a", "b", "c"]
     assert {item: told[item].code for item in stages} == {  # type: ignore[attr-defined]
@@ -287,7 +291,11 @@ def test_cancelling_completes_what_is_being_written() -> None:
         return item
 
     with pytest.raises(Cancelled):
-        list(convey([1, 2, 3], read=lambda i: i, compute=compute, finish=finish, beside=lambda _: True, report=report))
+        list(
+            run_pipeline(
+                [1, 2, 3], read=lambda i: i, compute=compute, finish=finish, beside=lambda _: True, report=report
+            )
+        )
     assert written == [1]
 
 
@@ -295,7 +303,7 @@ def test_a_fault_of_ours_is_not_taken_for_a_bad_scan() -> None:
     def finish(item: int, computed: int) -> None:
         raise ZeroDivisionError
 
-    told = convey(
+    told = run_pipeline(
         [1, 2],
         read=lambda i: i,
         compute=lambda i, _: i,
@@ -315,14 +323,14 @@ def test_every_format_and_place_gives_the_same_labels(model: Path, tmp_path: Pat
     scan = dicom_scan(tmp_path / "tree" / "deep" / "as dicom")
     volume = read_volume(scan)
     for name in ("a.nii.gz", "b.nii", "c.nrrd", "deep/d.mha"):
-        write_scalar(tmp_path / "tree" / name, volume.array[0], volume.geometry)
+        write_scalar_map(tmp_path / "tree" / name, volume.array[0], volume.geometry)
     names = {"a", "b", "c", "d", "as dicom"}
     run(config(model, tmp_path / "tree", tmp_path / "from tree"))
     (tmp_path / "list.txt").write_text("\n".join(str(tmp_path / "tree" / name) for name in ("c.nrrd", "deep/as dicom")))
     run(config(model, tmp_path / "list.txt", tmp_path / "from list"))
     assert {path.name for path in (tmp_path / "from tree").glob("*.nii.gz")} == {f"{name}.nii.gz" for name in names}
     assert {path.name for path in (tmp_path / "from list").glob("*.nii.gz")} == {"c.nii.gz", "as dicom.nii.gz"}
-    results = [read_labels(path) for path in tmp_path.glob("from */*.nii.gz")]
+    results = [read_label_map(path) for path in tmp_path.glob("from */*.nii.gz")]
     assert len(results) == 7
     assert {3, 9} & set(np.unique(results[0].array))
     for result in results:
@@ -335,8 +343,8 @@ def test_every_format_out_holds_the_same_labels(model: Path, tmp_path: Path, kin
     scan = write_scan(tmp_path / "scan.nii.gz", shape=(20, 18, 12))
     run(config(model, scan, tmp_path / "plain"))
     run(config(model, scan, tmp_path / "asked", format=kind, uncertainty=True))
-    expected = read_labels(tmp_path / "plain" / "scan.nii.gz")
-    made = read_labels(tmp_path / "asked" / f"scan.{kind}")
+    expected = read_label_map(tmp_path / "plain" / "scan.nii.gz")
+    made = read_label_map(tmp_path / "asked" / f"scan.{kind}")
     np.testing.assert_array_equal(made.array, expected.array)
     np.testing.assert_allclose(made.affine, expected.affine, atol=1e-5)
     doubt = read_volume(tmp_path / "asked" / f"scan_entropy.{kind.removeprefix('seg.')}")
@@ -357,7 +365,7 @@ def test_of_several_series_one_is_chosen(model: Path, tmp_path: Path) -> None:
     assert caught.value.code == "several_series"
     assert all(part in caught.value.advice for part in ("1.2.3", "1.2.4", "Series of 9"))
     run(config(model, tmp_path / "scan", tmp_path / "out.nii.gz", series="1.2.4"))
-    assert read_labels(tmp_path / "out.nii.gz", allow_empty=True).shape == (40, 32, 9)
+    assert read_label_map(tmp_path / "out.nii.gz", allow_empty=True).shape == (40, 32, 9)
 
 
 # -- DICOM in and out --------------------------------------------------------------------------------------------
@@ -381,7 +389,7 @@ def test_a_dicom_segmentation_names_the_slices_it_was_drawn_on(model: Path, tmp_
     scan = dicom_scan(tmp_path / "scan")
     run(config(model, scan, tmp_path / "as_nifti"))
     run(config(model, scan, tmp_path / "as_dicom", format="dcm"))
-    drawn = read_labels(tmp_path / "as_nifti" / "scan.nii.gz").array[0]
+    drawn = read_label_map(tmp_path / "as_nifti" / "scan.nii.gz").array[0]
     assert (drawn > 0).any()
     seg = hd.seg.segread(tmp_path / "as_dicom" / "scan.dcm")
     assert [seg.get_segment_description(n).segment_label for n in seg.segment_numbers] == ["liver", "spleen"]
@@ -433,7 +441,7 @@ def test_real_scans_keep_their_shape_and_affine(model: Path, tmp_path: Path, rea
     for case in cases[:A_FEW]:
         scan, output = case.channels[0], tmp_path / f"{case.name}.nii.gz"
         run(config(model, scan, output, spacing=(12.0, 12.0, 12.0)), report)
-        given, made = read_volume(case.channels), read_labels(output, allow_empty=True)
+        given, made = read_volume(case.channels), read_label_map(output, allow_empty=True)
         assert made.shape == given.shape
         np.testing.assert_allclose(made.affine, given.affine, atol=1e-3)
     codes = {warning["code"] for warning in report.warnings}
@@ -476,17 +484,17 @@ def taught(model: Path, real_data: Path) -> tuple[Predictor, Volume]:
     """A real scan, and a network that learned in seconds to tell its soft tissue (3) from what is brighter (9)."""
     volume = read_volume(real_data / "abdomen/ct_abdomen_A/ct.nii.gz")
     predictor = Predictor.load(model, device=torch.device("cpu"), exact=True)
-    predictor.plan = PreparationPlan((9.0, 9.0, 9.0), predictor.plan.normalisation)
+    predictor.plan = PreprocessingPlan((9.0, 9.0, 9.0), predictor.plan.normalization)
     array = predictor.prepare(volume).array
     scan, truth = torch.from_numpy(array), torch.from_numpy(np.digitize(array[0], [0.3, 0.65]))
-    rng, optimiser = np.random.default_rng(0), torch.optim.AdamW(predictor.network.parameters(), 2e-3)
+    rng, optimizer = np.random.default_rng(0), torch.optim.AdamW(predictor.network.parameters(), 2e-3)
     for _ in range(60):
         crops = [tuple(slice(i, i + 16) for i in rng.integers(0, np.array(truth.shape) - 15)) for _ in range(4)]
         logits = predictor.network(torch.stack([scan[(slice(None), *crop)] for crop in crops]))
         loss = torch.nn.functional.cross_entropy(logits, torch.stack([truth[crop] for crop in crops]))
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     found = predictor.infer(predictor.prepare(volume)).labels
     assert (found == np.array([0, 3, 9])[truth]).mean() > 0.8  # it has learned
     return predictor, volume
@@ -511,13 +519,13 @@ def test_scans_are_mirrored_only_where_the_model_has_learned_from_such(model: Pa
     }
     scan = write_scan(tmp_path / "scan.nii.gz")
     run(config(model, scan, tmp_path / "plain.nii.gz"), Reporter(quiet=True))
-    plain = read_labels(tmp_path / "plain.nii.gz", allow_empty=True).array
+    plain = read_label_map(tmp_path / "plain.nii.gz", allow_empty=True).array
     for name, (told, expected) in kinds.items():
         write_model(tmp_path / name, told, read_weights(model, description))
         report = Reporter(quiet=True)
         run(config(tmp_path / name, scan, tmp_path / f"{name}.nii.gz", mirror=True), report)
         assert ("mirror_confuses_sides" in {warning["code"] for warning in report.warnings}) != expected, name
-        found = read_labels(tmp_path / f"{name}.nii.gz", allow_empty=True).array
+        found = read_label_map(tmp_path / f"{name}.nii.gz", allow_empty=True).array
         assert np.array_equal(found, plain) != expected, name
 
 
@@ -562,18 +570,20 @@ def test_scans_like_those_it_learned_from_are_not_doubted() -> None:
         {"spacing_mm": [0.7, 0.7, 1], "extent_mm": [350, 250, 300], "intensities": [[0.0, 0.4, 0.7]]},
     ]
     alike = {"spacing_mm": [0.8, 0.8, 4], "extent_mm": [320, 240, 400], "intensities": [[0.0, 0.6, 0.8]]}
-    assert unlike(alike, taught) == []
-    assert unlike(alike, []) == []
-    assert [note["code"] for note in unlike({**alike, "intensities": [[0.0, 0.0, 0.9]]}, taught)] == [
-        "intensities_unlike"
+    assert compare_with_training_data(alike, taught) == []
+    assert compare_with_training_data(alike, []) == []
+    assert [
+        note["code"] for note in compare_with_training_data({**alike, "intensities": [[0.0, 0.0, 0.9]]}, taught)
+    ] == ["intensities_unlike"]
+    assert [note["code"] for note in compare_with_training_data({**alike, "spacing_mm": [0.8, 0.8, 12]}, taught)] == [
+        "spacing_unlike"
     ]
-    assert [note["code"] for note in unlike({**alike, "spacing_mm": [0.8, 0.8, 12]}, taught)] == ["spacing_unlike"]
 
 
 def test_facts_are_in_the_patients_axes() -> None:
     affine = np.array([[0, 0, -3.0, 0], [2.0, 0, 0, 0], [0, -1.0, 0, 0], [0, 0, 0, 1]])  # stored A, I, L
     array = np.linspace(0, 1, 20 * 30 * 40, dtype=np.float32).reshape(1, 20, 30, 40)
-    facts = facts_of(Geometry((10, 20, 30), affine), array, (1.5, 1.5, 2.0))
+    facts = scan_fingerprint(Geometry((10, 20, 30), affine), array, (1.5, 1.5, 2.0))
     assert facts["spacing_mm"] == [3.0, 2.0, 1.0]
     assert facts["extent_mm"] == [30.0, 45.0, 80.0]
     np.testing.assert_allclose(facts["intensities"], [[0.05, 0.5, 0.95]], atol=1e-3)
@@ -596,7 +606,7 @@ def test_slices_to_review_are_counted_as_stored(flipped: bool, uneven: bool) -> 
         heights = np.array([*range(0, 45, 5), *range(45, 80, 3)][:16], float)
         origins = np.stack([np.zeros(16), np.zeros(16), heights[::-1] if flipped else heights], axis=1)
     native = Geometry((20, 20, 16), affine, origins)
-    found = slices_to_review(labels, doubt, Grid(np.diag([2.0, 2.0, 2.0, 1.0]), native))
+    found = slices_to_review(labels, doubt, NetworkGrid(np.diag([2.0, 2.0, 2.0, 1.0]), native))
     assert len(found) == 1
     z = affine[2, 3] + step * found[0] if origins is None else origins[found[0], 2]
     assert abs(z - 60.0) <= 2.5
@@ -604,7 +614,7 @@ def test_slices_to_review_are_counted_as_stored(flipped: bool, uneven: bool) -> 
 
 def test_no_structure_no_slice() -> None:
     empty = np.zeros((8, 8, 8), np.uint8)
-    grid = Grid(np.eye(4), Geometry((8, 8, 8), np.eye(4)))
+    grid = NetworkGrid(np.eye(4), Geometry((8, 8, 8), np.eye(4)))
     assert slices_to_review(empty, empty.astype(np.float16), grid) == []
 
 

@@ -14,16 +14,18 @@ import torch
 from test_training import CPU, StopAt
 
 from HiEndMAECore import pretrain
-from HiEndMAECore.checkpoints import conversion, transfer
-from HiEndMAECore.checkpoints.model_folder import read_description
+from HiEndMAECore.data import crop_store
+from HiEndMAECore.data.crop_store import CropStore
+from HiEndMAECore.data.store_writer import write_manifest, write_scan
 from HiEndMAECore.errors import Cancelled, InputError, UsageError
-from HiEndMAECore.networks import HybridUNETR, Inpainting, build_segmentation, segmentation_architecture
-from HiEndMAECore.networks.encoder import patchify
+from HiEndMAECore.models import conversion, pretrained
+from HiEndMAECore.models.folder import read_description
+from HiEndMAECore.networks import HybridUNETR, build_network, segmentation_architecture
+from HiEndMAECore.networks.layers.patches import patchify
 from HiEndMAECore.reporting.reporter import Reporter
-from HiEndMAECore.training.run_log import read_log, steps_of
-from HiEndMAECore.training.sampling import Sampler
-from HiEndMAECore.volumes import crop_store
-from HiEndMAECore.volumes.crop_store import CropStore
+from HiEndMAECore.training.crop_sampling import CropSampler
+from HiEndMAECore.training.objectives.inpainting import Inpainting
+from HiEndMAECore.training.training_log import read_log, step_records
 
 TINY = "hi_end_mae_vit_tiny_8p"
 SIZE = (16, 16, 16)
@@ -39,9 +41,9 @@ def store(tmp_path: Path) -> Path:
     """Two scans of a soft ball in air, at 3 mm."""
     axes = np.meshgrid(*(np.linspace(-1, 1, 28) for _ in range(3)), indexing="ij")
     ball = np.clip(1.3 - sum(axis**2 for axis in axes), 0, 0.8).astype(np.float32)[None]
-    scans = [crop_store.add_scan(tmp_path / "store", name, array) for name, array in (("a", ball), ("b", ball * 0.9))]
+    scans = [write_scan(tmp_path / "store", name, array) for name, array in (("a", ball), ("b", ball * 0.9))]
     plan = {"spacing": [3.0, 3.0, 3.0], "normalisation": {"kind": "window", "low": -175.0, "high": 250.0}}
-    crop_store.write_manifest(tmp_path / "store", {"scans": scans, "channels": 1, "preparation": plan})
+    write_manifest(tmp_path / "store", {"scans": scans, "channels": 1, "preparation": plan})
     return tmp_path / "store"
 
 
@@ -79,7 +81,7 @@ def test_masked_voxels_are_a_target_and_nothing_else() -> None:
 
 def test_its_picture_shows_what_it_paints() -> None:
     model, volume, order = inpainting().eval(), torch.rand(1, 1, *SIZE), torch.arange(8)[None]
-    hidden, rebuilt = model.picture(volume, model(volume, order))
+    hidden, rebuilt = model.reconstruct_images(volume, model(volume, order))
     assert torch.equal(hidden[:, :, :8], volume[:, :, :8])
     assert torch.equal(rebuilt[:, :, :8], volume[:, :, :8])
     assert not hidden[:, :, 8:].any()
@@ -89,7 +91,7 @@ def test_its_picture_shows_what_it_paints() -> None:
 
 
 def test_crops_lie_as_patients_do(store: Path) -> None:
-    sampler = Sampler.for_model(CropStore.open(store), inpainting(), seed=0)
+    sampler = CropSampler.for_model(CropStore.open(store), inpainting(), seed=0)
     flips = [sampler.draw(index).flips[0] for index in range(40)]
     assert {flip.axes for flip in flips} == {(), (0,)}
     assert {flip.turns for flip in flips} == {0}
@@ -97,7 +99,7 @@ def test_crops_lie_as_patients_do(store: Path) -> None:
 
 
 def test_convolutions_learn_beneath_the_encoder_as_it_is(taught: Path, store: Path) -> None:
-    initial, found = transfer.read_initial("hi-end-mae-tiny"), transfer.read_initial(str(taught))
+    initial, found = pretrained.read_pretrained("hi-end-mae-tiny"), pretrained.read_pretrained(str(taught))
     assert initial is not None
     assert found is not None
     for key, value in initial.encoder.items():
@@ -108,7 +110,7 @@ def test_convolutions_learn_beneath_the_encoder_as_it_is(taught: Path, store: Pa
     assert description.training["init_sha256"] == initial.sha256
     long = store.parent / "long"
     pretrain.run(config(store, long, steps=40))
-    losses = [record.loss for record in steps_of(read_log(long))]
+    losses = [record.loss for record in step_records(read_log(long))]
     assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
 
 
@@ -117,7 +119,7 @@ def test_a_stopped_second_stage_goes_on_as_if_never_stopped(taught: Path, store:
     with pytest.raises(Cancelled):
         pretrain.run(config(store, halves), StopAt(2, "cancel"))
     pretrain.run(config(store, halves, resume=True))
-    whole, joined = (transfer.read_initial(str(run)) for run in (taught, halves))
+    whole, joined = (pretrained.read_pretrained(str(run)) for run in (taught, halves))
     assert whole is not None
     assert joined is not None
     for key, value in whole.state.items():
@@ -125,13 +127,13 @@ def test_a_stopped_second_stage_goes_on_as_if_never_stopped(taught: Path, store:
 
 
 def test_learning_starts_from_all_but_the_last_convolution(taught: Path) -> None:
-    initial = transfer.read_initial(str(taught))
+    initial = pretrained.read_pretrained(str(taught))
     assert initial is not None
     for channels in (1, 2):
-        network = build_segmentation(segmentation_architecture(TINY, classes=3, in_channels=channels, image_size=SIZE))
+        network = build_network(segmentation_architecture(TINY, classes=3, in_channels=channels, image_size=SIZE))
         assert isinstance(network, HybridUNETR)
         last = network.out.weight.detach().clone()
-        assert transfer.start_from(network, initial)["init_taken"] == "network"
+        assert pretrained.load_pretrained(network, initial)["init_taken"] == "network"
         assert torch.equal(network.out.weight, last)
         assert torch.equal(network.merge[0].conv1.conv.weight, initial.state["merge.0.conv1.conv.weight"])
         volume = torch.rand(1, 1, *SIZE)
@@ -139,12 +141,12 @@ def test_learning_starts_from_all_but_the_last_convolution(taught: Path) -> None
         assert torch.allclose(alike, _stem(initial, volume), atol=1e-5)
     unetr = segmentation_architecture(TINY, classes=3, image_size=SIZE)
     unetr["network"], unetr["arguments"]["feature_size"] = "UNETR", 8
-    other = build_segmentation(unetr)
-    assert transfer.start_from(other, initial)["init_taken"] == "encoder"  # all that another network has of it
+    other = build_network(unetr)
+    assert pretrained.load_pretrained(other, initial)["init_taken"] == "encoder"  # all that another network has of it
     assert torch.equal(other.encoder.norm.weight, initial.encoder["norm.weight"])
 
 
-def _stem(initial: transfer.InitialWeights, volume: torch.Tensor) -> torch.Tensor:
+def _stem(initial: pretrained.PretrainedWeights, volume: torch.Tensor) -> torch.Tensor:
     weight, bias = initial.state["stem.weight"], initial.state["stem.bias"]
     return torch.nn.functional.conv3d(volume.to(CPU), weight, bias, stride=2, padding=1)
 
@@ -153,7 +155,7 @@ def test_an_encoder_of_other_scans_is_told(store: Path) -> None:
     """Frozen, it cannot adapt: the store's spacing is not the one it has learned from."""
     manifest = json.loads((store / crop_store.MANIFEST).read_text())
     manifest["preparation"]["spacing"] = [1.5, 1.5, 1.5]
-    crop_store.write_manifest(store, manifest)
+    write_manifest(store, manifest)
     report = Reporter(quiet=True)
     pretrain.run(config(store, store.parent / "run", steps=1), report)
     told = [warning["message"] for warning in report.warnings if warning["code"] == "encoder_of_other_scans"]

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import torch
 
-from HiEndMAECore.training.distribution import meeting_name
-from HiEndMAECore.training.run_log import read_log, steps_of
-from HiEndMAECore.volumes import crop_store
+from HiEndMAECore.data.store_writer import write_manifest, write_scan
+from HiEndMAECore.runtime.distributed import rendezvous_name
+from HiEndMAECore.training.training_log import read_log, step_records
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo and torchrun are not offered on Windows")
@@ -35,8 +35,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("many") / "store"
     rng = np.random.default_rng(0)
     arrays = [rng.random((1, 20, 24, depth), dtype=np.float32) for depth in (12, 18, 30)]  # one is padded
-    scans = [crop_store.add_scan(folder, f"scan{index}", array) for index, array in enumerate(arrays)]
-    crop_store.write_manifest(folder, {"scans": scans, "channels": 1, "preparation": {}})
+    scans = [write_scan(folder, f"scan{index}", array) for index, array in enumerate(arrays)]
+    write_manifest(folder, {"scans": scans, "channels": 1, "preparation": {}})
     return folder
 
 
@@ -49,7 +49,7 @@ def command(*arguments: object, processes: int, restarts: int = 0) -> list[str]:
 
 
 def losses(run: Path) -> list[float]:
-    return [record.loss for record in steps_of(read_log(run))]
+    return [record.loss for record in step_records(read_log(run))]
 
 
 @pytest.fixture(scope="module")
@@ -126,9 +126,9 @@ def test_processes_do_not_meet_those_that_were_lost() -> None:
     for _ in range(2):
         clients = [torch.distributed.TCPStore("127.0.0.1", store.port, is_master=False) for _ in range(3)]
         with ThreadPoolExecutor(3) as pool:
-            others = [pool.submit(meeting_name, clients[rank], rank, 3) for rank in (1, 2)]
+            others = [pool.submit(rendezvous_name, clients[rank], rank, 3) for rank in (1, 2)]
             time.sleep(0.2)  # they have read the name of those before, if there is one
-            name = meeting_name(clients[0], 0, 3)
+            name = rendezvous_name(clients[0], 0, 3)
             assert [other.result(timeout=30) for other in others] == [name, name]
         names.add(name)
     assert len(names) == 2

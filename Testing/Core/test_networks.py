@@ -8,18 +8,21 @@ import numpy as np
 import pytest
 import torch
 
-from HiEndMAECore.checkpoints.transfer import inflate, transfer_encoder
+from HiEndMAECore.models.pretrained import inflate_input_weight, load_encoder
 from HiEndMAECore.networks import (
     MAE,
     UNETR,
     HiEndMAE,
     HybridUNETR,
+    build_network,
     build_pretraining_model,
-    build_segmentation,
     list_variants,
     segmentation_architecture,
 )
-from HiEndMAECore.networks.encoder import ViTEncoder, attend, patchify, position_table, unpatchify, visible_count
+from HiEndMAECore.networks.layers.patches import patchify, unpatchify
+from HiEndMAECore.networks.layers.position_embedding import sincos_position_embedding
+from HiEndMAECore.networks.layers.vit import ViTEncoder, attention
+from HiEndMAECore.networks.masking import num_visible_patches
 
 PARITY = Path(__file__).parent / "parity"
 COMMON = {
@@ -37,7 +40,7 @@ SMALL = {"encoder_dim": 24, "encoder_depth": 4, "encoder_heads": 2, "feature_siz
 
 @pytest.mark.parametrize(("file", "mask_ratio"), [("tiny_cubic.npz", 0.75), ("tiny_mask90.npz", 0.9)])
 def test_parity_with_the_authors(file: str, mask_ratio: float) -> None:
-    from HiEndMAECore.checkpoints.official import load_pretraining_state
+    from HiEndMAECore.models.authors import load_pretraining_state
 
     known = np.load(PARITY / file)
     model = HiEndMAE(**COMMON, mask_ratio=mask_ratio, self_blocks=2, cross_stages=3)
@@ -46,7 +49,7 @@ def test_parity_with_the_authors(file: str, mask_ratio: float) -> None:
     )
     with torch.no_grad():
         out = model(torch.from_numpy(known["x"]), torch.from_numpy(known["shuffle_indices"]))
-        pictures = model.picture(torch.from_numpy(known["x"]), out)
+        pictures = model.reconstruct_images(torch.from_numpy(known["x"]), out)
     assert float(out.loss) == pytest.approx(float(known["out/loss"]), rel=1e-5)
     masked = out.prediction.shape[1]
     assert masked == known["out/target_masked"].shape[1]
@@ -59,8 +62,8 @@ def test_parity_with_the_authors(file: str, mask_ratio: float) -> None:
 
 def test_position_table_is_the_released_one() -> None:
     known = np.load(PARITY / "tiny_cubic.npz")
-    np.testing.assert_allclose(position_table((4, 4, 4), 24), known["sd/encoder_pos_embed"][0], atol=1e-6)
-    np.testing.assert_allclose(position_table((4, 4, 4), 12), known["sd/decoder_pos_embed"][0], atol=1e-6)
+    np.testing.assert_allclose(sincos_position_embedding((4, 4, 4), 24), known["sd/encoder_pos_embed"][0], atol=1e-6)
+    np.testing.assert_allclose(sincos_position_embedding((4, 4, 4), 12), known["sd/decoder_pos_embed"][0], atol=1e-6)
 
 
 def test_patches_go_apart_and_together() -> None:
@@ -75,20 +78,20 @@ def test_patches_go_apart_and_together() -> None:
     ("patches", "ratio", "visible"), [(1000, 0.9, 100), (1000, 0.8, 200), (64, 0.9, 6), (512, 0.75, 128)]
 )
 def test_visible_patches_are_counted_exactly(patches: int, ratio: float, visible: int) -> None:
-    assert visible_count(patches, ratio) == visible
+    assert num_visible_patches(patches, ratio) == visible
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0, 0.999])
 def test_a_mask_that_hides_all_or_nothing_is_refused(ratio: float) -> None:
     with pytest.raises(ValueError, match="mask ratio"):
-        visible_count(64, ratio)
+        num_visible_patches(64, ratio)
 
 
 @pytest.mark.parametrize("stages", [0, 1, 2, 3])
 def test_stages_query_deep_layers_first(stages: int) -> None:
     torch.manual_seed(0)
     model = HiEndMAE(**COMMON, self_blocks=8 - 2 * stages, cross_stages=stages)
-    assert model.stage_taps == (9, 6, 3)[:stages]
+    assert model.stage_layers == (9, 6, 3)[:stages]
     out = model(torch.rand(1, 1, 16, 16, 16))
     out.loss.backward()
     unused = [name for name, parameter in model.named_parameters() if parameter.grad is None]
@@ -108,9 +111,9 @@ def test_both_forms_of_attention_are_one_function() -> None:
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 3, tokens, 8) for tokens in (7, 9, 9))
     exact = torch.nn.functional.scaled_dot_product_attention(q, k, v)
-    plain = attend(*(part.bfloat16().requires_grad_() for part in (q, k, v)))
+    plain = attention(*(part.bfloat16().requires_grad_() for part in (q, k, v)))
     assert torch.allclose(plain.float(), exact, atol=0.03)
-    assert torch.equal(attend(q, k, v), exact)
+    assert torch.equal(attention(q, k, v), exact)
 
 
 def test_masks_differ_from_crop_to_crop() -> None:
@@ -126,7 +129,7 @@ def test_air_is_predicted_as_zero_and_the_picture_keeps_what_was_seen() -> None:
     assert float(out.loss) == pytest.approx(float(out.prediction.square().mean()))
     volume = torch.rand(1, 1, 16, 16, 16)
     out = model(volume)
-    hidden, rebuilt = model.picture(volume, out)
+    hidden, rebuilt = model.reconstruct_images(volume, out)
     seen = hidden != 0
     assert int(seen.sum()) == 16 * 64
     assert torch.equal(rebuilt[seen], volume[seen])
@@ -156,7 +159,7 @@ def test_the_hybrid_reads_image_and_tokens(patch: int) -> None:
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in network.parameters())
     depth = network.encoder.depth
     with torch.no_grad():  # every state that it reads changes what comes out
-        for block in (network.encoder.taps[0] - 1, depth - 1):
+        for block in (network.encoder.feature_layers[0] - 1, depth - 1):
             network.encoder.blocks[block].mlp.fc2.bias += torch.randn_like(network.encoder.blocks[block].mlp.fc2.bias)
             changed = network(volume)
             assert not torch.allclose(changed, logits)
@@ -170,7 +173,7 @@ def test_the_hybrid_refuses_a_patch_that_is_no_power_of_two() -> None:
 
 def test_unetr_has_the_authors_decoder() -> None:
     with torch.device("meta"):
-        network = build_segmentation(segmentation_architecture("hi_end_mae_vit_large_12p", classes=14))
+        network = build_network(segmentation_architecture("hi_end_mae_vit_large_12p", classes=14))
     encoder = sum(parameter.numel() for parameter in network.encoder.parameters())
     assert encoder == 342_638_592
     assert sum(parameter.numel() for parameter in network.parameters()) - encoder == 361_234_286 - 343_423_488
@@ -180,7 +183,7 @@ def test_pretraining_and_fine_tuning_are_one_function() -> None:
     torch.manual_seed(0)
     model = HiEndMAE(**COMMON)
     network = UNETR(**{k: v for k, v in COMMON.items() if k[:7] != "decoder"}, classes=2, feature_size=4)
-    transfer_encoder(network, model.encoder.state_dict())
+    load_encoder(network, model.encoder.state_dict())
     volume = torch.rand(2, 1, 16, 16, 16)
     ours = network.encoder(volume)
     theirs = model.encoder(volume, torch.arange(64).repeat(2, 1))
@@ -192,7 +195,7 @@ def test_the_authors_fine_tuning_network_is_an_option() -> None:
     model = HiEndMAE(**COMMON)
     sizes = {k: v for k, v in COMMON.items() if k[:7] != "decoder"}
     network = UNETR(**sizes, classes=2, feature_size=4, class_token=False, norm_eps=1e-5)
-    transfer_encoder(network, model.encoder.state_dict())
+    load_encoder(network, model.encoder.state_dict())
     assert network.encoder(torch.rand(1, 1, 16, 16, 16))[12].shape == (1, 64, 24)
     assert network.encoder.norm.eps == 1e-5
 
@@ -201,7 +204,7 @@ def test_more_channels_see_the_same_token_when_all_are_equal() -> None:
     one = ViTEncoder(image_size=(8, 8, 8), patch_size=4, in_channels=1, dim=24, depth=4, heads=2)
     four = ViTEncoder(image_size=(8, 8, 8), patch_size=4, in_channels=4, dim=24, depth=4, heads=2)
     state = one.state_dict()
-    state["patch_embed.proj.weight"] = inflate(state["patch_embed.proj.weight"], 4)
+    state["patch_embed.proj.weight"] = inflate_input_weight(state["patch_embed.proj.weight"], 4)
     four.load_state_dict(state)
     volume = torch.rand(1, 1, 8, 8, 8)
     torch.testing.assert_close(four(volume.expand(-1, 4, -1, -1, -1))[4], one(volume)[4])
@@ -211,7 +214,7 @@ def test_every_variant_can_be_built() -> None:
     for name in list_variants():
         with torch.device("meta"):
             model = build_pretraining_model(name)
-            network = build_segmentation(segmentation_architecture(name, classes=3))
+            network = build_network(segmentation_architecture(name, classes=3))
         assert model.encoder.depth == network.encoder.depth == 12
 
 

@@ -12,7 +12,7 @@ from decoder_macs import PUBLISHED, full_macs, paper_macs
 from oracle import Oracle
 
 from HiEndMAECore.networks import HiEndMAE
-from HiEndMAECore.networks.registry import self_blocks_of
+from HiEndMAECore.networks.variants import decoder_self_blocks
 
 SIZES: dict[str, Any] = {
     "image_size": (16, 16, 16),
@@ -54,7 +54,7 @@ def compare(arguments: dict[str, Any], channels: int = 1) -> None:
 @pytest.mark.parametrize("mask_ratio", [0.75, 0.8, 0.85, 0.9, 0.95])
 @pytest.mark.parametrize(("objective", "stages"), OBJECTIVES)
 def test_every_gradient_is_the_oracles(objective: str, stages: int, mask_ratio: float) -> None:
-    blocks = self_blocks_of(objective, stages)
+    blocks = decoder_self_blocks(objective, stages)
     compare({**SIZES, "self_blocks": blocks, "cross_stages": stages, "mask_ratio": mask_ratio})
 
 
@@ -65,14 +65,14 @@ def test_crops_that_are_no_cubes_and_more_channels(channels: int) -> None:
 
 @pytest.mark.parametrize(("objective", "stages"), OBJECTIVES)
 def test_recomputed_activations_give_the_same_gradients(objective: str, stages: int) -> None:
-    arguments = {**SIZES, "self_blocks": self_blocks_of(objective, stages), "cross_stages": stages}
+    arguments = {**SIZES, "self_blocks": decoder_self_blocks(objective, stages), "cross_stages": stages}
     torch.manual_seed(0)
     model = HiEndMAE(**arguments)
     volume, permutation = torch.rand(2, 1, 16, 16, 16), model.draw_permutation(2)
     grads = []
     for recompute in (False, True):
         model.zero_grad()
-        model.recompute_activations(recompute)
+        model.set_grad_checkpointing(recompute)
         model(volume, permutation).loss.backward()
         grads.append([parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None])
     assert all(torch.equal(one, other) for one, other in zip(*grads, strict=True))

@@ -8,8 +8,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from HiEndMAECore.volumes.phantom import DEMO_SEEDS, PHANTOM_STRUCTURES, make_patient
-from HiEndMAECore.volumes.volume import Volume
+from HiEndMAECore.data.phantom import DEMO_SEEDS, PHANTOM_STRUCTURES, make_patient
+from HiEndMAECore.io.volume import Volume
 
 SEEDS = (1, 2, 3, 4)
 VALUES = {structure.name: structure.value for structure in PHANTOM_STRUCTURES}
@@ -43,7 +43,7 @@ def copied_dice(source: Volume, target: Volume) -> float:
     return float(np.mean(scores))
 
 
-def centre(labels: Volume, name: str) -> np.ndarray:
+def center(labels: Volume, name: str) -> np.ndarray:
     """Centre of mass of a structure in RAS mm."""
     voxels = np.argwhere(labels.array[0] == VALUES[name])
     return labels.affine[:3, :3] @ voxels.mean(0) + labels.affine[:3, 3]
@@ -66,7 +66,7 @@ def test_volumes_are_well_formed():
     assert image.geometry.matches(labels.geometry)
     assert image.spacing == (3.0, 3.0, 3.0)
     assert [s.value for s in PHANTOM_STRUCTURES] == list(range(1, len(PHANTOM_STRUCTURES) + 1))
-    assert len({s.colour for s in PHANTOM_STRUCTURES}) == len(PHANTOM_STRUCTURES)
+    assert len({s.color for s in PHANTOM_STRUCTURES}) == len(PHANTOM_STRUCTURES)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -91,7 +91,7 @@ def test_every_structure_has_a_plausible_volume_and_density(seed):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_organs_lie_where_they_do_in_people(seed):
     _, labels = patient(seed)
-    at = {name: centre(labels, name) for name in VALUES}
+    at = {name: center(labels, name) for name in VALUES}
     right, anterior, superior = 0, 1, 2
     assert at["liver"][right] > at["stomach"][right] > at["spleen"][right]
     assert at["right kidney"][right] > at["vertebral column"][right] > at["left kidney"][right]
@@ -104,7 +104,7 @@ def test_anatomy_does_not_depend_on_the_grid():
     _, fine = patient(1)
     _, coarse = make_patient(1, shape=(56, 48, 48), spacing=(6.0, 6.0, 6.0))
     for name in ("liver", "left kidney", "vertebral column"):
-        apart = np.linalg.norm(centre(fine, name) - centre(coarse, name))
+        apart = np.linalg.norm(center(fine, name) - center(coarse, name))
         assert apart < 4, (name, apart)  # mm
 
 

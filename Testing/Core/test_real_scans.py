@@ -9,15 +9,18 @@ import numpy as np
 import pytest
 from test_geometry import dice, world_of_grid, world_of_voxels
 
+from HiEndMAECore.data.cases import find_cases
+from HiEndMAECore.data.datasets import read_dataset
 from HiEndMAECore.errors import InputError
-from HiEndMAECore.volumes.datasets import find_cases, read_dataset
-from HiEndMAECore.volumes.files import check_same_geometry, on_grid_of, read_labels, read_volume, write_labels
-from HiEndMAECore.volumes.preparation import (
-    PreparationPlan,
-    labels_to_native,
-    prepare,
-    prepare_labels,
-    suggest_normalisation,
+from HiEndMAECore.io.alignment import align_label_map, check_same_geometry
+from HiEndMAECore.io.readers import read_label_map, read_volume
+from HiEndMAECore.io.writers import write_label_map
+from HiEndMAECore.preprocessing.intensity import suggest_normalization
+from HiEndMAECore.preprocessing.pipeline import (
+    PreprocessingPlan,
+    preprocess,
+    preprocess_labels,
+    resample_labels_to_original,
 )
 
 PAIRS = {
@@ -42,14 +45,14 @@ PAIRS = {
 @pytest.mark.parametrize("scan", PAIRS)
 def test_labels_come_home(real_data: Path, scan: str) -> None:
     label, kind, least = PAIRS[scan]
-    volume, labels = read_volume(real_data / scan), read_labels(real_data / label)
-    assert suggest_normalisation(volume).kind == kind
-    prepared = prepare(volume, PreparationPlan((3.0, 3.0, 3.0), suggest_normalisation(volume)))
+    volume, labels = read_volume(real_data / scan), read_label_map(real_data / label)
+    assert suggest_normalization(volume).kind == kind
+    prepared = preprocess(volume, PreprocessingPlan((3.0, 3.0, 3.0), suggest_normalization(volume)))
     assert 0.05 < prepared.array.mean() < 0.95
     assert nib.aff2axcodes(prepared.affine) == ("R", "A", "S")
-    home = labels_to_native(prepare_labels(labels, prepared), prepared)
+    home = resample_labels_to_original(preprocess_labels(labels, prepared), prepared)
     assert home.shape == volume.shape
-    truth = on_grid_of(volume, labels).array[0]
+    truth = align_label_map(volume, labels).array[0]
     assert dice(home > 0, truth > 0) > least
     sizes = np.bincount(truth.ravel())
     for value in np.flatnonzero(sizes * volume.geometry.voxel_ml > 60):
@@ -58,11 +61,11 @@ def test_labels_come_home(real_data: Path, scan: str) -> None:
 
 def test_labels_stored_in_another_order_are_noticed(real_data: Path) -> None:
     volume = read_volume(real_data / "robustness/dicom_jpeg2000/dicom")
-    labels = read_labels(real_data / "robustness/dicom_jpeg2000/seg_total.nii.gz")
+    labels = read_label_map(real_data / "robustness/dicom_jpeg2000/seg_total.nii.gz")
     with pytest.raises(InputError, match="does not lie"):
         check_same_geometry(volume, labels)
-    check_same_geometry(volume, on_grid_of(volume, labels))
-    tissue = volume.array[0][on_grid_of(volume, labels).array[0] == 5]  # liver
+    check_same_geometry(volume, align_label_map(volume, labels))
+    tissue = volume.array[0][align_label_map(volume, labels).array[0] == 5]  # liver
     assert 0 < np.median(tissue) < 150
 
 
@@ -73,24 +76,24 @@ def test_gantry_tilt(real_data: Path, tmp_path: Path) -> None:
     assert "18.5 degrees" in volume.notes[0]["message"]
     assert "1.1 to 7.4 mm" in volume.notes[1]["message"]
     np.testing.assert_allclose(volume.spacing, (0.4882812, 0.4882812, 5.6274), atol=1e-4)
-    prepared = prepare(volume, PreparationPlan((1.5, 1.5, 1.5)), crop=False)
+    prepared = preprocess(volume, PreprocessingPlan((1.5, 1.5, 1.5)), crop=False)
     head = (prepared.array[0] > 0.3).astype(np.uint8)
-    home = labels_to_native(head, prepared)
+    home = resample_labels_to_original(head, prepared)
     native = volume.array[0] > -175 + 0.3 * 425
     assert dice(home > 0, native) > 0.93
     there = world_of_grid(prepared.affine, prepared.shape)[head > 0].mean(axis=0)
     weights = np.gradient(volume.geometry.slice_origins[:, 2])  # slices stand for unequal thicknesses
     points, of = world_of_voxels(volume.geometry)[native], np.nonzero(native)[2]
     assert np.linalg.norm(np.average(points, axis=0, weights=weights[of]) - there) < 1.5
-    write_labels(tmp_path / "head.nii.gz", home, volume.geometry)
-    check_same_geometry(volume, read_labels(tmp_path / "head.nii.gz"))
+    write_label_map(tmp_path / "head.nii.gz", home, volume.geometry)
+    check_same_geometry(volume, read_label_map(tmp_path / "head.nii.gz"))
 
 
 def test_padding_and_thick_slices(real_data: Path) -> None:
     volume = read_volume(real_data / "robustness/anisotropic_padding_abdomen_ct.nii.gz")
-    assert suggest_normalisation(volume).kind == "window"
-    prepared = prepare(volume, PreparationPlan((1.5, 1.5, 1.5)))
-    whole = prepare(volume, PreparationPlan((1.5, 1.5, 1.5)), crop=False)
+    assert suggest_normalization(volume).kind == "window"
+    prepared = preprocess(volume, PreprocessingPlan((1.5, 1.5, 1.5)))
+    whole = preprocess(volume, PreprocessingPlan((1.5, 1.5, 1.5)), crop=False)
     assert prepared.array[0].size < 0.7 * whole.array[0].size
     assert (prepared.array > 0.3).sum() > 0.96 * (whole.array > 0.3).sum()  # the table, 3 %, is gone
 
@@ -101,8 +104,8 @@ def test_every_training_scan_is_told_right(real_data: Path) -> None:
         assert dataset.structures
         for case in dataset.cases[:8]:
             volume = read_volume(case.channels)
-            check_same_geometry(volume, read_labels(case.label))
-            assert suggest_normalisation(volume).kind == kind, case.name
+            check_same_geometry(volume, read_label_map(case.label))
+            assert suggest_normalization(volume).kind == kind, case.name
             assert volume.name == case.name
 
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from HiEndMAECore.configuration import DoorConfig
 from HiEndMAECore.errors import Cancelled, InputError
 from HiEndMAECore.reporting import events
 from HiEndMAECore.reporting.console import Console, duration
-from HiEndMAECore.reporting.reporter import Reporter, process_exists
+from HiEndMAECore.reporting.reporter import Reporter
+from HiEndMAECore.runtime.processes import process_exists
 
 ENOUGH = 3.0  # seconds: the control file is looked at every second, and other work may keep the processor busy
 
@@ -47,13 +47,13 @@ def is_cancelled(report: Reporter) -> bool:
 
 def test_everything_said_is_an_event() -> None:
     stream = io.StringIO()
-    with Reporter(door="x", as_events=True, stream=stream) as report:
+    with Reporter(command="x", as_events=True, stream=stream) as report:
         for step in report.steps("tiles", 3):
             report.metric("loss", float("nan"), step=step)
         report.preview(Path("pic.png"))
         report.warning("odd", "Überraschung.", "Look.")
         report.warning("odd", "Überraschung.", "Look.")  # told once
-        report.say("For people only.")
+        report.info("For people only.")
         report.finished({"model": Path("m")})
     told = heard(stream)
     assert [one["event"] for one in told if one["event"] != "progress"] == [
@@ -232,7 +232,7 @@ def test_a_log_file_gets_whole_lines_and_few_of_them() -> None:
     for step in range(500):
         console.progress("tiles", step, 500, 12.0, {"loss": 0.123456, "name": "x"})
     console.progress("tiles", 500, 500, 0.0, {})
-    console.say("Done.")
+    console.info("Done.")
     console.close()
     lines = log.getvalue().splitlines()
     assert len(lines) == 3
@@ -247,7 +247,7 @@ def test_a_terminal_gets_one_bar_drawn_in_place(monkeypatch: pytest.MonkeyPatch)
     console = Console(screen)
     for step in (0, 1, 2):
         console.progress("tiles", step, 4, 90.0, {"loss": 1.0})
-    console.say("A sentence on its own line.")
+    console.info("A sentence on its own line.")
     frames, rest = screen.getvalue().split("\n", 1)
     assert [len(frame) for frame in frames.split("\r")] == [0, 79, 79, 79]
     assert "[############------------] 2/4  1 min 30 s left" in frames
@@ -259,7 +259,7 @@ def test_a_closed_terminal_does_not_end_the_run() -> None:
     console = Console(screen)
     screen.close()
     console.progress("tiles", 1, 2, None, {})
-    console.say("Nobody reads this.")
+    console.info("Nobody reads this.")
 
 
 def test_durations_read_like_a_person_says_them() -> None:
@@ -273,7 +273,7 @@ def test_durations_read_like_a_person_says_them() -> None:
 
 
 def test_people_get_sentences_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
-    with Reporter.of(DoorConfig(), door="x") as report:
+    with Reporter(command="x") as report:
         report.warning("odd", "Something is odd.", "Look at it.")
         report.failed(InputError("bad", "The file is bad.", "Give another."))
     out, err = capsys.readouterr()

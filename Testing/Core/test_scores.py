@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.metrics import compute_dice, compute_hausdorff_distance, compute_surface_dice
 
-from HiEndMAECore.metrics import scores
+from HiEndMAECore.evaluation import metrics
+from HiEndMAECore.evaluation.statistics import bootstrap_interval, summarize
 
 SPACINGS = [(1.0, 1.0, 1.0), (0.7, 0.7, 3.0), (2.0, 0.5, 1.3)]
 
@@ -50,10 +51,10 @@ def slow_scores(prediction: np.ndarray, reference: np.ndarray, matrix: np.ndarra
     return overlap, max(np.quantile(there, 0.95), np.quantile(back, 0.95)), within / (len(there) + len(back))
 
 
-def score_one(prediction: np.ndarray, reference: np.ndarray, matrix: np.ndarray) -> scores.StructureScore:
+def score_one(prediction: np.ndarray, reference: np.ndarray, matrix: np.ndarray) -> metrics.StructureScore:
     affine = np.eye(4)
     affine[:3, :3] = matrix
-    return scores.score_case(prediction.astype(np.uint8), reference.astype(np.uint8), affine=affine)[1]
+    return metrics.score_case(prediction.astype(np.uint8), reference.astype(np.uint8), affine=affine)[1]
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
@@ -116,24 +117,24 @@ def test_missed_and_not_labelled_structures() -> None:
     prediction, reference = np.zeros((2, 8, 8, 8), dtype=np.uint32)
     reference[1:3], prediction[5:7] = 70_000, 5
     reference[7, 7, 7] = prediction[7, 7, 7] = 2
-    found = scores.score_case(prediction, reference, affine=np.eye(4))
+    found = metrics.score_case(prediction, reference, affine=np.eye(4))
     assert found == {
-        2: scores.StructureScore(2, "scored", 1.0, 0.0, 1.0, 0.001, 0.001),
-        5: scores.StructureScore(5, "not_labelled", None, None, None, 0.0, 0.128),
-        70_000: scores.StructureScore(70_000, "missed", 0.0, None, 0.0, 0.128, 0.0),
+        2: metrics.StructureScore(2, "scored", 1.0, 0.0, 1.0, 0.001, 0.001),
+        5: metrics.StructureScore(5, "not_labelled", None, None, None, 0.0, 0.128),
+        70_000: metrics.StructureScore(70_000, "missed", 0.0, None, 0.0, 0.128, 0.0),
     }
 
 
 def test_means_leave_out_what_is_not_labelled_and_count_what_is_missed() -> None:
-    def score(value: int, status: str, dice: float | None, hd95: float | None) -> scores.StructureScore:
-        return scores.StructureScore(value, status, dice, hd95, dice, 1.0, 0.25)
+    def score(value: int, status: str, dice: float | None, hd95: float | None) -> metrics.StructureScore:
+        return metrics.StructureScore(value, status, dice, hd95, dice, 1.0, 0.25)
 
     cases = [
         {1: score(1, "scored", 0.8, 2.0), 2: score(2, "not_labelled", None, None)},
         {1: score(1, "missed", 0.0, None), 2: score(2, "scored", 0.6, 4.0)},
         {1: score(1, "scored", 0.7, 3.0)},
     ]
-    told = scores.summarise(cases, [1, 2, 9])
+    told = summarize(cases, [1, 2, 9])
     first, second, third = told["structures"]
     assert (first["n"], first["missed"], first["not_labelled"]) == (3, 1, 0)
     assert (first["dice"]["mean"], first["dice"]["n"]) == (pytest.approx(0.5), 3)
@@ -151,12 +152,12 @@ def test_interval_matches_drawing_case_by_case() -> None:
     values[[0, 3], 1] = np.nan
     rng = np.random.default_rng(99)
     slow = [np.nanmean(values[rng.integers(20, size=20)], axis=0).mean() for _ in range(20000)]
-    found = scores.bootstrap_interval(values)
+    found = bootstrap_interval(values)
     np.testing.assert_allclose(found, np.percentile(slow, [2.5, 97.5]), atol=2e-3)  # two sets of random draws
-    assert scores.bootstrap_interval(values) == found
-    assert scores.bootstrap_interval(values, seed=1) != found
-    assert scores.bootstrap_interval([None, 0.5, 0.5, 0.5]) == (0.5, 0.5)
-    assert scores.bootstrap_interval([0.1, None, 0.9]) is None
+    assert bootstrap_interval(values) == found
+    assert bootstrap_interval(values, seed=1) != found
+    assert bootstrap_interval([None, 0.5, 0.5, 0.5]) == (0.5, 0.5)
+    assert bootstrap_interval([0.1, None, 0.9]) is None
 
 
 def test_a_whole_body_scan_is_scored_within_seconds() -> None:
@@ -168,6 +169,6 @@ def test_a_whole_body_scan_is_scored_within_seconds() -> None:
         labels[((x - 420) / 50) ** 2 + ((y - 250 - shift) / 50) ** 2 + ((z - 100) / 50) ** 2 < 1] = 2
         maps.append(labels)
     start = time.monotonic()
-    found = scores.score_case(*maps, affine=np.diag([0.8, 0.8, 1.5, 1.0]))
+    found = metrics.score_case(*maps, affine=np.diag([0.8, 0.8, 1.5, 1.0]))
     assert time.monotonic() - start < 15  # about 1.5 s on two cores
     assert 2.4 < found[1].hd95_mm <= 3.2  # moved by 3.2 mm, seen along the normals of its surface

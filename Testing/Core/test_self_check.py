@@ -12,11 +12,11 @@ from test_training import CPU, cube_scan, small_unetr
 from torch import nn
 
 from HiEndMAECore.errors import Cancelled
+from HiEndMAECore.io.structure import Structure
 from HiEndMAECore.reporting.reporter import Reporter
-from HiEndMAECore.training import self_check as room
-from HiEndMAECore.training.augmentation import UNCHANGED, cut
-from HiEndMAECore.training.finetuning import TeachingScan
-from HiEndMAECore.volumes.volume import Structure
+from HiEndMAECore.training import performance_estimate as room
+from HiEndMAECore.training.augmentation import IDENTITY, crop_augmented
+from HiEndMAECore.training.training_cases import TrainingCase
 
 STRUCTURES = (Structure(3, "cube", (255, 0, 0)), Structure(8, "ball", (0, 255, 0)))
 CROP = (16, 16, 16)
@@ -43,24 +43,30 @@ class Listening(Reporter):
     def metric(self, name: str, value: float | None, **values: Any) -> None:
         self.metrics.append({"name": name, "value": value, **values})
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         self.said.append(text)
 
 
-def check(network: nn.Module, scans: list[TeachingScan] | None = None, **options: Any) -> room.SelfCheck:
-    settings = {"crop": CROP, "work": room.Workload(2, 99), "seed": 0, "device": CPU, "report": Reporter(quiet=True)}
-    return room.self_check(scans or [cube_scan()], network, STRUCTURES, **{**settings, **options})
+def check(network: nn.Module, scans: list[TrainingCase] | None = None, **options: Any) -> room.PerformanceEstimate:
+    settings = {
+        "crop": CROP,
+        "work": room.EstimateWorkload(2, 99),
+        "seed": 0,
+        "device": CPU,
+        "report": Reporter(quiet=True),
+    }
+    return room.estimate_performance(scans or [cube_scan()], network, STRUCTURES, **{**settings, **options})
 
 
 def mild(rng: np.random.Generator, size: Any) -> Any:
     return replace(draw_strong(rng, size), gain=1.0, shift=0.0, gamma=1.0, noise=0.0, blur=0.0)
 
 
-draw_strong = room.draw_strong_change
+draw_strong = room.draw_strong_augmentation
 
 
 def test_it_tells_a_good_model_from_a_bad_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "draw_strong_change", mild)  # thresholds know no other contrast
+    monkeypatch.setattr(room, "draw_strong_augmentation", mild)  # thresholds know no other contrast
     good, bad = check(Thresholds()), check(Thresholds(cube=0.55, ball=0.47))
     assert good.mean is not None
     assert bad.mean is not None
@@ -86,25 +92,25 @@ def test_the_same_network_is_expected_to_find_a_small_structure_worse() -> None:
 
 def test_the_dice_is_that_of_the_whole_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tile by tile the voxels are counted once each: the same as segmenting the copy in one piece."""
-    monkeypatch.setattr(room, "draw_strong_change", mild)
+    monkeypatch.setattr(room, "draw_strong_augmentation", mild)
     scan, network = cube_scan(), Thresholds(cube=0.75)
     change = mild(np.random.default_rng((0, 0, room._MARK)), (28, 28, 28))
-    image, truth = cut(scan.image, scan.classes, np.array([13.5] * 3), (28, 28, 28), change)
+    image, truth = crop_augmented(scan.image, scan.classes, np.array([13.5] * 3), (28, 28, 28), change)
     found = network(image[None]).argmax(1)[0]
     dice = [2 * ((found == v) & (truth == v)).sum() / ((found == v).sum() + (truth == v).sum()) for v in (1, 2)]
-    checked = check(network, work=room.Workload(1, 99))
+    checked = check(network, work=room.EstimateWorkload(1, 99))
     assert [c.deformed for c in checked.structures] == pytest.approx([float(d) for d in dice], abs=1e-6)
     assert checked.tiles == 8
 
 
 def test_few_tiles_show_every_structure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two of eight tiles: not the two with most voxels of the larger structure."""
-    monkeypatch.setattr(room, "draw_strong_change", lambda rng, size: UNCHANGED)
+    monkeypatch.setattr(room, "draw_strong_augmentation", lambda rng, size: IDENTITY)
     classes = torch.zeros(32, 32, 32, dtype=torch.int16)
     classes[2:30, 2:14, 2:14] = 1  # in two tiles
     classes[20:23, 20:23, 20:23] = 2
     image = torch.tensor([0.5, 0.9, 0.15])[classes.long()][None]
-    checked = check(Thresholds(), scans=[TeachingScan("two", image, classes)], work=room.Workload(1, 2))
+    checked = check(Thresholds(), scans=[TrainingCase("two", image, classes)], work=room.EstimateWorkload(1, 2))
     assert checked.tiles == 2
     assert [c.deformed for c in checked.structures] == [1.0, 1.0]
 
@@ -114,7 +120,7 @@ def test_copies_are_strongly_changed_and_whole() -> None:
     scan = cube_scan()
     for copy in range(8):
         change = draw_strong(np.random.default_rng((0, copy, room._MARK)), (28, 28, 28))
-        image, truth = cut(scan.image, scan.classes, np.array([13.5] * 3), (28, 28, 28), change)
+        image, truth = crop_augmented(scan.image, scan.classes, np.array([13.5] * 3), (28, 28, 28), change)
         for value in (1, 2):
             there = truth == value
             assert 0.4 < there.sum() / (scan.classes == value).sum() < 2.5
@@ -131,11 +137,11 @@ def test_same_seed_same_numbers_whatever_the_machine_does() -> None:
 
 @pytest.mark.parametrize("voxels", [0, 19])
 def test_a_structure_with_next_to_no_voxels_gets_no_number(voxels: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "draw_strong_change", mild)
+    monkeypatch.setattr(room, "draw_strong_augmentation", mild)
     scan = cube_scan()
     classes = torch.where(scan.classes == 2, 0, scan.classes)
     classes.view(-1)[torch.nonzero(scan.classes.view(-1) == 2)[:voxels]] = 2
-    checked = check(Thresholds(), scans=[TeachingScan("few", scan.image, classes)])
+    checked = check(Thresholds(), scans=[TrainingCase("few", scan.image, classes)])
     assert checked.structures[1].expected is None
     assert checked.structures[1].note == room.TOO_LITTLE == "too little to learn from"
     assert checked.structures[0].expected is not None
@@ -170,13 +176,13 @@ def test_the_calibration_is_used_and_told() -> None:
 
 def test_the_work_fits_into_the_share() -> None:
     scan = cube_scan()  # 8 tiles of 16^3
-    assert room.plan_work([scan], crop=CROP, steps=3, batch_size=1) == room.Workload(1, 4)
+    assert room.plan_estimate([scan], crop=CROP, steps=3, batch_size=1) == room.EstimateWorkload(1, 4)
     for steps, batch_size in ((200, 1), (400, 1), (100, 4), (5000, 4)):
-        work = room.plan_work([scan], crop=CROP, steps=steps, batch_size=batch_size)
+        work = room.plan_estimate([scan], crop=CROP, steps=steps, batch_size=batch_size)
         forwards = work.copies * work.tiles * 0.4 / batch_size
         assert 1 <= work.copies <= 4
         assert forwards <= 0.06 * steps
-    assert room.plan_work([scan], crop=(4, 4, 4), steps=200, batch_size=1).tiles == 30  # of 343
+    assert room.plan_estimate([scan], crop=(4, 4, 4), steps=200, batch_size=1).tiles == 30  # of 343
 
 
 def test_it_can_be_cancelled() -> None:

@@ -11,9 +11,19 @@ import pytest
 import torch
 from test_training import cube_scan
 
+from HiEndMAECore.data.labelled_cases import cases_from_dataset, collect_structures, read_labelled_case
+from HiEndMAECore.preprocessing.laterality import (
+    decide_mirroring,
+    lateral_pairs,
+    may_be_pair,
+    midsagittal_plane,
+    split_side,
+)
 from HiEndMAECore.reporting.reporter import Reporter
-from HiEndMAECore.training import augmentation, finetuning, teaching
-from HiEndMAECore.volumes.sides import decide_mirroring, may_be_pair, mid_plane, named_pairs, split_side
+from HiEndMAECore.training import augmentation, finetuning, presets
+from HiEndMAECore.training.mirroring import decide_case_mirroring, mirroring_to_json
+from HiEndMAECore.training.plans import FinetuningPlan
+from HiEndMAECore.training.training_cases import TrainingCase, preprocess_training_cases
 
 NAMES = ["Brainstem", "RightParotid", "LeftParotid", "Larynx"]
 
@@ -45,9 +55,9 @@ def test_names_tell_sides(name: str, side: str, rest: str) -> None:
 
 
 def test_names_tell_pairs() -> None:
-    assert named_pairs(NAMES) == [(2, 1)]
-    assert named_pairs(["rib_left_1", "rib_right_2", "rib_right_1", "rib_left_2", "sternum"]) == [(0, 2), (3, 1)]
-    assert named_pairs(["kidney_left", "parotid_right"]) == []
+    assert lateral_pairs(NAMES) == [(2, 1)]
+    assert lateral_pairs(["rib_left_1", "rib_right_2", "rib_right_1", "rib_left_2", "sternum"]) == [(0, 2), (3, 1)]
+    assert lateral_pairs(["kidney_left", "parotid_right"]) == []
 
 
 def body(shift: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -75,13 +85,13 @@ def only(*values: int) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("shift", [0, -3, 6])
 def test_the_mid_plane_is_found(shift: int) -> None:
-    assert mid_plane(body(shift)[0]) == pytest.approx(39.5 + shift, abs=0.6)
+    assert midsagittal_plane(body(shift)[0]) == pytest.approx(39.5 + shift, abs=0.6)
 
 
 def test_a_scan_of_one_side_shows_none() -> None:
     rng = np.random.default_rng(0)
-    assert mid_plane(np.linspace(0, 1, 40)[:, None, None] + 0.1 * rng.normal(size=(40, 30, 30))) is None
-    assert mid_plane(np.zeros((10, 10, 10))) is None
+    assert midsagittal_plane(np.linspace(0, 1, 40)[:, None, None] + 0.1 * rng.normal(size=(40, 30, 30))) is None
+    assert midsagittal_plane(np.zeros((10, 10, 10))) is None
     assert not decide_mirroring(["thing"], [(np.zeros((10, 10, 10)), np.ones((10, 10, 10), int))]).allowed
 
 
@@ -150,34 +160,34 @@ def test_one_scan_of_several_is_enough_to_forbid_it() -> None:
 def test_mirrored_crops_keep_each_side_its_name() -> None:
     """A flipped kidney of the right is a left one: in every crop the structure on the low side is class 2."""
     image, classes = only(2, 3)
-    scan = finetuning.TeachingScan("body", torch.from_numpy(image)[None], torch.from_numpy(classes))
+    scan = TrainingCase("body", torch.from_numpy(image)[None], torch.from_numpy(classes))
     mirroring = decide_mirroring(["kidney_right", "kidney_left"], [(image, classes)])
-    plan = finetuning.FinetuningPlan(crop=(80, 48, 40), steps=1, batch_size=8, mirrored=0.5)
+    plan = FinetuningPlan(crop=(80, 48, 40), steps=1, batch_size=8, mirrored=0.5)
 
-    class Centred(finetuning.OurMethod):
+    class Centred(finetuning.DefaultRecipe):
         turned = 0
 
         def draw(self, index, crop):  # type: ignore[no-untyped-def]
             scan, _, change = super().draw(index, crop)
             self.turned += augmentation.is_mirrored(change)
             matrix = np.diag(np.sign(np.diag(change.matrix)))
-            return scan, np.array([39.5, 24.5, 19.5]), replace(augmentation.UNCHANGED, matrix=matrix)
+            return scan, np.array([39.5, 24.5, 19.5]), replace(augmentation.IDENTITY, matrix=matrix)
 
     method = Centred([scan], classes=3, plan=plan, mirroring=mirroring)
     images, targets = finetuning.draw_batch([scan], method, step=0, plan=plan)
     assert 0 < method.turned < 8
     for target in targets[:, 0]:
-        centres = [float(torch.nonzero(target == value)[:, 0].float().mean()) for value in (1, 2)]
-        assert centres[0] > 39.5 > centres[1]
+        centers = [float(torch.nonzero(target == value)[:, 0].float().mean()) for value in (1, 2)]
+        assert centers[0] > 39.5 > centers[1]
     assert len({float(picture[0, :30].sum()) for picture in images}) == 2  # the pictures do differ
 
 
 def test_without_leave_no_crop_is_mirrored() -> None:
     scan = cube_scan()
-    plan = finetuning.FinetuningPlan(crop=(16, 16, 16), steps=1)
+    plan = FinetuningPlan(crop=(16, 16, 16), steps=1)
     off = decide_mirroring(["liver", "ball"], [(scan.image[0].numpy(), scan.classes.numpy())])
     for mirroring in (None, off):
-        method = finetuning.OurMethod([scan], classes=3, plan=plan, mirroring=mirroring)
+        method = finetuning.DefaultRecipe([scan], classes=3, plan=plan, mirroring=mirroring)
         assert not any(augmentation.is_mirrored(method.draw(index, plan.crop)[2]) for index in range(50))
 
 
@@ -187,12 +197,12 @@ def test_real_heads_have_two_parotids(named: bool) -> None:
     if not os.environ.get("HIENDMAE_DATA"):
         pytest.skip("HIENDMAE_DATA does not name the folder of real scans")
     folder = Path(os.environ["HIENDMAE_DATA"]) / "Dataset101_OpenKBP"
-    dataset = teaching.cases_of(folder, ["OKBP_004", "OKBP_031"])
+    dataset = cases_from_dataset(folder, ["OKBP_004", "OKBP_031"])
     report = Reporter(quiet=True)
-    read = [teaching.read_case(case, report=report) for case in dataset.cases]
-    plan = teaching.choose_plan(read, preset=teaching.PRESETS["cpu"], spacing=(5.0, 5.0, 5.0))
-    structures = teaching.collect_structures(read, dataset.structures if named else ())
-    scans = teaching.prepare_teaching(read, plan, structures, report=report)
-    told = teaching.told_mirroring(teaching.mirroring_of(scans, structures, report=report), structures)["mirroring"]
+    read = [read_labelled_case(case, report=report) for case in dataset.cases]
+    plan = presets.choose_preprocessing(read, preset=presets.PRESETS["cpu"], spacing=(5.0, 5.0, 5.0))
+    structures = collect_structures(read, dataset.structures if named else ())
+    scans = preprocess_training_cases(read, plan, structures, report=report)
+    told = mirroring_to_json(decide_case_mirroring(scans, structures, report=report), structures)["mirroring"]
     assert told["allowed"]
     assert [sorted(pair) for pair in told["swaps"]] == [[3, 4]]

@@ -19,14 +19,16 @@ from dicom_series import write_series
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from HiEndMAECore.data import crop_store
+from HiEndMAECore.data.crop_store import CropStore
+from HiEndMAECore.data.store_writer import PARTIAL, write_manifest, write_scan
 from HiEndMAECore.errors import Cancelled, InputError, MissingDependencyError
-from HiEndMAECore.inference import memory
+from HiEndMAECore.inference import memory_plan
 from HiEndMAECore.prepare import PrepareConfig
 from HiEndMAECore.prepare import run as run_prepare
 from HiEndMAECore.reporting.reporter import Reporter
-from HiEndMAECore.volumes import crop_store
-from HiEndMAECore.volumes.crop_store import CropStore
-from HiEndMAECore.volumes.workers import run_jobs
+from HiEndMAECore.runtime.memory import BYTES_PER_VOXEL_READING
+from HiEndMAECore.runtime.worker_pool import run_jobs
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHAPE = (9, 14, 11)
@@ -35,8 +37,8 @@ SHAPE = (9, 14, 11)
 @pytest.fixture
 def store(tmp_path: Path) -> CropStore:
     scan = np.random.default_rng(3).uniform(0.25, 1.0, (2, *SHAPE)).astype(np.float32)  # no voxel is as dark as padding
-    entry = crop_store.add_scan(tmp_path / "store", "scan", scan)
-    crop_store.write_manifest(tmp_path / "store", {"scans": [entry], "channels": 2, "preparation": {}})
+    entry = write_scan(tmp_path / "store", "scan", scan)
+    write_manifest(tmp_path / "store", {"scans": [entry], "channels": 2, "preparation": {}})
     return CropStore.open(tmp_path / "store")
 
 
@@ -119,8 +121,8 @@ def test_a_store_without_blosc2_holds_the_same_voxels(
         with pytest.raises(MissingDependencyError, match="blosc2"):
             store.crop(0, start=(0, 0, 0), size=SHAPE)
         scan = np.random.default_rng(3).uniform(0.25, 1.0, (2, *SHAPE)).astype(np.float32)
-        entry = crop_store.add_scan(tmp_path / "plain", "scan", scan)
-        crop_store.write_manifest(tmp_path / "plain", {"scans": [entry], "channels": 2, "preparation": {}})
+        entry = write_scan(tmp_path / "plain", "scan", scan)
+        write_manifest(tmp_path / "plain", {"scans": [entry], "channels": 2, "preparation": {}})
         assert (tmp_path / "plain" / "scan.npy").is_file()
         where: dict = {"start": (-2, 1, 5), "size": (9, 9, 9)}
         plain = CropStore.open(tmp_path / "plain").crop(0, **where)
@@ -129,8 +131,8 @@ def test_a_store_without_blosc2_holds_the_same_voxels(
 
 def test_a_crop_is_read_without_its_volume(tmp_path: Path) -> None:
     scan = np.random.default_rng(0).uniform(0, 1, (1, 256, 256, 128)).astype(np.float32)
-    entry = crop_store.add_scan(tmp_path, "scan", scan)
-    crop_store.write_manifest(tmp_path, {"scans": [entry], "channels": 1, "preparation": {}})
+    entry = write_scan(tmp_path, "scan", scan)
+    write_manifest(tmp_path, {"scans": [entry], "channels": 1, "preparation": {}})
     code = (
         "import sys; from pathlib import Path; from HiEndMAECore.volumes.crop_store import CropStore\n"
         "store = CropStore.open(Path(sys.argv[1])); store.crop(0, start=(0, 0, 0), size=(1, 1, 1))\n"
@@ -237,7 +239,7 @@ def test_a_scan_of_a_taken_name_is_told(tmp_path: Path) -> None:
 def test_a_scan_larger_than_memory_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "in/large.nii.gz", scan_of(1))
     write(tmp_path / "in/small.nii.gz", scan_of(2)[:12, :12, :12])
-    monkeypatch.setattr(memory, "free_memory", lambda device: memory.READ_BYTES * 5000)
+    monkeypatch.setattr(memory_plan, "free_memory", lambda device: BYTES_PER_VOXEL_READING * 5000)
     manifest = prepared(tmp_path / "store", tmp_path / "in")
     assert (names(manifest), reasons(manifest)) == (["small"], {"large": "too_large"})
 
@@ -305,7 +307,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     running.wait()
     kept = {scan["name"]: (store / f"{scan['file']}.b2nd").stat() for scan in crop_store.read_manifest(store)["scans"]}
     assert 3 <= len(kept) < 12
-    (store / f".half{crop_store.PARTIAL}").write_bytes(b"half")  # as a kill within a write leaves it
+    (store / f".half{PARTIAL}").write_bytes(b"half")  # as a kill within a write leaves it
     subprocess.run(line, cwd=REPOSITORY, stderr=subprocess.DEVNULL, check=True)
     manifest = crop_store.read_manifest(store)
     assert len(manifest["scans"]) == 12

@@ -6,29 +6,30 @@ import numpy as np
 import pytest
 import torch
 
-from HiEndMAECore.checkpoints import catalogue, model_folder
-from HiEndMAECore.checkpoints.official import load_strictly
-from HiEndMAECore.checkpoints.transfer import InitialWeights, read_initial
-from HiEndMAECore.networks import Inpainting
-from HiEndMAECore.training.teaching import PRESETS, LabelledCase, architecture_for, choose_plan
-from HiEndMAECore.volumes.phantom import make_patient
-from HiEndMAECore.volumes.preparation import prepare
-from HiEndMAECore.volumes.volume import Geometry, Volume
+from HiEndMAECore.data.labelled_cases import LabelledCase
+from HiEndMAECore.data.phantom import make_patient
+from HiEndMAECore.io.volume import Geometry, Volume
+from HiEndMAECore.models import catalogue
+from HiEndMAECore.models.authors import load_strict
+from HiEndMAECore.models.pretrained import PretrainedWeights, read_pretrained
+from HiEndMAECore.preprocessing.pipeline import preprocess
+from HiEndMAECore.training.objectives.inpainting import Inpainting
+from HiEndMAECore.training.presets import PRESETS, choose_architecture, choose_preprocessing
 
 
 @pytest.fixture(scope="module")
-def ours() -> InitialWeights:
-    found = read_initial(catalogue.OURS)
+def ours() -> PretrainedWeights:
+    found = read_pretrained(catalogue.DEFAULT_WEIGHTS)
     assert found is not None
     return found
 
 
-def test_it_is_small_and_tells_what_it_is(ours: InitialWeights) -> None:
-    folder = catalogue.in_the_box(catalogue.find_entry(catalogue.OURS))
+def test_it_is_small_and_tells_what_it_is(ours: PretrainedWeights) -> None:
+    folder = catalogue.packaged_weights(catalogue.find_entry(catalogue.DEFAULT_WEIGHTS))
     assert folder is not None
     assert sum(file.stat().st_size for file in folder.iterdir()) < 25e6
     assert {value.dtype for value in ours.state.values()} == {torch.float16}
-    description = model_folder.read_description(folder)
+    description = folder.read_description(folder)
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert description.kind == "pretraining"
     assert not description.labels
@@ -38,19 +39,19 @@ def test_it_is_small_and_tells_what_it_is(ours: InitialWeights) -> None:
     assert "must not be used" in card
 
 
-def test_it_rebuilds_what_it_never_saw(ours: InitialWeights) -> None:
+def test_it_rebuilds_what_it_never_saw(ours: PretrainedWeights) -> None:
     """Crops of a digital patient: far better than the mean of what is seen, which a network that learned nothing is not."""
     assert ours.description is not None
     scan, labels = make_patient(5, shape=(110, 90, 80), spacing=(3.0, 3.0, 3.0))
-    plan = choose_plan([LabelledCase(scan, labels)], preset=PRESETS["cpu"], spacing=(3.0, 3.0, 3.0))
-    array = torch.from_numpy(prepare(scan, plan, crop=False).array)
+    plan = choose_preprocessing([LabelledCase(scan, labels)], preset=PRESETS["cpu"], spacing=(3.0, 3.0, 3.0))
+    array = torch.from_numpy(preprocess(scan, plan, crop=False).array)
     crops = torch.stack([array[:, x : x + 48, 20:68, 16:64] for x in (8, 31, 54)])
     losses = {}
     for trained in (True, False):
         torch.manual_seed(0)
         model = Inpainting(ours.description.architecture, mask_ratio=0.6).eval()
         if trained:
-            load_strictly(model.network, {name: value.float() for name, value in ours.state.items()}, what="weights")
+            load_strict(model.network, {name: value.float() for name, value in ours.state.items()}, what="weights")
         permutation = torch.rand(3, 216, generator=torch.Generator().manual_seed(0)).argsort(1)
         with torch.no_grad():
             losses[trained] = float(model(crops, permutation).loss)
@@ -82,27 +83,29 @@ def case(shape: tuple[int, int, int], spacing: float, labelled: int) -> Labelled
     ],
 )
 def test_its_grid_is_taken_where_it_suits(
-    ours: InitialWeights, shape: tuple[int, int, int], spacing: float, labelled: int, chosen: float
+    ours: PretrainedWeights, shape: tuple[int, int, int], spacing: float, labelled: int, chosen: float
 ) -> None:
-    plan = choose_plan([case(shape, spacing, labelled)], preset=PRESETS["gpu"], initial=ours)
+    plan = choose_preprocessing([case(shape, spacing, labelled)], preset=PRESETS["gpu"], initial=ours)
     assert plan.spacing == pytest.approx((chosen,) * 3)
-    given = choose_plan([case(shape, spacing, labelled)], preset=PRESETS["gpu"], initial=ours, spacing=(4, 4, 5))
+    given = choose_preprocessing(
+        [case(shape, spacing, labelled)], preset=PRESETS["gpu"], initial=ours, spacing=(4, 4, 5)
+    )
     assert given.spacing == (4, 4, 5)
 
 
-def test_mri_keeps_its_own_grid_and_intensities(ours: InitialWeights) -> None:
+def test_mri_keeps_its_own_grid_and_intensities(ours: PretrainedWeights) -> None:
     scan = case((40, 50, 40), 1.0, 900)
     bright = np.random.default_rng(0).uniform(0, 900, scan.scan.array.shape).astype(np.float32)
-    plan = choose_plan(
+    plan = choose_preprocessing(
         [LabelledCase(Volume(bright, scan.scan.geometry), scan.labels)], preset=PRESETS["cpu"], initial=ours
     )
     assert plan.spacing == (1.0, 1.0, 1.0)
-    assert plan.normalisation.kind == "percentiles"
+    assert plan.normalization.kind == "percentiles"
 
 
-def test_the_network_is_that_of_the_weights(ours: InitialWeights) -> None:
-    started = architecture_for(PRESETS["gpu"], ours, classes=3, channels=2)
+def test_the_network_is_that_of_the_weights(ours: PretrainedWeights) -> None:
+    started = choose_architecture(PRESETS["gpu"], ours, classes=3, channels=2)
     assert started["variant"] == "hi_end_mae_vit_tiny_8p"
     assert started["network"] == "HybridUNETR"
-    assert architecture_for(PRESETS["gpu"], None, classes=3, channels=1)["variant"] == PRESETS["gpu"].variant
-    assert architecture_for(PRESETS["paper-one-shot"], None, classes=3, channels=1)["network"] == "UNETR"
+    assert choose_architecture(PRESETS["gpu"], None, classes=3, channels=1)["variant"] == PRESETS["gpu"].variant
+    assert choose_architecture(PRESETS["paper-one-shot"], None, classes=3, channels=1)["network"] == "UNETR"

@@ -11,19 +11,24 @@ import numpy as np
 import pytest
 import torch
 
+from HiEndMAECore.data.crop_store import CropStore
+from HiEndMAECore.data.label_table import read_structures
+from HiEndMAECore.data.store_writer import write_manifest, write_scan
 from HiEndMAECore.errors import Cancelled, HiEndMAEError, InputError
 from HiEndMAECore.networks import UNETR, HiEndMAE
-from HiEndMAECore.networks.encoder import gather, patchify
-from HiEndMAECore.networks.hi_end_mae import normalise_patches
+from HiEndMAECore.networks.hi_end_mae import normalize_patches
+from HiEndMAECore.networks.layers.patches import gather_tokens, patchify
 from HiEndMAECore.reporting.reporter import Reporter
-from HiEndMAECore.training import augmentation, finetuning, pretraining, teaching
-from HiEndMAECore.training.optimiser import build_adamw, cosine_rate, spare_norms_and_biases
-from HiEndMAECore.training.run_log import read_log
-from HiEndMAECore.training.sampling import Sampler, draw_start, scan_of
-from HiEndMAECore.training.snapshots import load_snapshot, newest_snapshot, save_snapshot
-from HiEndMAECore.training.watching import nearest_visible
-from HiEndMAECore.volumes import crop_store
-from HiEndMAECore.volumes.crop_store import CropStore
+from HiEndMAECore.training import augmentation, finetuning, pretraining
+from HiEndMAECore.training.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
+from HiEndMAECore.training.crop_sampling import CropSampler, draw_start, scan_index
+from HiEndMAECore.training.foreground_sampling import ForegroundSampler
+from HiEndMAECore.training.monitor import nearest_visible_patch
+from HiEndMAECore.training.optimizer import build_adamw, weight_decay_groups
+from HiEndMAECore.training.plans import FinetuningPlan, PretrainingPlan
+from HiEndMAECore.training.schedule import cosine_schedule
+from HiEndMAECore.training.training_cases import TrainingCase
+from HiEndMAECore.training.training_log import read_log
 
 CPU = torch.device("cpu")
 ADAMW: dict[str, Any] = {"learning_rate": 1e-3, "betas": (0.9, 0.999), "weight_decay": 0.0}
@@ -52,8 +57,8 @@ def store(tmp_path: Path) -> CropStore:
         x, y, z = np.meshgrid(*(np.linspace(0, 6, n) for n in shape), indexing="ij")
         array = np.clip(0.5 + 0.4 * np.sin(x + index) * np.cos(y) * np.sin(z) + rng.normal(0, 0.02, shape), 0, 1)
         array[:, :4] = 0  # air
-        scans.append(crop_store.add_scan(tmp_path / "store", f"scan{index}", array[None].astype(np.float32)))
-    crop_store.write_manifest(tmp_path / "store", {"scans": scans, "channels": 1, "preparation": {}})
+        scans.append(write_scan(tmp_path / "store", f"scan{index}", array[None].astype(np.float32)))
+    write_manifest(tmp_path / "store", {"scans": scans, "channels": 1, "preparation": {}})
     return CropStore.open(tmp_path / "store")
 
 
@@ -81,12 +86,12 @@ def pretrain(
 ) -> pretraining.PretrainingResult:
     settings = {"steps": 12, "batch_size": 4, "learning_rate": 3e-3, "snapshot_minutes": 1e9, **plan}
     report = report or Reporter(quiet=True)
-    options: dict[str, Any] = {"plan": pretraining.PretrainingPlan(**settings), "device": CPU, "folder": folder}
+    options: dict[str, Any] = {"plan": PretrainingPlan(**settings), "device": CPU, "folder": folder}
     return pretraining.pretrain(store, model, report=report, resume=resume, **options)
 
 
-def sampler(store: CropStore, seed: int = 1) -> Sampler:
-    return Sampler(store, (16, 16, 16), 64, seed)
+def sampler(store: CropStore, seed: int = 1) -> CropSampler:
+    return CropSampler(store, (16, 16, 16), 64, seed)
 
 
 def test_samples_depend_on_seed_and_index_alone(store: CropStore) -> None:
@@ -129,8 +134,8 @@ def test_padding_is_not_a_target() -> None:
     hidden = int(order[0, -1])  # a masked patch of the first crop that lies in padding as a whole
     h, w, d = hidden // 16 * 4, hidden // 4 % 4 * 4, hidden % 4 * 4
     inside[0, :, h : h + 4, w : w + 4, d : d + 4] = False
-    target = normalise_patches(patchify(volume, 4))
-    errors = (whole.prediction - gather(target, order[:, model.visible :])) ** 2
+    target = normalize_patches(patchify(volume, 4))
+    errors = (whole.prediction - gather_tokens(target, order[:, model.visible :])) ** 2
     expected = (errors[0, :-1].mean() + errors[1].mean()) / 2
     assert torch.allclose(model(volume, order, inside).loss, expected, atol=1e-6)
     assert not torch.allclose(expected, whole.loss, atol=1e-5)
@@ -140,15 +145,15 @@ def test_padding_in_a_patch_does_not_shape_its_target() -> None:
     """Half of a patch is padding: mean and spread are those of the other half, whatever the padding holds."""
     torch.manual_seed(0)
     patches, counted = torch.rand(3, 2, 64), torch.ones(3, 2, 64)
-    torch.testing.assert_close(normalise_patches(patches, counted), normalise_patches(patches), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(normalize_patches(patches, counted), normalize_patches(patches), atol=1e-5, rtol=1e-5)
     counted[..., 32:] = 0
-    target = normalise_patches(patches, counted)[..., :32]
-    torch.testing.assert_close(target, normalise_patches(patches[..., :32]), atol=1e-5, rtol=1e-5)
-    assert torch.equal(normalise_patches(patches * 0, counted * 0), patches * 0)  # a patch of nothing but padding
+    target = normalize_patches(patches, counted)[..., :32]
+    torch.testing.assert_close(target, normalize_patches(patches[..., :32]), atol=1e-5, rtol=1e-5)
+    assert torch.equal(normalize_patches(patches * 0, counted * 0), patches * 0)  # a patch of nothing but padding
 
 
 def test_every_lap_takes_eight_crops_of_every_scan_in_an_order_of_its_own() -> None:
-    laps = [[scan_of(index, 10, 0) for index in range(lap * 80, lap * 80 + 80)] for lap in range(3)]
+    laps = [[scan_index(index, 10, 0) for index in range(lap * 80, lap * 80 + 80)] for lap in range(3)]
     assert all(sorted(lap) == sorted([*range(10)] * 8) for lap in laps)
     assert laps[0] != laps[1] != laps[2]
     assert len(set(laps[0][:8])) > 3  # a small batch sees several scans
@@ -218,7 +223,7 @@ def test_the_state_before_a_bad_step_is_kept(store: CropStore, tmp_path: Path) -
         with pytest.raises(HiEndMAEError, match=r"The loss was nan at step 4") as caught:
             pretrain(store, tmp_path, model, Keep(99, ""), workers=0)
     assert caught.value.code == "loss_not_finite"
-    kept = newest_snapshot(tmp_path, on_damage=lambda error: pytest.fail(str(error)))
+    kept = newest_checkpoint(tmp_path, on_damage=lambda error: pytest.fail(str(error)))
     assert kept is not None
     assert kept.name == "step-00000003.safetensors"
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
@@ -299,7 +304,7 @@ def test_a_compiled_network_trains_to_the_same_loss(
 
 def test_the_nearest_visible_patch_is_found() -> None:
     seen, hidden = torch.tensor([[0, 63]]), torch.tensor([[1, 62, 21, 47]])  # a grid of 4 x 4 x 4
-    assert nearest_visible(seen, hidden, (4, 4, 4)).tolist() == [[0, 63, 0, 63]]
+    assert nearest_visible_patch(seen, hidden, (4, 4, 4)).tolist() == [[0, 63, 0, 63]]
 
 
 def test_a_snapshot_of_another_network_is_refused(store: CropStore, tmp_path: Path) -> None:
@@ -322,7 +327,7 @@ def test_only_the_same_run_goes_on(store: CropStore, tmp_path: Path) -> None:
     pretrain(store, tmp_path, small_mae(), steps=3)
     with pytest.raises(InputError, match="belongs to another network"):
         pretrain(store, tmp_path, small_mae(), resume=True, decay_all=False)
-    crop_store.write_manifest(store.path, {**store.manifest, "scans": store.manifest["scans"][1:]})
+    write_manifest(store.path, {**store.manifest, "scans": store.manifest["scans"][1:]})
     with pytest.raises(InputError, match="a store of other scans"):
         pretrain(CropStore.open(store.path), tmp_path, small_mae(), resume=True)
 
@@ -340,9 +345,9 @@ def test_a_bad_gradient_spoils_no_snapshot(store: CropStore, tmp_path: Path, mon
     with pytest.raises(HiEndMAEError, match="The loss was nan at step 4") as caught:
         pretrain(store, tmp_path, small_mae(), snapshot_minutes=0.0)
     assert "step-00000002" in caught.value.advice
-    kept = newest_snapshot(tmp_path, on_damage=lambda error: pytest.fail(str(error)))
+    kept = newest_checkpoint(tmp_path, on_damage=lambda error: pytest.fail(str(error)))
     assert kept is not None
-    load_snapshot(kept, {"model": (model := small_mae())}, build_adamw(model.parameters(), **ADAMW))
+    load_checkpoint(kept, {"model": (model := small_mae())}, build_adamw(model.parameters(), **ADAMW))
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 
@@ -362,14 +367,14 @@ def test_groups_are_as_they_were_where_nothing_is_fused(monkeypatch: pytest.Monk
 
 def test_weight_decay_may_spare_norms_and_biases() -> None:
     model = small_mae()
-    decayed, spared = spare_norms_and_biases(model, 0.05)
+    decayed, spared = weight_decay_groups(model, 0.05)
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.05, 0.0)
     assert len(decayed["params"]) + len(spared["params"]) == len(list(model.parameters()))
     assert all(parameter.ndim == 1 for parameter in spared["params"])
 
 
 def test_rates_rise_and_fall() -> None:
-    rates = [cosine_rate(step, 100, warm_up=10) for step in range(100)]
+    rates = [cosine_schedule(step, 100, warm_up=10) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)  # never a step at rate zero
     assert rates[9] == rates[10] == pytest.approx(1.0)
     assert (np.diff(rates[10:]) < 0).all()
@@ -379,7 +384,7 @@ def test_rates_rise_and_fall() -> None:
 # -- fine-tuning -----------------------------------------------------------------------------------------------------
 
 
-def cube_scan() -> finetuning.TeachingScan:
+def cube_scan() -> TrainingCase:
     """A bright cube and a dark ball in grey tissue, 28 voxels a side."""
     grid = torch.stack(torch.meshgrid(*[torch.arange(28.0)] * 3, indexing="ij"))
     classes = torch.zeros(28, 28, 28, dtype=torch.int16)
@@ -387,7 +392,7 @@ def cube_scan() -> finetuning.TeachingScan:
     classes[(grid - torch.tensor([19.0, 19, 14])[:, None, None, None]).square().sum(0) < 36] = 2
     noise = torch.randn(28, 28, 28, generator=torch.Generator().manual_seed(0))
     image = torch.tensor([0.5, 0.9, 0.15])[classes.long()] + 0.03 * noise
-    return finetuning.TeachingScan("cube", image[None], classes)
+    return TrainingCase("cube", image[None], classes)
 
 
 def small_unetr() -> UNETR:
@@ -404,7 +409,7 @@ def small_unetr() -> UNETR:
 
 
 def finetune(folder: Path, report: Reporter | None = None, **options: object) -> finetuning.FinetuningResult:
-    plan = finetuning.FinetuningPlan(**{"crop": (16, 16, 16), "steps": 60, "learning_rate": 5e-3, **options})  # type: ignore[arg-type]
+    plan = FinetuningPlan(**{"crop": (16, 16, 16), "steps": 60, "learning_rate": 5e-3, **options})  # type: ignore[arg-type]
     report = report or Reporter(quiet=True)
     return finetuning.finetune([cube_scan()], small_unetr(), plan=plan, device=CPU, folder=folder, report=report)
 
@@ -428,11 +433,11 @@ def test_same_seed_same_model_other_seed_another(tmp_path: Path) -> None:
 
 
 def test_a_killed_fine_tuning_goes_on_as_if_never_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finetuning, "_SNAPSHOT_SECONDS", 0.0)  # a snapshot after every step
+    monkeypatch.setattr(finetuning, "_CHECKPOINT_SECONDS", 0.0)  # a snapshot after every step
     whole = finetune(tmp_path / "a", steps=8)
     with pytest.raises(Cancelled):
         finetune(tmp_path / "b", StopAt(5, "cancel"), steps=8)
-    plan = finetuning.FinetuningPlan(crop=(16, 16, 16), steps=8, learning_rate=5e-3)
+    plan = FinetuningPlan(crop=(16, 16, 16), steps=8, learning_rate=5e-3)
     resumed = finetuning.finetune(
         [cube_scan()],
         small_unetr(),
@@ -448,7 +453,7 @@ def test_a_killed_fine_tuning_goes_on_as_if_never_stopped(tmp_path: Path, monkey
 
 @pytest.mark.parametrize("other", ["seed", "steps", "labels", "scan"])
 def test_a_snapshot_of_another_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str) -> None:
-    monkeypatch.setattr(finetuning, "_SNAPSHOT_SECONDS", 0.0)
+    monkeypatch.setattr(finetuning, "_CHECKPOINT_SECONDS", 0.0)
     with pytest.raises(Cancelled):
         finetune(tmp_path, StopAt(3, "cancel"), steps=6)
     plan = {
@@ -462,7 +467,7 @@ def test_a_snapshot_of_another_run_is_refused(tmp_path: Path, monkeypatch: pytes
         (scan.classes if other == "labels" else scan.image[0])[0, 0, 0] = 1
     with pytest.raises(InputError, match="other scans, labels or settings"):
         finetuning.finetune(
-            [scan], small_unetr(), plan=finetuning.FinetuningPlan(**plan), device=CPU, folder=tmp_path,  # type: ignore[arg-type]
+            [scan], small_unetr(), plan=FinetuningPlan(**plan), device=CPU, folder=tmp_path,  # type: ignore[arg-type]
             report=Reporter(quiet=True), resume=True,
         )  # fmt: skip
 
@@ -470,11 +475,11 @@ def test_a_snapshot_of_another_run_is_refused(tmp_path: Path, monkeypatch: pytes
 def test_a_snapshot_can_be_replaced_while_its_run_goes_on(tmp_path: Path) -> None:
     """Windows refuses to replace a file that is mapped into memory: nothing of it may be, once it is loaded."""
     network, path = small_unetr(), tmp_path / "kept.safetensors"
-    optimiser = build_adamw(network.parameters(), **ADAMW)
+    optimizer = build_adamw(network.parameters(), **ADAMW)
     network(torch.rand(1, 1, 16, 16, 16)).sum().backward()
-    optimiser.step()
-    save_snapshot(path, {"network": network}, optimiser, {"step": 1})
-    load_snapshot(path, {"network": network}, optimiser)
+    optimizer.step()
+    save_checkpoint(path, {"network": network}, optimizer, {"step": 1})
+    load_checkpoint(path, {"network": network}, optimizer)
     if not Path("/proc/self/maps").exists():
         pytest.skip("needs Linux' list of mapped files")
     assert str(path) not in Path("/proc/self/maps").read_text()
@@ -494,8 +499,8 @@ def test_a_budget_becomes_steps_once(tmp_path: Path) -> None:
 
 def test_a_crop_without_changes_is_the_scan_itself() -> None:
     scan = cube_scan()
-    image, classes = augmentation.cut(
-        scan.image, scan.classes, np.array([11.5, 13.5, 9.5]), (8, 8, 8), augmentation.UNCHANGED
+    image, classes = augmentation.crop_augmented(
+        scan.image, scan.classes, np.array([11.5, 13.5, 9.5]), (8, 8, 8), augmentation.IDENTITY
     )
     torch.testing.assert_close(image, scan.image[:, 8:16, 10:18, 6:14], atol=1e-5, rtol=1e-5)
     assert torch.equal(classes, scan.classes[8:16, 10:18, 6:14])
@@ -505,16 +510,16 @@ def test_a_turned_crop_turns_the_right_way() -> None:
     image = torch.zeros(1, 21, 21, 21)
     image[0, 15, 10, 10] = 1  # five voxels along the first axis
     quarter = np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
-    change = augmentation.Deformation(quarter, np.zeros((3, 4, 4, 4)), 1.0, 0.0, 1.0, 0.0, 0.0, 0)
-    crop, _ = augmentation.cut(image, image[0], np.array([10.0, 10, 10]), (21, 21, 21), change)
+    change = augmentation.Augmentation(quarter, np.zeros((3, 4, 4, 4)), 1.0, 0.0, 1.0, 0.0, 0.0, 0)
+    crop, _ = augmentation.crop_augmented(image, image[0], np.array([10.0, 10, 10]), (21, 21, 21), change)
     # offset o of the crop shows offset quarter @ o of the scan: (0, -5, 0) -> (5, 0, 0)
     assert tuple(int(place) for place in np.unravel_index(int(crop[0].argmax()), (21, 21, 21))) == (10, 5, 10)
 
 
 def test_outside_the_scan_is_air_and_background() -> None:
     scan = cube_scan()
-    image, classes = augmentation.cut(
-        scan.image, scan.classes, np.array([-20.0, 0, 0]), (8, 8, 8), augmentation.UNCHANGED
+    image, classes = augmentation.crop_augmented(
+        scan.image, scan.classes, np.array([-20.0, 0, 0]), (8, 8, 8), augmentation.IDENTITY
     )
     assert not image.any()
     assert not classes.any()
@@ -524,21 +529,23 @@ def test_changes_keep_the_labels_on_the_structures() -> None:
     scan = cube_scan()
     for index in range(10):
         rng = augmentation.sample_generator(0, index)
-        change = augmentation.draw_deformation(rng, (24, 24, 24))
-        plain = augmentation.Deformation(change.matrix, change.bend, 1.0, 0.0, 1.0, 0.0, 0.0, 0)
-        image, classes = augmentation.cut(scan.image, scan.classes, np.array([13.5] * 3), (24, 24, 24), plain)
+        change = augmentation.draw_augmentation(rng, (24, 24, 24))
+        plain = augmentation.Augmentation(change.matrix, change.bend, 1.0, 0.0, 1.0, 0.0, 0.0, 0)
+        image, classes = augmentation.crop_augmented(
+            scan.image, scan.classes, np.array([13.5] * 3), (24, 24, 24), plain
+        )
         assert float(image[0][classes == 1].mean()) > 0.8
         assert float(image[0][classes == 2].mean()) < 0.25
 
 
 def test_crops_are_centred_on_every_structure() -> None:
     scan = cube_scan()
-    centres = finetuning.CropCentres([scan], seed=0)
+    centers = ForegroundSampler([scan], seed=0)
     rng = np.random.default_rng(0)
     counts = np.zeros(3)
     for _ in range(300):
-        _, centre = centres.draw(rng, (0, 0, 0))  # without the random move
-        counts[int(scan.classes[tuple(centre.astype(int))])] += 1
+        _, center = centers.draw(rng, (0, 0, 0))  # without the random move
+        counts[int(scan.classes[tuple(center.astype(int))])] += 1
     assert counts.min() > 50
 
 
@@ -551,29 +558,29 @@ def test_names_bring_colours_and_terminology(tmp_path: Path) -> None:
     ]
     file = tmp_path / "names.json"
     file.write_text(json.dumps({"labels": records}), encoding="utf-8")
-    first, second = teaching.named_structures(file)
-    assert (first.value, first.name, first.colour, first.terminology) == (2, "Leber", (1, 2, 3), liver)
-    assert (second.value, second.name, second.colour, second.terminology) == (4, "Milz", (255, 0, 7), {})
+    first, second = read_structures(file)
+    assert (first.value, first.name, first.color, first.terminology) == (2, "Leber", (1, 2, 3), liver)
+    assert (second.value, second.name, second.color, second.terminology) == (4, "Milz", (255, 0, 7), {})
     file.write_text(json.dumps({"labels": {"Leber": 2}}), encoding="utf-8")
-    assert teaching.named_structures(file)[0].name == "Leber"
+    assert read_structures(file)[0].name == "Leber"
     for wrong in ({"colour": [1, 2]}, {"colour": [1, 2, 300]}, {"terminology": "liver"}):
         file.write_text(json.dumps({"labels": [{"value": 1, "name": "x", **wrong}]}), encoding="utf-8")
         with pytest.raises(InputError, match="'x'"):
-            teaching.named_structures(file)
+            read_structures(file)
 
 
 def test_previews_lie_on_the_scans_own_grid_and_change_nothing(tmp_path: Path) -> None:
     """Same seed, same model, whether somebody looks on or not; what they see is where the scan is."""
     import nibabel as nib
-
-    from HiEndMAECore.training.previewing import Preview
     from HiEndMAECore.volumes.geometry import Geometry
-    from HiEndMAECore.volumes.preparation import Grid
-    from HiEndMAECore.volumes.volume import Structure
+
+    from HiEndMAECore.io.structure import Structure
+    from HiEndMAECore.preprocessing.pipeline import NetworkGrid
+    from HiEndMAECore.training.preview import Preview
 
     affine = np.diag([2.0, 2.0, 2.0, 1.0])
     finer = np.array([[0.0, -1, 0, 55], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])  # turned, with half the edge
-    grid = Grid(affine, Geometry((56, 56, 56), finer))
+    grid = NetworkGrid(affine, Geometry((56, 56, 56), finer))
     structures = [Structure(5, "cube", (255, 0, 0)), Structure(9, "ball", (0, 255, 0))]
     heard: list[tuple[str, float, int]] = []
 
@@ -584,7 +591,7 @@ def test_previews_lie_on_the_scans_own_grid_and_change_nothing(tmp_path: Path) -
     def learn(share: float) -> finetuning.FinetuningResult:
         report = Listening(quiet=True)
         looking = Preview(cube_scan(), grid, structures, path=tmp_path / "preview.nii", report=report, share=share)
-        plan = finetuning.FinetuningPlan(crop=(16, 16, 16), steps=40, learning_rate=5e-3)
+        plan = FinetuningPlan(crop=(16, 16, 16), steps=40, learning_rate=5e-3)
         return finetuning.finetune(
             [cube_scan()], small_unetr(), plan=plan, device=CPU, folder=tmp_path, report=report, preview=looking
         )

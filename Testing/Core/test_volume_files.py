@@ -12,19 +12,14 @@ import SimpleITK as sitk
 from dicom_series import write_series
 
 from HiEndMAECore.errors import InputError, UsageError
-from HiEndMAECore.volumes import files
-from HiEndMAECore.volumes.files import (
-    WRITTEN_SUFFIXES,
-    case_name,
-    check_same_geometry,
-    on_grid_of,
-    read_labels,
-    read_volume,
-    series_in,
-    write_labels,
-    write_scalar,
-)
-from HiEndMAECore.volumes.volume import Geometry, Structure, Volume
+from HiEndMAECore.io import writers
+from HiEndMAECore.io.alignment import align_label_map, check_same_geometry
+from HiEndMAECore.io.dicom_series import find_series
+from HiEndMAECore.io.file_names import WRITTEN_SUFFIXES, case_name
+from HiEndMAECore.io.readers import read_label_map, read_volume
+from HiEndMAECore.io.structure import Structure
+from HiEndMAECore.io.volume import Geometry, Volume
+from HiEndMAECore.io.writers import write_label_map, write_scalar_map
 
 OBLIQUE = nib.affines.from_matvec(
     nib.eulerangles.euler2mat(0.3, -0.2, 0.1) @ np.diag([-0.9, 1.1, 2.5]), [12.5, -40.25, 7.0]
@@ -58,7 +53,7 @@ def refusal(code: str, path: Path, reader=read_volume, **options) -> InputError:
 @pytest.mark.parametrize("affine", [OBLIQUE, SHEARED], ids=["oblique", "sheared"])
 def test_scalar_round_trip(tmp_path: Path, suffix: str, affine: np.ndarray) -> None:
     path = tmp_path / f"Größe und 名前{suffix}"
-    write_scalar(path, scan(), Geometry(SHAPE, affine))
+    write_scalar_map(path, scan(), Geometry(SHAPE, affine))
     volume = read_volume(path)
     assert volume.array.dtype == np.float32
     np.testing.assert_array_equal(volume.array[0], scan())
@@ -166,7 +161,7 @@ def test_gzipped_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kept", [0.9, 0.5])
 def test_truncated(tmp_path: Path, suffix: str, kept: float) -> None:
     path = tmp_path / f"cut{suffix}"
-    write_scalar(path, scan((30, 30, 30)), Geometry((30, 30, 30), OBLIQUE))
+    write_scalar_map(path, scan((30, 30, 30)), Geometry((30, 30, 30), OBLIQUE))
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * kept)])
     refusal("file_truncated", path)
@@ -191,8 +186,8 @@ def test_flat_and_coloured(tmp_path: Path) -> None:
     refusal("two_dimensional", save(tmp_path / "flat.nii.gz", scan((7, 6))))
     sitk.WriteImage(sitk.GetImageFromArray(scan((7, 6))), str(tmp_path / "flat.nrrd"))
     refusal("two_dimensional", tmp_path / "flat.nrrd")
-    colours = np.zeros(SHAPE, np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")]))
-    refusal("colour_image", save(tmp_path / "rgb.nii.gz", colours))
+    colors = np.zeros(SHAPE, np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")]))
+    refusal("colour_image", save(tmp_path / "rgb.nii.gz", colors))
     refusal("colour_image", save(tmp_path / "vector.nii.gz", scan((7, 6, 5, 1, 3))))
     picture = sitk.GetImageFromArray(np.zeros((5, 6, 7, 3), np.uint8), isVector=True)
     sitk.WriteImage(picture, str(tmp_path / "rgb.mha"))
@@ -204,7 +199,7 @@ def test_not_finite_says_how_many(tmp_path: Path) -> None:
     broken[0, 0, :3] = [np.nan, np.inf, -np.inf]
     path = save(tmp_path / "nan.nii.gz", broken)
     assert "3 voxels" in refusal("not_finite", path).message
-    refusal("not_finite", path, read_labels)
+    refusal("not_finite", path, read_label_map)
     opposite = scan()
     opposite[0, 0, :2] = [np.inf, -np.inf]
     assert "2 voxels" in refusal("not_finite", save(tmp_path / "inf.nii", opposite)).message
@@ -228,7 +223,7 @@ def test_labels_take_the_smallest_type(tmp_path: Path) -> None:
     for highest, kind in ((1, np.uint8), (255, np.uint8), (256, np.uint16), (70000, np.uint32)):
         array = np.zeros(SHAPE, np.float64)
         array[1, 2, 3] = highest
-        labels = read_labels(save(tmp_path / "l.nii.gz", array))
+        labels = read_label_map(save(tmp_path / "l.nii.gz", array))
         assert labels.array.dtype == kind
         assert labels.array.shape == (1, *SHAPE)
         assert labels.array[0, 1, 2, 3] == highest
@@ -242,27 +237,27 @@ def test_labels_saved_with_a_slope_are_whole_again(tmp_path: Path) -> None:
     header.set_data_dtype(np.int16)
     nib.save(nib.Nifti1Image(array, OBLIQUE, header), tmp_path / "scaled.nii.gz")
     assert set(np.unique(np.asarray(nib.load(tmp_path / "scaled.nii.gz").dataobj))) - {0.0, 1.0, 2.0}
-    np.testing.assert_array_equal(read_labels(tmp_path / "scaled.nii.gz").array[0], array)
+    np.testing.assert_array_equal(read_label_map(tmp_path / "scaled.nii.gz").array[0], array)
 
 
 def test_labels_refused(tmp_path: Path) -> None:
-    refusal("labels_not_whole", save(tmp_path / "scan.nii.gz", scan()), read_labels)
-    refusal("labels_negative", save(tmp_path / "neg.nii.gz", np.full(SHAPE, -1, np.int16)), read_labels)
-    refusal("labels_not_whole", save(tmp_path / "blurred.nii.gz", np.full(SHAPE, 0.99, np.float32)), read_labels)
+    refusal("labels_not_whole", save(tmp_path / "scan.nii.gz", scan()), read_label_map)
+    refusal("labels_negative", save(tmp_path / "neg.nii.gz", np.full(SHAPE, -1, np.int16)), read_label_map)
+    refusal("labels_not_whole", save(tmp_path / "blurred.nii.gz", np.full(SHAPE, 0.99, np.float32)), read_label_map)
     empty = save(tmp_path / "zero.nii.gz", np.zeros(SHAPE, np.uint8))
-    refusal("empty_label", empty, read_labels)
-    assert not read_labels(empty, allow_empty=True).array.any()
+    refusal("empty_label", empty, read_label_map)
+    assert not read_label_map(empty, allow_empty=True).array.any()
 
 
 def test_geometry_mismatch_names_both(tmp_path: Path) -> None:
     image = read_volume(save(tmp_path / "image.nii.gz", scan()))
-    same = read_labels(save(tmp_path / "same.nii.gz", np.ones(SHAPE, np.uint8)))
+    same = read_label_map(save(tmp_path / "same.nii.gz", np.ones(SHAPE, np.uint8)))
     check_same_geometry(image, same)
     shifted = OBLIQUE.copy()
     shifted[0, 3] += 4.0
     for labels, says in (
-        (read_labels(save(tmp_path / "off.nii.gz", np.ones(SHAPE, np.uint8), shifted)), "4 mm"),
-        (read_labels(save(tmp_path / "small.nii.gz", np.ones((7, 6, 4), np.uint8))), "7x6x4"),
+        (read_label_map(save(tmp_path / "off.nii.gz", np.ones(SHAPE, np.uint8), shifted)), "4 mm"),
+        (read_label_map(save(tmp_path / "small.nii.gz", np.ones((7, 6, 4), np.uint8))), "7x6x4"),
     ):
         with pytest.raises(InputError) as caught:
             check_same_geometry(image, labels)
@@ -277,13 +272,13 @@ def test_labels_stored_otherwise_are_turned_and_padded(tmp_path: Path) -> None:
     part = drawn[1:6, 0:5, 2:5].transpose(2, 0, 1)[:, ::-1, :]  # cropped, permuted, flipped
     move = np.array([[0, -1, 0, 5], [0, 0, 1, 0], [1, 0, 0, 2], [0, 0, 0, 1.0]])  # its voxels -> the image's
     stored = Volume(part[None], Geometry(part.shape, OBLIQUE @ move))
-    np.testing.assert_array_equal(on_grid_of(image, stored).array[0], drawn)
+    np.testing.assert_array_equal(align_label_map(image, stored).array[0], drawn)
     outside = Volume(part[None], Geometry(part.shape, OBLIQUE @ move @ nib.affines.from_matvec(np.eye(3), [2, 0, 0])))
     with pytest.raises(InputError, match="does not lie"):
-        on_grid_of(image, outside)
+        align_label_map(image, outside)
     turned = nib.affines.from_matvec(nib.eulerangles.euler2mat(0.05, 0, 0))
     with pytest.raises(InputError, match="does not lie"):
-        on_grid_of(image, Volume(drawn[None], Geometry(SHAPE, OBLIQUE @ turned)))
+        align_label_map(image, Volume(drawn[None], Geometry(SHAPE, OBLIQUE @ turned)))
 
 
 # -- writing -----------------------------------------------------------------------------------------------------
@@ -294,8 +289,8 @@ def test_label_round_trip(tmp_path: Path, suffix: str) -> None:
     labels = np.zeros(SHAPE, np.uint16)
     labels[1:3], labels[4, 2:4] = 3, 300
     path = tmp_path / "Ordner mit Ü" / f"case 1{suffix}"
-    write_labels(path, labels, Geometry(SHAPE, OBLIQUE))
-    back = read_labels(path)
+    write_label_map(path, labels, Geometry(SHAPE, OBLIQUE))
+    back = read_label_map(path)
     np.testing.assert_array_equal(back.array[0], labels)
     np.testing.assert_allclose(back.affine, OBLIQUE, atol=1e-5)
     assert [file.name for file in path.parent.iterdir()] == [path.name]
@@ -304,7 +299,7 @@ def test_label_round_trip(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize("affine", [OBLIQUE, SHEARED], ids=["oblique", "sheared"])
 def test_nifti_header(tmp_path: Path, affine: np.ndarray) -> None:
     affine = affine.astype(np.float32).astype(np.float64)  # what a NIfTI file can say
-    write_labels(tmp_path / "l.nii.gz", np.ones(SHAPE, np.uint8), Geometry(SHAPE, affine))
+    write_label_map(tmp_path / "l.nii.gz", np.ones(SHAPE, np.uint8), Geometry(SHAPE, affine))
     header = nib.load(tmp_path / "l.nii.gz").header
     np.testing.assert_array_equal(header.get_sform(), affine)
     assert int(header["sform_code"]) == 2
@@ -322,7 +317,7 @@ def test_segmentation_for_slicer(tmp_path: Path) -> None:
         "type": {"CodingSchemeDesignator": "SCT", "CodeValue": "10200004", "CodeMeaning": "Liver"},
     }
     structures = [Structure(2, "Leber / 肝臓", (255, 0, 51), liver), Structure(5, "not there")]
-    write_labels(tmp_path / "s.seg.nrrd", labels, Geometry(SHAPE, OBLIQUE), structures=structures)
+    write_label_map(tmp_path / "s.seg.nrrd", labels, Geometry(SHAPE, OBLIQUE), structures=structures)
     image = sitk.ReadImage(str(tmp_path / "s.seg.nrrd"))
     assert image.GetMetaData("Segment0_Name") == "Leber / 肝臓"
     assert image.GetMetaData("Segment0_LabelValue") == "2"
@@ -334,24 +329,24 @@ def test_segmentation_for_slicer(tmp_path: Path) -> None:
     )
     assert image.GetMetaData("Segment1_Name") == "not there"
     assert image.GetMetaData("Segmentation_ContainedRepresentationNames") == "Binary labelmap|"
-    write_labels(tmp_path / "t.seg.nrrd", labels, Geometry(SHAPE, OBLIQUE))
+    write_label_map(tmp_path / "t.seg.nrrd", labels, Geometry(SHAPE, OBLIQUE))
     assert sitk.ReadImage(str(tmp_path / "t.seg.nrrd")).GetMetaData("Segment0_Name") == "Segment_2"
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd"])
 def test_a_failed_write_leaves_the_old_file_alone(tmp_path: Path, suffix: str, monkeypatch) -> None:
     path, geometry = tmp_path / f"l{suffix}", Geometry(SHAPE, OBLIQUE)
-    write_labels(path, np.ones(SHAPE, np.uint8), geometry)
+    write_label_map(path, np.ones(SHAPE, np.uint8), geometry)
     before = path.read_bytes()
 
     def full(_: object, target: object, *rest: object) -> None:
         Path(str(target)).write_bytes(b"half")
         raise OSError("no space left on device") if suffix == ".nii.gz" else RuntimeError("no space left on device")
 
-    monkeypatch.setattr(files.nib, "save", full)
-    monkeypatch.setattr(files.sitk, "WriteImage", full)
+    monkeypatch.setattr(writers.nib, "save", full)
+    monkeypatch.setattr(writers.sitk, "WriteImage", full)
     with pytest.raises(OSError, match="no space"):
-        write_labels(path, np.zeros(SHAPE, np.uint8), geometry)
+        write_label_map(path, np.zeros(SHAPE, np.uint8), geometry)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
@@ -359,21 +354,21 @@ def test_a_failed_write_leaves_the_old_file_alone(tmp_path: Path, suffix: str, m
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd"])
 def test_a_reader_of_the_old_file_is_not_disturbed(tmp_path: Path, suffix: str) -> None:
     path, geometry = tmp_path / f"l{suffix}", Geometry(SHAPE, OBLIQUE)
-    write_labels(path, np.ones(SHAPE, np.uint8), geometry)
+    write_label_map(path, np.ones(SHAPE, np.uint8), geometry)
     before, held = path.read_bytes(), tmp_path / f"held{suffix}"
     held.hardlink_to(path)
-    write_labels(path, np.full(SHAPE, 2, np.uint8), geometry)
+    write_label_map(path, np.full(SHAPE, 2, np.uint8), geometry)
     assert held.read_bytes() == before
-    assert (read_labels(path).array == 2).all()
+    assert (read_label_map(path).array == 2).all()
 
 
 def test_wrong_calls(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"l\.png"):
-        write_labels(tmp_path / "l.png", np.ones(SHAPE, np.uint8), Geometry(SHAPE, OBLIQUE))
+        write_label_map(tmp_path / "l.png", np.ones(SHAPE, np.uint8), Geometry(SHAPE, OBLIQUE))
     with pytest.raises(ValueError, match="shape"):
-        write_labels(tmp_path / "l.nii", np.ones((2, 2, 2), np.uint8), Geometry(SHAPE, OBLIQUE))
+        write_label_map(tmp_path / "l.nii", np.ones((2, 2, 2), np.uint8), Geometry(SHAPE, OBLIQUE))
     with pytest.raises(ValueError, match="whole numbers"):
-        write_labels(tmp_path / "l.nii", np.ones(SHAPE, np.float32), Geometry(SHAPE, OBLIQUE))
+        write_label_map(tmp_path / "l.nii", np.ones(SHAPE, np.float32), Geometry(SHAPE, OBLIQUE))
 
 
 @pytest.mark.parametrize(
@@ -431,7 +426,7 @@ def test_several_series_are_listed(tmp_path: Path) -> None:
     assert read_volume(tmp_path, series="1.2.4").array[0, 0, 0, 0] == 301
     assert read_volume(tmp_path / "other_001.dcm").shape[2] == 4
     refusal("series_unknown", tmp_path, series="9.9")
-    assert [(one.uid, one.modality, one.shape) for one in series_in(tmp_path)] == [
+    assert [(one.uid, one.modality, one.shape) for one in find_series(tmp_path)] == [
         ("1.2.3", "CT", (40, 32, 6)),
         ("1.2.4", "CT", (40, 32, 4)),
     ]
@@ -486,7 +481,7 @@ def test_missing_slice_is_noted(tmp_path: Path) -> None:
 def test_damaged_files_give_typed_errors(tmp_path: Path, suffix: str) -> None:
     """Whatever bytes are wrong: one of our errors, or still a volume; never a foreign exception."""
     rng, path, refused = np.random.default_rng(1), tmp_path / f"x{suffix}", 0
-    write_scalar(path, scan(), Geometry(SHAPE, OBLIQUE))
+    write_scalar_map(path, scan(), Geometry(SHAPE, OBLIQUE))
     good = path.read_bytes()
     for _ in range(40):
         bad = bytearray(good)

@@ -1,0 +1,151 @@
+"""Which files make a case: scans found in folders and lists, and the nnU-Net and Decathlon dataset layouts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from HiEndMAECore.errors import InputError
+from HiEndMAECore.io.file_names import case_name
+from HiEndMAECore.io.structure import Structure
+
+from .cases import Case, _told_apart
+from .label_table import label_colors
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A labelled dataset. `unlabelled`: its scans without a label map; test sets are not among them. `ignore`: the label
+    value of voxels that nobody judged, if there is one; it is none of the structures."""
+
+    name: str
+    structures: tuple[Structure, ...]
+    cases: tuple[Case, ...]
+    unlabelled: tuple[Case, ...] = ()
+    channel_names: tuple[str, ...] = field(default=())
+    ignore: int | None = None
+
+
+def read_dataset(folder: str | Path) -> Dataset:
+    """A folder in nnU-Net layout (imagesTr, labelsTr; labels as name -> value) or Decathlon's (labels as value -> name,
+    a list of training pairs). InputError when its dataset.json or the files it promises are not there."""
+    folder = Path(folder)
+    source = folder / "dataset.json"
+    if not source.is_file():
+        raise InputError(
+            "dataset_json_missing", f"There is no dataset.json in {folder}.", "Give a dataset in nnU-Net's layout."
+        )
+    try:
+        data = json.loads(source.read_text(encoding="utf-8-sig"))
+    except (ValueError, OSError) as error:
+        raise _ill_formed(source, f"it is not JSON ({error})") from error
+    if not isinstance(data, dict):
+        raise _ill_formed(source, "it is not a JSON object")
+    structures, ignore = _structures(source, data)
+    channels = data.get("channel_names", data.get("modality", {"0": "scan"}))
+    if not isinstance(channels, dict) or not channels:
+        raise _ill_formed(source, "'channel_names' is no object of channel numbers and names")
+    names = tuple(str(channels[key]) for key in sorted(channels, key=lambda key: (len(str(key)), str(key))))
+    if isinstance(data.get("training"), list):
+        cases, unlabelled = _decathlon_cases(source, data)
+    else:
+        cases, unlabelled = _nnunet_cases(source, data, len(names))
+    if not cases and not unlabelled:
+        raise InputError("dataset_empty", f"The dataset {folder} has no cases.", "Put scans into its imagesTr folder.")
+    return Dataset(str(data.get("name") or folder.name), structures, tuple(cases), tuple(unlabelled), names, ignore)
+
+
+def nested_subset(cases: Sequence[Case], percent: float, *, seed: int) -> list[Case]:
+    """`percent` of the cases, one at least, sorted by name. Of one seed a smaller share lies within every larger one, also
+    when cases are added later or listed in another order."""
+    if not 0 < percent <= 100:
+        raise ValueError(f"the share is {percent} percent, must lie above 0 and not above 100")
+    drawn = sorted(cases, key=lambda case: hashlib.sha256(f"{seed} {case.name}".encode()).digest())
+    return sorted(drawn[: max(1, round(len(drawn) * percent / 100))], key=lambda case: case.name)
+
+
+def _structures(source: Path, data: Mapping[str, Any]) -> tuple[tuple[Structure, ...], int | None]:
+    labels = data.get("labels")
+    if not isinstance(labels, dict) or not labels:
+        raise _ill_formed(source, "'labels' is no object of names and values")
+    if all(str(key).isdigit() for key in labels):
+        pairs = [(str(name), int(key)) for key, name in labels.items()]
+    else:
+        for name, value in labels.items():
+            if isinstance(value, list):
+                raise _ill_formed(source, f"label '{name}' is a region of several values, which is not supported")
+            if isinstance(value, bool) or not str(value).isdigit():
+                raise _ill_formed(source, f"label '{name}' has the value {value!r}, not a whole number")
+        pairs = [(str(name), int(value)) for name, value in labels.items()]
+    ignore = dict(pairs).get("ignore")
+    pairs = sorted((pair for pair in pairs if pair[1] != 0 and pair[0] != "ignore"), key=lambda pair: pair[1])
+    if not pairs or len({value for _, value in pairs}) < len(pairs):
+        raise _ill_formed(source, "'labels' has no structure, or one value twice")
+    colors = label_colors(len(pairs))
+    return tuple(Structure(value, name, color) for (name, value), color in zip(pairs, colors)), ignore
+
+
+def _decathlon_cases(source: Path, data: Mapping[str, Any]) -> tuple[list[Case], list[Case]]:
+    cases = []
+    for entry in data["training"]:
+        if (
+            not isinstance(entry, dict)
+            or not isinstance(entry.get("image"), str)
+            or not isinstance(entry.get("label"), str)
+        ):
+            raise _ill_formed(source, f"'training' has an entry without image and label: {entry!r}")
+        image, label = source.parent / entry["image"], source.parent / entry["label"]
+        cases.append(Case(case_name(image), (_there(image, source),), _there(label, source)))
+    return sorted(cases, key=lambda case: case.name), []
+
+
+def _nnunet_cases(source: Path, data: Mapping[str, Any], channels: int) -> tuple[list[Case], list[Case]]:
+    folder, ending = source.parent, str(data.get("file_ending", ".nii.gz"))
+    if isinstance(data.get("dataset"), dict):  # nnU-Net v2: files may lie anywhere
+        try:
+            cases = [
+                Case(
+                    str(name),
+                    tuple(_there(folder / image, source) for image in entry["images"]),
+                    _there(folder / entry["label"], source),
+                )
+                for name, entry in data["dataset"].items()
+            ]
+        except (KeyError, TypeError) as error:
+            raise _ill_formed(source, f"'dataset' has an entry without images and label ({error})") from error
+        return sorted(cases, key=lambda case: case.name), []
+
+    def images(of: str, name: str) -> tuple[Path, ...]:
+        return tuple(_there(folder / of / f"{name}_{index:04d}{ending}", source) for index in range(channels))
+
+    def names(of: str) -> list[str]:
+        files = sorted((folder / of).glob(f"*_0000{ending}")) if (folder / of).is_dir() else []
+        return [file.name[: -len(f"_0000{ending}")] for file in files]
+
+    labels = {f.name[: -len(ending)]: f for f in sorted((folder / "labelsTr").glob(f"*{ending}")) if f.name[0] != "."}
+    cases = [Case(name, images("imagesTr", name), label) for name, label in labels.items()]
+    unlabelled = [Case(name, images("imagesTr", name)) for name in names("imagesTr") if name not in labels]
+    unlabelled += [Case(name, images("imagesUnlabelled", name)) for name in names("imagesUnlabelled")]
+    return cases, _told_apart(unlabelled)
+
+
+def _there(path: Path, source: Path) -> Path:
+    if not path.is_file():
+        raise InputError(
+            "dataset_file_missing",
+            f"The dataset {source.parent} lacks {path}.",
+            "Complete the copy, or leave the case out.",
+        )
+    return path
+
+
+def _ill_formed(source: Path, why: str) -> InputError:
+    return InputError(
+        "dataset_json_ill_formed",
+        f"{source} does not describe a dataset: {why}.",
+        "Follow nnU-Net's dataset.json: channel_names, labels (name and value) and file_ending.",
+    )

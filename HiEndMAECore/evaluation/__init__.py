@@ -1,0 +1,1 @@
+"""Evaluation: matching of cases, overlap and surface metrics, statistics, and reports."""

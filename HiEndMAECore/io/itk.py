@@ -1,0 +1,63 @@
+"""Scans and label maps between disk and `Volume`: NIfTI, NRRD, MHA/MHD and DICOM series.
+
+NIfTI goes through nibabel (stored axes and affine stay as they are); the rest through SimpleITK, whose LPS millimetres
+become RAS. DICOM geometry is read from each slice's tags, because a series need not be a regular grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import SimpleITK as sitk
+
+from .checks import LPS_TO_RAS, LoadedImage, check_loaded, color_image, not_a_volume, truncated, two_dimensional
+from .file_names import file_suffix
+
+_T = TypeVar("_T")
+
+
+def load_itk(path: Path, frame: int | None) -> LoadedImage:
+    image = quietly(lambda: sitk.ReadImage(str(path)), path)
+    components, array = image.GetNumberOfComponentsPerPixel(), sitk.GetArrayFromImage(image)
+    if components > 1:  # a list of volumes (Slicer's sequences) or colours: the last numpy axis
+        if components in (3, 4) and array.dtype == np.uint8 and file_suffix(path) != ".seg.nrrd":
+            raise color_image(path)
+        array = np.moveaxis(array, -1, 0)
+    if image.GetDimension() not in (3, 4):
+        raise two_dimensional(path)
+    size = image.GetDimension()
+    directions = np.array(image.GetDirection()).reshape(size, size)[:3, :3]
+    lps = np.eye(4)
+    lps[:3, :3] = directions * np.array(image.GetSpacing())[:3]
+    lps[:3, 3] = image.GetOrigin()[:3]
+    return check_loaded(path, array.T, LPS_TO_RAS @ lps, frame, [])
+
+
+def quietly(read: Callable[[], _T], path: Path) -> _T:
+    """Run a reader of SimpleITK's without its warnings, and make its failure ours."""
+    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        return read()
+    except RuntimeError as error:
+        text = str(error).lower()
+        if any(word in text for word in ("not be read", "read failed", "truncated", "eof", "wrong # of bytes", "zlib")):
+            raise truncated(path) from error
+        raise not_a_volume(path) from error
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
+
+
+def as_itk(array: np.ndarray, affine: np.ndarray, meta: Mapping[str, str]) -> sitk.Image:
+    image = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
+    lps = LPS_TO_RAS @ affine
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    image.SetSpacing(spacing.tolist())
+    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
+    image.SetOrigin(lps[:3, 3].tolist())
+    for key, value in meta.items():
+        image.SetMetaData(key, value)
+    return image

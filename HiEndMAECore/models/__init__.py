@@ -1,0 +1,1 @@
+"""The model folder: description, weights, packaged and foreign checkpoints."""

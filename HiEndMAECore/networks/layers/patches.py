@@ -1,0 +1,66 @@
+"""The ViT encoder, one function for pretraining and fine-tuning, and the blocks it is made of.
+
+Pre-norm blocks, exact GELU, biases everywhere, no dropout; a learned cls token without position; a fixed 3-D sin-cos
+position table computed for the grid at hand. Parameter names are those of the authors' weights (which keep timm's
+layout), so that loading them needs no renaming. Facts: paper section 3 and the released code.
+
+Order of things: a patch is a vector of its voxels ordered (ph, pw, pd, channel); patches are ordered (h, w, d) with h
+slowest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def patch_grid(image_size: Sequence[int], patch_size: int) -> tuple[int, int, int]:
+    """Patches along each axis; raises `ValueError` when the patch does not divide the crop."""
+    if len(image_size) != 3 or any(size <= 0 or size % patch_size for size in image_size):
+        raise ValueError(f"a crop of {tuple(image_size)} voxels is not divisible into patches of {patch_size}")
+    h, w, d = (size // patch_size for size in image_size)
+    return h, w, d
+
+
+def patchify(volume: Tensor, patch_size: int) -> Tensor:
+    """(B, C, H, W, D) -> (B, L, p * p * p * C), patches h-major, voxels (ph, pw, pd, c)."""
+    b, c, *size = volume.shape
+    h, w, d = patch_grid(size, patch_size)
+    p = patch_size
+    patches = volume.reshape(b, c, h, p, w, p, d, p).permute(0, 2, 4, 6, 3, 5, 7, 1)
+    return patches.reshape(b, h * w * d, p * p * p * c)
+
+
+def unpatchify(patches: Tensor, grid: Sequence[int], patch_size: int) -> Tensor:
+    """The inverse of `patchify`: (B, L, p * p * p * C) -> (B, C, H, W, D)."""
+    b, _, voxels = patches.shape
+    h, w, d = grid
+    p = patch_size
+    c = voxels // p**3
+    volume = patches.reshape(b, h, w, d, p, p, p, c).permute(0, 7, 1, 4, 2, 5, 3, 6)
+    return volume.reshape(b, c, h * p, w * p, d * p)
+
+
+class PatchEmbedding(nn.Module):
+    """Patch vectors (B, N, p * p * p * C) -> tokens (B, N, dim).
+
+    The weight keeps a convolution's layout (dim, C, p, p, p), as in the authors' file; it is applied as one matrix
+    product, which is the same sum and faster than a strided convolution.
+    """
+
+    def __init__(self, patch_size: int, in_channels: int, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv3d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        weight = self.proj.weight.permute(0, 2, 3, 4, 1).flatten(1)
+        return F.linear(patches, weight, self.proj.bias)
+
+
+def gather_tokens(tokens: Tensor, indices: Tensor | None) -> Tensor:
+    """tokens (B, L, X), indices (B, N) -> (B, N, X); all of them when `indices` is None."""
+    if indices is None:
+        return tokens
+    return tokens.gather(1, indices[:, :, None].expand(-1, -1, tokens.shape[2]))

@@ -1,0 +1,123 @@
+"""The variants: how large each network is. Plain data; torch is imported only where a network is built.
+
+The first three are the paper's (Table S3, sizes as in the released code, which the released weights fit). The small
+ones are ours, for computers without a GPU: same depth and same layers queried, so that the method is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+OBJECTIVES = ("hi-end-mae", "mae")
+INPAINTING = "inpainting"  # the second stage, see `inpainting`
+DECODER_BLOCKS = 8  # Table 7: B dense-decoding stages replace 2 B of MAE's 8 self-attention blocks
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Sizes of one network. `image_size` is the crop (and tile) edge in voxels it was made for; `segmentation` names the
+    network that is taught with its encoder ("UNETR", the paper's, or "HybridUNETR")."""
+
+    name: str
+    title: str
+    image_size: tuple[int, int, int]
+    patch_size: int
+    encoder_dim: int
+    encoder_depth: int
+    encoder_heads: int
+    decoder_dim: int
+    decoder_heads: int
+    feature_size: int
+    segmentation: str = "UNETR"
+
+
+_VARIANTS = (
+    Variant("hi_end_mae_vit_base_16p", "ViT-B/16(768)", (96, 96, 96), 16, 768, 12, 12, 384, 12, 32),
+    Variant("hi_end_mae_vit_large_16p", "ViT-B/16(1536)", (96, 96, 96), 16, 1536, 12, 16, 528, 16, 32),
+    Variant("hi_end_mae_vit_large_12p", "ViT-B/12(1536)", (96, 96, 96), 12, 1536, 12, 16, 528, 16, 32),
+    # The paper's own reading of the first: Table S3 gives it 16 heads on both sides, the released code 12.
+    Variant("hi_end_mae_vit_base_paper_16p", "ViT-B/16(768), 16 heads", (96, 96, 96), 16, 768, 12, 16, 384, 16, 32),
+    Variant("hi_end_mae_vit_small_8p", "ViT-S/8(384), ours, for a small GPU", (64, 64, 64), 8, 384, 12, 6, 192, 6, 24),
+    Variant(
+        "hi_end_mae_vit_tiny_8p",
+        "ViT-T/8(192), ours, for computers without a GPU",
+        (48, 48, 48),
+        8,
+        192,
+        12,
+        3,
+        96,
+        3,
+        24,
+        "HybridUNETR",
+    ),
+)
+
+
+def list_variants() -> tuple[str, ...]:
+    """Names of all variants."""
+    return tuple(variant.name for variant in _VARIANTS)
+
+
+def get_variant(name: str) -> Variant:
+    """The variant called `name`; raises `ValueError` that lists the known ones."""
+    for variant in _VARIANTS:
+        if variant.name == name:
+            return variant
+    raise ValueError(f"there is no variant {name!r}; known are {', '.join(list_variants())}")
+
+
+def decoder_self_blocks(objective: str, cross_stages: int) -> int:
+    """Self-attention blocks of the decoder: 8 for MAE, 8 - 2B beside B cross stages (Table 7)."""
+    return DECODER_BLOCKS if objective == "mae" else DECODER_BLOCKS - 2 * cross_stages
+
+
+def pretraining_arguments(
+    variant: str | Variant,
+    *,
+    objective: str = "hi-end-mae",
+    cross_stages: int = 3,
+    mask_ratio: float = 0.75,
+    in_channels: int = 1,
+    image_size: Sequence[int] | None = None,
+) -> dict[str, Any]:
+    """Arguments of the pretraining model, as plain values for `model.json`."""
+    if objective not in OBJECTIVES:
+        raise ValueError(f"objective is {objective!r}; it must be one of {OBJECTIVES}")
+    sizes = asdict(get_variant(variant) if isinstance(variant, str) else variant)
+    for unused in ("name", "title", "feature_size", "segmentation"):
+        sizes.pop(unused)
+    if image_size is not None:
+        sizes["image_size"] = tuple(image_size)
+    stages = 0 if objective == "mae" else cross_stages
+    return {
+        **sizes,
+        "in_channels": in_channels,
+        "mask_ratio": mask_ratio,
+        "self_blocks": decoder_self_blocks(objective, stages),
+        "cross_stages": stages,
+    }
+
+
+def segmentation_architecture(
+    variant: str | Variant, *, classes: int, in_channels: int = 1, image_size: Sequence[int] | None = None
+) -> dict[str, Any]:
+    """The segmentation network with the variant's encoder, as plain values for `model.json`: {"network", "variant",
+    "arguments"}; `build_network` builds it. classes: structures plus background."""
+    sizes = get_variant(variant) if isinstance(variant, str) else variant
+    return {
+        "network": sizes.segmentation,
+        "variant": sizes.name,
+        "arguments": {
+            "image_size": tuple(image_size or sizes.image_size),
+            "patch_size": sizes.patch_size,
+            "in_channels": in_channels,
+            "classes": classes,
+            "encoder_dim": sizes.encoder_dim,
+            "encoder_depth": sizes.encoder_depth,
+            "encoder_heads": sizes.encoder_heads,
+            "feature_size": sizes.feature_size,
+        },
+    }

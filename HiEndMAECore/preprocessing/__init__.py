@@ -1,0 +1,1 @@
+"""From a scan on its original grid to what a network sees, and back."""

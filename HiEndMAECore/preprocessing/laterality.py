@@ -1,0 +1,220 @@
+"""Left and right: which structures are each other's mirror image, and whether a mirrored scan is still a possible patient.
+
+Told by names (`kidney_left`, `LeftParotid`, `Parotid_L`) and by how structures lie about the body's mid-plane. Arrays lie
+with their first axis along the patient's right-left direction, as the network's grid does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+_SIDES = {
+    **dict.fromkeys(("left", "l", "lt", "sin", "sinister", "links", "linke", "linker", "linkes"), "left"),
+    **dict.fromkeys(("right", "r", "rt", "dex", "dexter", "rechts", "rechte", "rechter", "rechtes"), "right"),
+    **dict.fromkeys(("gauche", "izquierdo", "izquierda", "sinistro", "sinistra", "esquerdo", "esquerda"), "left"),
+    **dict.fromkeys(("droit", "droite", "derecho", "derecha", "destro", "destra", "direito", "direita"), "right"),
+}
+_SHORT = {"l", "r", "lt", "rt", "sin", "dex"}  # a side only as the first or last part of a name
+_ONE_SIDED = {"liver", "spleen", "heart", "stomach", "gallbladder", "pancreas", "duodenum", "colon", "appendix"}
+_PARTS = re.compile(r"[A-Z]+(?![a-z])\d*|[A-Z]?[a-z]+\d*|[^\W_]+")
+_ALIKE = 0.5  # correlation of the scan with its mirror image, from which on it shows a mid-plane
+_NAMELESS = re.compile(
+    r"(structure|segment|label|region|roi|class|object|mask|organ)?[\W_]*(\d+|[a-z])?", re.IGNORECASE
+)
+_DIRECTIONS = {
+    "med",
+    "lat",
+    "in",
+    "out",
+    "inn",
+    "ext",
+    "int",
+    "inf",
+    "sup",
+    "ant",
+    "pos",
+    "up",
+    "low",
+    "top",
+}  # no sides
+_ALIKE_INSIDE = 0.1  # of the window: means of a pair differ by less (42 HU on CT)
+_OFF = 0.04  # of the body's width: a centre further from the mid-plane is clearly off it
+_OVERLAP = 0.15  # Dice of one structure's mirror image with the other of a pair
+_SIZES = 2.5  # times as large, at most, is one of a pair
+_VOXELS = 64  # the mid-plane is looked for on a grid thinned to so many voxels an axis
+
+
+def split_side(name: str) -> tuple[str, str]:
+    """(side, rest): `LeftParotid` -> ("left", "parotid"); the side is "" where the name tells none.
+
+    `L5` is a vertebra and `cleft` no side: a side is a whole part of the name, or its beginning.
+    """
+    parts = [part.lower() for part in _PARTS.findall(name)]
+    for index, part in enumerate(parts):
+        if part in _SIDES and (part not in _SHORT or (len(parts) > 1 and index in (0, len(parts) - 1))):
+            return _SIDES[part], " ".join(parts[:index] + parts[index + 1 :])
+    for side in ("left", "right"):
+        if parts and parts[0].startswith(side) and len(parts[0]) > len(side) + 2:
+            return side, " ".join([parts[0][len(side) :], *parts[1:]])
+    return "", " ".join(parts)
+
+
+def names_with_side(names: Iterable[str]) -> list[str]:
+    """Those of `names` that tell a side."""
+    return [name for name in names if split_side(name)[0]]
+
+
+def lateral_pairs(names: Sequence[str]) -> list[tuple[int, int]]:
+    """Places in `names` of (left, right) structures that are called alike but for the side."""
+    places: dict[tuple[str, str], int] = {}
+    for index, name in enumerate(names):
+        places.setdefault(split_side(name), index)
+    lefts = [(index, rest) for (side, rest), index in places.items() if side == "left"]
+    return [(index, places["right", rest]) for index, rest in lefts if ("right", rest) in places]
+
+
+def may_be_pair(one: str, other: str) -> bool:
+    """Do the names leave it open that the two are one organ of both sides? Names that tell nothing do (`Segment_1`), and
+    names that differ in one short part, such as a side in another language; `aorta` and `IVC`, or medial and lateral, do not.
+    """
+    if _NAMELESS.fullmatch(one) and _NAMELESS.fullmatch(other):
+        return True
+    parts = [[part.lower() for part in _PARTS.findall(name)] for name in (one, other)]
+    if len(parts[0]) != len(parts[1]) or len(parts[0]) < 2:
+        return False
+    differ = [pair for pair in zip(*parts) if pair[0] != pair[1]]
+    return len(differ) == 1 and all(part.isalpha() and len(part) <= 3 and part not in _DIRECTIONS for part in differ[0])
+
+
+@dataclass(frozen=True)
+class Mirroring:
+    """May a crop be mirrored from right to left, and which classes change places then?
+
+    swaps: pairs of classes, 1 for the first structure. reason: one sentence for the log.
+    """
+
+    allowed: bool
+    swaps: tuple[tuple[int, int], ...]
+    reason: str
+
+
+def decide_mirroring(names: Sequence[str], scans: Sequence[tuple[np.ndarray, np.ndarray]]) -> Mirroring:
+    """names: of classes 1 to K. scans: (image (H, W, D), classes (H, W, D)) of every labelled scan.
+
+    A structure of one side alone forbids it: a mirrored patient with the liver on the left does not exist. Where a scan
+    shows no mid-plane nobody can tell, so that it is left out.
+    """
+    for index, name in enumerate(names):
+        if set(split_side(name)[1].split()) & _ONE_SIDED and not split_side(name)[0]:
+            return Mirroring(False, (), f"off: '{names[index]}' lies on one side of the body")
+    pairs = lateral_pairs(names)
+    alone = sorted({names.index(name) for name in names_with_side(names)} - {index for pair in pairs for index in pair})
+    if alone:
+        return Mirroring(False, (), f"off: '{names[alone[0]]}' is labelled on one side alone")
+    found = [_Bodyplan.of(image, classes, len(names)) for image, classes in scans]
+    if any(body is None for body in found):
+        return Mirroring(False, (), "off: a scan shows no mid-plane of the body")
+    bodies = [body for body in found if body is not None]
+    for left, right in pairs:
+        if not all(body.opposite(left, right) for body in bodies):
+            return Mirroring(False, (), f"off: '{names[left]}' and '{names[right]}' are no mirror images of each other")
+    paired = {index for pair in pairs for index in pair}
+    for one in range(len(names)):
+        if one in paired or not any(body.off_midline(one) for body in bodies):
+            continue
+        partners = [
+            other
+            for other in range(one + 1, len(names))
+            if other not in paired
+            and may_be_pair(names[one], names[other])
+            and all(body.mirrored(one, other) for body in bodies)
+        ]
+        if not partners:
+            return Mirroring(False, (), f"off: '{names[one]}' lies on one side of the body")
+        other = max(partners, key=lambda other: sum(body.overlap(one, other) for body in bodies))
+        pairs.append((one, other))
+        paired |= {one, other}
+    if not pairs:
+        return Mirroring(True, (), "on: all structures lie in the middle of the body")
+    message = ", ".join(f"'{names[left]}' and '{names[right]}'" for left, right in pairs[:4])
+    more = f" and {len(pairs) - 4} more pairs" if len(pairs) > 4 else ""
+    return Mirroring(True, tuple((a + 1, b + 1) for a, b in pairs), f"flip and swap: {message}{more} change places")
+
+
+def midsagittal_plane(image: np.ndarray) -> float | None:
+    """Where along the first axis of `image` (H, W, D) its mirror image fits best, in voxels; None when it fits nowhere.
+
+    Looked for in the middle half, at half voxels of a thinned scan.
+    """
+    steps = [max(1, n // _VOXELS) for n in image.shape]
+    n = image.shape[0] // steps[0]
+    thin = image[: n * steps[0]].reshape(n, steps[0], *image.shape[1:]).mean(1)[:, :: steps[1], :: steps[2]]
+    best, place = _ALIKE, None
+    for twice in range(n // 2, 3 * n // 2):  # twice the plane's place
+        first, last = max(0, twice - n + 1), min(n - 1, twice)
+        part = thin[first : last + 1]
+        alike = _correlation(part, part[::-1])
+        if alike > best:
+            best, place = alike, (twice / 2 + 0.5) * steps[0] - 0.5
+    return place
+
+
+def _correlation(one: np.ndarray, other: np.ndarray) -> float:
+    a, b = one - one.mean(), other - other.mean()
+    size = float(np.sqrt((a * a).sum() * (b * b).sum()))
+    return float((a * b).sum()) / size if size > 0 else 0.0
+
+
+class _Bodyplan:
+    """Where the structures of one scan lie about its mid-plane. plane: voxels along the first axis."""
+
+    def __init__(self, image: np.ndarray, classes: np.ndarray, count: int, plane: float) -> None:
+        body = np.flatnonzero((image > 0).any(axis=(1, 2)))
+        self.width = float(body[-1] - body[0] + 1) if len(body) else float(len(image))
+        self.classes, self.plane = classes, plane
+        self.voxels = [np.argwhere(classes == value) for value in range(1, count + 1)]
+        self.means = [float(image[tuple(there.T)].mean()) if len(there) else np.nan for there in self.voxels]
+
+    @classmethod
+    def of(cls, image: np.ndarray, classes: np.ndarray, count: int) -> _Bodyplan | None:
+        """None where the scan shows no mid-plane."""
+        plane = midsagittal_plane(image)
+        return None if plane is None else cls(image, classes, count, plane)
+
+    def offset(self, index: int) -> float:
+        """Voxels from the mid-plane to the structure's centre."""
+        return float(self.voxels[index][:, 0].mean()) - self.plane if len(self.voxels[index]) else 0.0
+
+    def off_midline(self, index: int) -> bool:
+        """Is the structure clearly on one side?"""
+        return abs(self.offset(index)) > _OFF * self.width
+
+    def opposite(self, one: int, other: int) -> bool:
+        """About as far from the mid-plane on the one side as on the other (or one of the two is not in this scan)."""
+        if not (len(self.voxels[one]) and len(self.voxels[other])):
+            return True
+        a, b = self.offset(one), self.offset(other)
+        return abs(a + b) <= 0.5 * abs(a - b)
+
+    def overlap(self, one: int, other: int) -> float:
+        """Dice of one structure's mirror image with the other."""
+        x, y, z = self.voxels[one].T
+        there = np.floor(2 * self.plane - x + 0.5).astype(int)
+        inside = (there >= 0) & (there < len(self.classes))
+        common = int((self.classes[there[inside], y[inside], z[inside]] == other + 1).sum())
+        return 2.0 * common / max(1, len(self.voxels[one]) + len(self.voxels[other]))
+
+    def mirrored(self, one: int, other: int) -> bool:
+        """Do the two lie as mirror images? Not told by a scan that shows but one of them."""
+        sizes = sorted((len(self.voxels[one]), len(self.voxels[other])))
+        return (
+            sizes[0] > 0
+            and sizes[1] <= _SIZES * sizes[0]
+            and abs(self.means[one] - self.means[other]) < _ALIKE_INSIDE
+            and self.opposite(one, other)
+            and self.overlap(one, other) >= _OVERLAP
+        )

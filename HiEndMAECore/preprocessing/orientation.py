@@ -1,0 +1,99 @@
+"""Grids and the ways between them: every resampling of the engine is one affine map from output to input voxels.
+
+Arrays are (X, Y, Z), affines map voxel indices to RAS mm. A stack of slices that is no regular grid (gantry tilt,
+uneven gaps) is cut into runs of equally spaced slices; inside a run the map is affine again (a shear where there is
+tilt).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import nibabel as nib
+import numpy as np
+
+from HiEndMAECore.io.volume import Geometry
+
+_RUN_TOLERANCE = 0.01  # mm that a slice may lie off the straight line of its run
+
+
+@dataclass(frozen=True)
+class RegularRun:
+    """Slices `first` to `last` (both in) that are equally spaced; `affine` maps (x, y, z - first) to RAS mm."""
+
+    first: int
+    last: int
+    affine: np.ndarray
+
+
+def regular_runs(geometry: Geometry) -> list[RegularRun]:
+    """The stack as regular pieces; neighbours share their border slice. One piece when there are no `slice_origins`."""
+    origins, count = geometry.slice_origins, geometry.shape[2]
+    if origins is None or count == 1:
+        return [RegularRun(0, count - 1, geometry.affine)]
+    pieces, first = [], 0
+    while first < count - 1:
+        last, step = first + 1, origins[first + 1] - origins[first]
+        while last + 1 < count:
+            off = origins[last + 1] - origins[first] - (last + 1 - first) * step
+            if np.linalg.norm(off) > _RUN_TOLERANCE:
+                break
+            last += 1
+        affine = geometry.affine.copy()
+        affine[:3, 2] = (origins[last] - origins[first]) / (last - first)
+        affine[:3, 3] = origins[first]
+        pieces.append(RegularRun(first, last, affine))
+        first = last
+    return pieces
+
+
+def translate_affine(affine: np.ndarray, start: Sequence[float]) -> np.ndarray:
+    """The affine of the part of a grid that begins at voxel `start`."""
+    moved = np.array(affine, dtype=np.float64)
+    moved[:3, 3] = affine[:3, :3] @ np.asarray(start, dtype=np.float64) + affine[:3, 3]
+    return moved
+
+
+def ras_axes(affine: np.ndarray) -> np.ndarray:
+    """(3, 3) orthonormal directions of a grid, as columns, in the order and sign closest to R, A, S.
+
+    A sheared grid keeps its first axis (the rows) and the plane of its first two; the third becomes their normal.
+    """
+    directions, upper = np.linalg.qr(affine[:3, :3])
+    directions = directions * np.sign(np.diag(upper))
+    orientation = nib.orientations.io_orientation(nib.affines.from_matvec(directions))
+    axes = np.empty((3, 3))
+    for column, (axis, sign) in enumerate(orientation):
+        axes[:, int(axis)] = directions[:, column] * sign
+    return axes
+
+
+def grid_corners(geometry: Geometry, box: Sequence[tuple[int, int]] | None = None) -> np.ndarray:
+    """(N, 3) RAS mm of the outer voxel edges of the grid, or of the voxels `first <= i < end` of a box in it."""
+    (x0, x1), (y0, y1), (z0, z1) = box or [(0, n) for n in geometry.shape]
+    points = []
+    for run in regular_runs(geometry):
+        low, high = max(z0, run.first), min(z1 - 1, run.last)
+        if low > high:
+            continue
+        for z in (low - 0.5 - run.first, high + 0.5 - run.first):
+            points += [(run.affine @ (x, y, z, 1))[:3] for x in (x0 - 0.5, x1 - 0.5) for y in (y0 - 0.5, y1 - 0.5)]
+    return np.array(points)
+
+
+def regular_grid(
+    geometry: Geometry, spacing: Sequence[float], *, box: Sequence[tuple[int, int]] | None = None
+) -> tuple[np.ndarray, tuple[int, int, int]]:
+    """The closest-to-RAS orthogonal grid at `spacing` (mm along R, A, S) over a scan or a box of its voxels.
+
+    The grid is centred on what it covers, at least one voxel each way, and no outermost voxel centre lies outside.
+    Returns its affine and shape.
+    """
+    axes, step = ras_axes(geometry.affine), np.asarray(spacing, dtype=np.float64)
+    along = grid_corners(geometry, box) @ axes
+    low, high = along.min(axis=0), along.max(axis=0)
+    shape = np.maximum(1, np.ceil((high - low) / step - 0.01)).astype(int)
+    first = (low + high) / 2 - (shape - 1) / 2 * step
+    affine = nib.affines.from_matvec(axes * step, axes @ first)
+    return affine, (int(shape[0]), int(shape[1]), int(shape[2]))

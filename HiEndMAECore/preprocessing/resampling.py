@@ -1,0 +1,181 @@
+"""Grids and the ways between them: every resampling of the engine is one affine map from output to input voxels.
+
+Arrays are (X, Y, Z), affines map voxel indices to RAS mm. A stack of slices that is no regular grid (gantry tilt,
+uneven gaps) is cut into runs of equally spaced slices; inside a run the map is affine again (a shear where there is
+tilt).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import SimpleITK as sitk
+from scipy import ndimage
+
+from HiEndMAECore.io.volume import Geometry
+
+from .orientation import regular_runs, translate_affine
+
+Sampler = Callable[[np.ndarray, np.ndarray, "tuple[int, int, int]"], np.ndarray]
+_FWHM = 2.0 * np.sqrt(2.0 * np.log(2.0))  # full width at half maximum of a Gaussian of sigma 1
+
+
+def resample_affine(
+    array: np.ndarray,
+    output_to_input: np.ndarray,
+    output_shape: Sequence[int],
+    *,
+    nearest: bool = False,
+    outside: float = 0.0,
+    dtype: int | None = None,
+) -> np.ndarray:
+    """`array` (X, Y, Z) seen through an affine map, by linear or nearest interpolation.
+
+    output_to_input: (4, 4), output voxel -> input voxel; flips, permutations and shears are welcome.
+    outside: value further than half a voxel from the input's outermost voxel centres.
+    dtype: a SimpleITK pixel type for the result, when not the input's.
+    """
+    matrix, offset = output_to_input[:3, :3], output_to_input[:3, 3]
+    if array.dtype == bool:
+        array = array.view(np.uint8)
+    # SimpleITK counts the fastest axis first: a C-ordered array is its axes reversed, a Fortran-ordered one is not.
+    if array.flags.f_contiguous and not array.flags.c_contiguous:
+        image = sitk.GetImageFromArray(array.T)
+        matrix = matrix[:, ::-1]
+    else:
+        image = sitk.GetImageFromArray(np.ascontiguousarray(array))
+        matrix, offset = matrix[::-1, ::-1], offset[::-1]
+    transform = sitk.AffineTransform(3)
+    transform.SetMatrix(np.ascontiguousarray(matrix, dtype=np.float64).ravel().tolist())
+    transform.SetTranslation([float(v) for v in offset])
+    resampler = sitk.ResampleImageFilter()
+    resampler.SetSize([int(n) for n in reversed(output_shape)])
+    resampler.SetTransform(transform)
+    resampler.SetInterpolator(sitk.sitkNearestNeighbor if nearest else sitk.sitkLinear)
+    resampler.SetDefaultPixelValue(float(outside))
+    if dtype is not None:
+        resampler.SetOutputPixelType(dtype)
+    return sitk.GetArrayFromImage(resampler.Execute(image))
+
+
+def resample_label_map(labels: np.ndarray, output_to_input: np.ndarray, output_shape: Sequence[int]) -> np.ndarray:
+    """A label map (X, Y, Z) seen through an affine map: each voxel gets the label of the largest interpolated share.
+
+    The shares are those of linear interpolation (they add up to one, background included), so borders are smooth where
+    nearest neighbour makes steps. One label at a time within its own box: memory is one float32 array of the output.
+    Returns the same integer type.
+    """
+    shape = tuple(int(n) for n in output_shape)
+    result = np.zeros(shape, labels.dtype)
+    if labels.size and int(labels.max()) > 65535:  # find_objects keeps a list as long as the largest value
+        values, small = np.unique(labels, return_inverse=True)
+        if values[0] != 0:
+            values, small = np.insert(values, 0, 0), small + 1
+        indices = resample_label_map(small.reshape(labels.shape).astype(np.uint16), output_to_input, shape)
+        return values.astype(labels.dtype)[indices]
+
+    boxes = {value: box for value, box in enumerate(ndimage.find_objects(labels), start=1) if box is not None}
+    input_to_output = np.linalg.inv(output_to_input)
+    targets = {}
+    for value, box in boxes.items():
+        target = _box_through(input_to_output, [(part.start, part.stop) for part in box], shape)
+        if target is not None:
+            targets[value] = target
+    if not targets:
+        return result
+
+    everything = [(min(t[a][0] for t in targets.values()), max(t[a][1] for t in targets.values())) for a in range(3)]
+    best = _share(labels, 0, [boxes[value] for value in targets], output_to_input, everything)
+    start = [low for low, _ in everything]
+    for value, target in targets.items():
+        share = _share(labels, value, [boxes[value]], output_to_input, target)
+        there = best[tuple(slice(low - s, high - s) for (low, high), s in zip(target, start))]
+        wins = share > there
+        np.copyto(there, share, where=wins)
+        np.copyto(result[tuple(slice(*span) for span in target)], result.dtype.type(value), where=wins)
+    return result
+
+
+def _box_through(
+    matrix: np.ndarray, box: Sequence[tuple[int, int]], shape: Sequence[int]
+) -> list[tuple[int, int]] | None:
+    """The voxels of a grid of `shape` that a box of the other grid, one voxel wider, can touch; None if none."""
+    ends = np.array(np.meshgrid(*[(low - 1, high) for low, high in box], [1.0])).reshape(4, -1)
+    mapped = (matrix @ ends)[:3]
+    low = np.maximum(np.floor(mapped.min(axis=1) + 1e-6).astype(int), 0)
+    high = np.minimum(np.ceil(mapped.max(axis=1) - 1e-6).astype(int) + 1, shape)
+    if (low >= high).any():
+        return None
+    return [(int(a), int(b)) for a, b in zip(low, high)]
+
+
+def _share(
+    labels: np.ndarray, value: int, boxes: list, output_to_input: np.ndarray, target: list[tuple[int, int]]
+) -> np.ndarray:
+    """Interpolated share (0 to 1, float32) of one label on the box `target` of the output grid."""
+    low = [max(min(box[a].start for box in boxes) - 1, 0) for a in range(3)]
+    high = [max(box[a].stop for box in boxes) + 1 for a in range(3)]
+    indicator = labels[tuple(slice(a, b) for a, b in zip(low, high))] == value
+    here = translate_affine(output_to_input, [a for a, _ in target])
+    here[:3, 3] -= low
+    size = [b - a for a, b in target]
+    return resample_affine(indicator, here, size, outside=float(value == 0), dtype=sitk.sitkFloat32)
+
+
+def antialias(array: np.ndarray, ratios: Sequence[float]) -> np.ndarray:
+    """Take away what a coarser grid cannot carry; `ratios` are target / own spacing along each axis of (X, Y, Z).
+
+    A Gaussian whose width squared is the difference of the two voxel profiles' (Cardoso et al., "Scale factor point
+    spread function matching", MICCAI 2015): sigma = sqrt(ratio^2 - 1) / 2.355 voxels.
+    """
+    for axis, ratio in enumerate(ratios):
+        if ratio > 1.05 and array.shape[axis] > 1:
+            sigma = np.sqrt(ratio**2 - 1.0) / _FWHM
+            array = ndimage.gaussian_filter1d(array, sigma, axis=axis, mode="nearest", truncate=3.0, output=np.float32)
+    return array
+
+
+def resample_from_stack(
+    array: np.ndarray, source: Geometry, affine: np.ndarray, shape: tuple[int, int, int], sampler: Sampler
+) -> np.ndarray:
+    """`array` on the grid of `source` -> the grid (affine, shape), whose axes are parallel to the slices if there are
+    several runs. `sampler(array, output_to_input, output_shape)` does the work, run by run."""
+    pieces = regular_runs(source)
+    if len(pieces) == 1:
+        return sampler(array, np.linalg.inv(pieces[0].affine) @ affine, shape)
+    normal = np.cross(source.affine[:3, 0], source.affine[:3, 1])
+    normal *= np.sign(normal @ pieces[0].affine[:3, 2])
+    axis = int(np.abs(normal @ affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)).argmax())
+    heights = normal @ (affine[:3, 3, None] + affine[:3, axis, None] * np.arange(shape[axis]))
+    borders = [normal @ piece.affine[:3, 3] for piece in pieces[1:]]
+    owner = np.searchsorted(borders, heights, side="right")
+    result = None
+    for index, piece in enumerate(pieces):
+        planes = np.flatnonzero(owner == index)
+        if not len(planes):
+            continue
+        start, size = [0, 0, 0], list(shape)
+        start[axis], size[axis] = int(planes[0]), len(planes)
+        part = sampler(
+            array[:, :, piece.first : piece.last + 1],
+            np.linalg.inv(piece.affine) @ translate_affine(affine, start),
+            (size[0], size[1], size[2]),
+        )
+        result = np.zeros(shape, part.dtype) if result is None else result
+        result[tuple(slice(a, a + n) for a, n in zip(start, size))] = part
+    assert result is not None  # every plane has an owner
+    return result
+
+
+def resample_to_stack(array: np.ndarray, affine: np.ndarray, target: Geometry, sampler: Sampler) -> np.ndarray:
+    """`array` on the regular grid of `affine` -> exactly the voxels of `target`, at its slices' true positions."""
+    world_to_input = np.linalg.inv(affine)
+    pieces, (x, y, z) = regular_runs(target), target.shape
+    if len(pieces) == 1:
+        return sampler(array, world_to_input @ pieces[0].affine, (x, y, z))
+    parts = []
+    for piece in pieces:
+        end = piece.last + 1 if piece is pieces[-1] else piece.last  # the border slice is the next run's first
+        parts.append(sampler(array, world_to_input @ piece.affine, (x, y, end - piece.first)))
+    return np.concatenate(parts, axis=2)

@@ -1,1 +1,0 @@
-"""Scans: what they are, how they are read, brought to the network's grid and back again."""
