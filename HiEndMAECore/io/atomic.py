@@ -21,6 +21,8 @@ from HiEndMAECore.errors import InputError
 PARTIAL_SUFFIX = ".part"  # of files and folders that are being written
 REPLACED_SUFFIX = ".old"  # of a folder that is being replaced
 _BLOCK_BYTES = 1 << 20
+_UMASK = os.umask(0o022)  # the permissions that this process withholds can only be read by setting them
+os.umask(_UMASK)
 
 
 @contextlib.contextmanager
@@ -43,7 +45,7 @@ def atomic_path(path: Path, *, suffix: str = "") -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, 0o666 & ~_UMASK)
         _flush_file(temporary)
         os.replace(temporary, path)
         _flush_folder(path.parent)
@@ -90,7 +92,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PARTIAL_SUFFIX, dir=path.parent))
     try:
         yield temporary
-        os.chmod(temporary, 0o777 & ~_umask())
+        os.chmod(temporary, 0o777 & ~_UMASK)
         for file in temporary.rglob("*"):
             if file.is_file():
                 _flush_file(file)
@@ -134,13 +136,6 @@ def sha256_file(path: Path) -> str:
 
 def _replaced_name(path: Path) -> Path:
     return path.with_name(f".{path.name}{REPLACED_SUFFIX}")
-
-
-def _umask() -> int:
-    """Return the permissions that this process withholds; the system tells only while it sets them."""
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
 
 
 def _flush_file(path: Path) -> None:

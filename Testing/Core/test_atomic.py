@@ -37,10 +37,15 @@ def test_write_text_that_cannot_be_written_is_a_typed_error(tmp_path: Path) -> N
 def test_atomic_path_after_an_exception_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     write_bytes(path, b"old")
-    with pytest.raises(RuntimeError), atomic_path(path, suffix=".nii.gz") as temporary:
-        assert temporary.name.endswith(".nii.gz")
-        temporary.write_bytes(b"half")
-        raise RuntimeError
+
+    def fail() -> None:
+        with atomic_path(path, suffix=".nii.gz") as temporary:
+            assert temporary.name.endswith(".nii.gz")
+            temporary.write_bytes(b"half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == ["a.bin"]
 
@@ -74,9 +79,14 @@ def test_atomic_folder_replaces_the_whole_folder(tmp_path: Path) -> None:
         with atomic_folder(tmp_path / "model") as temporary:
             (temporary / content).write_text(content)
     assert names(tmp_path / "model") == ["new"]
-    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "model") as temporary:
-        (temporary / "half").write_text("half")
-        raise RuntimeError
+
+    def fail() -> None:
+        with atomic_folder(tmp_path / "model") as temporary:
+            (temporary / "half").write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert names(tmp_path / "model") == ["new"]
     assert names(tmp_path) == ["model"]
 
