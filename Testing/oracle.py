@@ -135,10 +135,10 @@ class Oracle(nn.Module):
         self.queried = [(feature_layers[2], "2"), (feature_layers[1], "1"), (feature_layers[0], "0")][:cross_stages]
         names = sorted(["3", *(name for _, name in self.queried)])
         self.encoder_to_decoder = nn.ModuleDict({name: nn.Linear(encoder_dim, decoder_dim) for name in names})
-        self.register_buffer("encoder_positions", self._positions(encoder_dim), persistent=False)
-        self.register_buffer("decoder_positions", self._positions(decoder_dim), persistent=False)
+        self.register_buffer("encoder_position_embedding", self._positions(encoder_dim), persistent=False)
+        self.register_buffer("decoder_position_embedding", self._positions(decoder_dim), persistent=False)
 
-    encoder_positions: Tensor
+    encoder_position_embedding: Tensor
     decoder_position_embedding: Tensor
 
     def _positions(self, dim: int) -> Tensor:
@@ -160,7 +160,7 @@ class Oracle(nn.Module):
         crops = torch.arange(len(volume), device=volume.device)[:, None]
         seen, hidden = permutation[:, : self.visible], permutation[:, self.visible :]
 
-        x = self.encoder.patch_embed(volume) + self.encoder_positions
+        x = self.encoder.patch_embed(volume) + self.encoder_position_embedding
         x = torch.cat([self.encoder.cls_token.expand(len(volume), -1, -1), x[crops, seen]], dim=1)
         outputs = []
         for block in self.encoder.blocks:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from HiEndMAECore.networks import HiEndMAE, Variant
 
 
-_TABLES = {"encoder_pos_embed": "encoder.positions", "decoder_pos_embed": "decoder_positions"}
+_TABLES = {"encoder_pos_embed": "encoder.positions", "decoder_pos_embed": "decoder_position_embedding"}
 _MANY = 6
 
 

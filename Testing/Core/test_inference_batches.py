@@ -485,7 +485,7 @@ def taught(model: Path, real_data: Path) -> tuple[Predictor, Volume]:
     volume = read_volume(real_data / "abdomen/ct_abdomen_A/ct.nii.gz")
     predictor = Predictor.load(model, device=torch.device("cpu"), exact=True)
     predictor.plan = PreprocessingPlan((9.0, 9.0, 9.0), predictor.plan.normalization)
-    array = predictor.prepare(volume).array
+    array = predictor.preprocess(volume).array
     scan, truth = torch.from_numpy(array), torch.from_numpy(np.digitize(array[0], [0.3, 0.65]))
     rng, optimizer = np.random.default_rng(0), torch.optim.AdamW(predictor.network.parameters(), 2e-3)
     for _ in range(60):
@@ -495,7 +495,7 @@ def taught(model: Path, real_data: Path) -> tuple[Predictor, Volume]:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    found = predictor.infer(predictor.prepare(volume)).labels
+    found = predictor.infer(predictor.preprocess(volume)).labels
     assert (found == np.array([0, 3, 9])[truth]).mean() > 0.8  # it has learned
     return predictor, volume
 

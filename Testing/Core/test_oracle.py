@@ -85,7 +85,7 @@ def test_the_oracle_itself_gives_the_recorded_numbers(file: str, mask_ratio: flo
     state = {key[3:]: torch.from_numpy(known[key]) for key in known.files if key.startswith("sd/")}
     for table in ("encoder_pos_embed", "decoder_pos_embed"):
         stored = state.pop(table)[0]
-        assert torch.allclose(stored, literal.get_buffer(table.replace("_pos_embed", "_positions")), atol=1e-6)
+        assert torch.allclose(stored, literal.get_buffer(table.replace("_pos_embed", "_position_embedding")), atol=1e-6)
     literal.load_state_dict(state)
     loss, prediction = literal(torch.from_numpy(known["x"]), torch.from_numpy(known["shuffle_indices"]))
     assert float(loss.detach()) == pytest.approx(float(known["out/loss"]), rel=1e-5)
