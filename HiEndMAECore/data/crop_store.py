@@ -16,7 +16,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from HiEndMAECore.errors import InputError, MissingDependencyError
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 2
+FORMATS = ("b2nd", "npy")
 _LEVELS = 255.0
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]  # first and end voxel along H, W, D
 
@@ -69,7 +70,7 @@ class CropStore:
 
     def tissue(self, index: int) -> np.ndarray:
         """(N, 3) int16 voxels on tissue; may be empty."""
-        return np.load(self.path / f"{self.manifest['scans'][index]['file']}.tissue.npy", mmap_mode="r")
+        return np.load(_files_of(self.path, self.manifest["scans"][index])[1], mmap_mode="r")
 
     def inside(self, index: int, *, start: Sequence[int], size: Sequence[int]) -> Box:
         """Per axis, first and end voxel of the crop at `start` that lie inside the scan, in the crop's own
@@ -94,7 +95,7 @@ class CropStore:
 
     def _read(self, entry: Mapping[str, Any], where: tuple[slice, ...]) -> np.ndarray:
         """Opened anew for each crop: it costs little beside unpacking, and no thread or process shares a handle."""
-        file = self.path / f"{entry['file']}.{entry['format']}"
+        file, _ = _files_of(self.path, entry)
         try:
             if entry["format"] == "npy":
                 return np.load(file, mmap_mode="r")[(slice(None), *where)]
@@ -126,7 +127,49 @@ def read_manifest(path: Path) -> dict[str, Any]:
             f"The store {path} has format {version}; this version reads format {FORMAT_VERSION}.",
             "Update HiEndMAE, or prepare the scans again into another folder.",
         )
+    scans = manifest.get("scans", [])
+    if not isinstance(scans, list):
+        raise _bad_entry(path, scans, "is not a list of scans")
+    for entry in scans:
+        _files_of(path, entry)
     return manifest
+
+
+def _files_of(store: Path, entry: Any) -> tuple[Path, Path]:
+    """The two files of a scan, voxels and tissue, by its manifest entry. Raises `InputError` unless both lie in the
+    store: an entry is text from a file, and must not lead reading or deleting to other places."""
+    if not isinstance(entry, Mapping):
+        raise _bad_entry(store, entry, "does not describe a scan")
+    name, kind = entry.get("file"), entry.get("format")
+    if not _is_plain(name):
+        raise _bad_entry(store, entry, f"names the file {name!r}, which is not a plain name")
+    if kind not in FORMATS:
+        raise _bad_entry(store, entry, f"names the format {kind!r}, which is not one of {', '.join(FORMATS)}")
+    voxels, tissue = store / f"{name}.{kind}", store / f"{name}.tissue.npy"
+    for file in (voxels, tissue):
+        try:
+            inside = file.resolve().parent == store.resolve()
+        except (OSError, RuntimeError):  # a link that leads to itself
+            inside = False
+        if not inside:
+            raise _bad_entry(store, entry, f"names the file {file.name!r}, which leads out of the store")
+    return voxels, tissue
+
+
+def _is_plain(name: object) -> bool:
+    """Is this the name of a file, on every system, without any way to another folder?"""
+    if not isinstance(name, str) or name in ("", ".", "..") or "\0" in name:
+        return False
+    return not set(name) & set("/\\") and not PureWindowsPath(name).drive
+
+
+def _bad_entry(store: Path, entry: Any, reason: str) -> InputError:
+    name = entry.get("name") if isinstance(entry, Mapping) else entry
+    return InputError(
+        "store_damaged",
+        f"{store / MANIFEST} cannot be used: its entry {str(name)[:80]!r} {reason}.",
+        "The store was damaged or changed; delete it and prepare the scans again.",
+    )
 
 
 def _blosc2() -> Any:

@@ -11,10 +11,10 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-import SimpleITK as sitk
 
 from HiEndMAECore.errors import InputError
 from HiEndMAECore.io.file_names import file_suffix
+from HiEndMAECore.io.itk import itk_reader
 from HiEndMAECore.io.readers import read_volume
 from HiEndMAECore.io.volume import Volume
 from HiEndMAECore.preprocessing.intensity import suggest_normalization
@@ -87,11 +87,10 @@ def _voxels(path: Path) -> float:
         if file_suffix(path) in (".nii.gz", ".nii", ".hdr", ".img"):
             image: Any = nib.load(path)
             return math.prod(float(n) for n in image.shape)
-        reader = sitk.ImageFileReader()
-        reader.SetFileName(str(path))
+        reader = itk_reader(path)
         reader.ReadImageInformation()
         return math.prod(float(n) for n in reader.GetSize())
-    except (OSError, RuntimeError, ValueError, EOFError, zlib.error, nib.filebasedimages.ImageFileError):
+    except (InputError, OSError, RuntimeError, ValueError, EOFError, zlib.error, nib.filebasedimages.ImageFileError):
         return 0.0
 
 

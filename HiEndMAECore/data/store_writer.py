@@ -29,7 +29,7 @@ from HiEndMAECore.io.atomic import write_text
 from HiEndMAECore.reporting.reporter import Reporter
 
 from .cases import Case
-from .crop_store import _LEVELS, FORMAT_VERSION, MANIFEST, _blosc2
+from .crop_store import _LEVELS, FORMAT_VERSION, MANIFEST, _blosc2, _files_of, _is_plain
 
 PARTIAL = ".part"  # suffix of a file being written
 _TISSUE_SAMPLES = 10_000
@@ -38,7 +38,10 @@ _CHUNK, _BLOCK = 64, 32  # voxels along an edge: cubes that are found, cubes tha
 
 def write_scan(store: Path, name: str, array: np.ndarray, *, seed: int = 0) -> dict[str, Any]:
     """Write one prepared scan (C, H, W, D) in [0, 1]; returns its manifest entry: `name`, `file`, `format`, `shape`,
-    and `bytes` on disk."""
+    and `bytes` on disk. Raises `InputError` for a name that is no file's name on every system."""
+    if not _is_plain(name):
+        message = f"A scan called {name!r} cannot be put into a store: its name is not a plain file name."
+        raise InputError("name_unusable", message, "Rename the scan.")
     store.mkdir(parents=True, exist_ok=True)
     voxels = np.empty(array.shape, np.uint8)
     for channel, into in zip(array, voxels):
@@ -56,9 +59,10 @@ def write_scan(store: Path, name: str, array: np.ndarray, *, seed: int = 0) -> d
 
 
 def delete_scan_files(store: Path, entry: Mapping[str, Any]) -> None:
-    """Take the files of a scan away (not its entry in the manifest)."""
-    for suffix in (entry["format"], "tissue.npy"):
-        (store / f"{entry['file']}.{suffix}").unlink(missing_ok=True)
+    """Take the files of a scan away (not its entry in the manifest). Raises `InputError`, and deletes nothing, where
+    the entry leads out of the store."""
+    for file in _files_of(store, entry):
+        file.unlink(missing_ok=True)
 
 
 def _packed(voxels: np.ndarray) -> bytes:

@@ -18,10 +18,10 @@ from HiEndMAECore.errors import InputError
 
 from .checks import LPS_TO_RAS, LoadedImage, color_image, not_a_volume, note, two_dimensional
 from .file_names import is_dicom_file
-from .itk import load_itk, quietly
+from .itk import DICOM_IO, dicom_reader, load_itk, quietly
 from .volume import Geometry
 
-_NO_IMAGE = {"RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "SR", "PR", "KO", "REG", "FID", "DOC", "PLAN"}
+_NO_IMAGE = {"RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "SR", "PR", "KO", "REG", "FID", "DOC", "PLAN", "SEG"}
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,7 @@ def _grouped(folder: Path) -> list[list[_Slice]]:
 
 def _read_tags(file: Path) -> _Slice | None:
     """The tags of one file; None when it holds no picture (a report, a plan) or is damaged."""
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(str(file))
+    reader = dicom_reader(file)
     try:
         quietly(reader.ReadImageInformation, file)
     except InputError:
@@ -116,15 +114,17 @@ def _read_tags(file: Path) -> _Slice | None:
 def load_dicom_series(folder: Path, series: str | None, frame: int | None, *, like: Path | None = None) -> LoadedImage:
     groups = _grouped(folder)
     if not groups and like is not None:
-        raise not_a_volume(like)
+        raise not_a_scan(like)
     if not groups:
+        if drawn := next((file for file in sorted(folder.iterdir()) if is_segmentation(file)), None):
+            raise not_a_scan(drawn)
         raise InputError(
             "no_dicom", f"The folder {folder} holds no DICOM images.", "Give the folder that has the slices in it."
         )
     if series is None and like is not None:
         series = next((s[0].uid for s in groups if any(one.path.name == like.name for one in s)), None)
         if series is None:
-            raise not_a_volume(like)
+            raise not_a_scan(like)
     if series is not None:
         groups = [slices for slices in groups if slices[0].uid == series]
         if not groups:
@@ -147,7 +147,7 @@ def load_dicom_series(folder: Path, series: str | None, frame: int | None, *, li
                 f"The series in {folder} has several files of many frames each.",
                 "Convert it to NIfTI or NRRD first (3D Slicer, dcm2niix).",
             )
-        return load_itk(slices[0].path, frame)
+        return load_itk(slices[0].path, frame, dicom=True)
     if any(one.position is None or one.axes is None for one in slices):
         placed = [one for one in slices if one.position is not None and one.axes is not None]
         if not placed:
@@ -158,10 +158,33 @@ def load_dicom_series(folder: Path, series: str | None, frame: int | None, *, li
     slices = _one_frame(folder, slices, frame, notes)
     geometry = _stack_geometry(slices, notes)
     reader = sitk.ImageSeriesReader()
+    reader.SetImageIO(DICOM_IO)
     reader.SetFileNames([str(one.path) for one in slices])
     reader.SetOutputPixelType(sitk.sitkFloat32)  # slices of one series may have different rescale slopes
     array = sitk.GetArrayFromImage(quietly(lambda: reader.Execute(), folder))
     return LoadedImage(array.T, geometry, tuple(notes))
+
+
+def is_segmentation(file: Path) -> bool:
+    if not is_dicom_file(file):
+        return False
+    reader = dicom_reader(file)
+    try:
+        quietly(reader.ReadImageInformation, file)
+    except InputError:
+        return False
+    return reader.HasMetaDataKey("0008|0060") and reader.GetMetaData("0008|0060").strip(" \0") == "SEG"
+
+
+def not_a_scan(file: Path) -> InputError:
+    """Why this file of a DICOM folder, which belongs to no series of images, cannot be read."""
+    if not is_segmentation(file):
+        return not_a_volume(file)
+    return InputError(
+        "dicom_segmentation",
+        f"{file} is a DICOM segmentation: its frames belong to structures and are not the slices of one volume.",
+        "Convert it to a label map on the grid of its scan (NIfTI or .seg.nrrd, with 3D Slicer) and give that.",
+    )
 
 
 def _listing(found: Sequence[Series]) -> str:
@@ -280,9 +303,7 @@ def _stack_geometry(slices: Sequence[_Slice], notes: list) -> Geometry:
 
 
 def _thickness(one: _Slice) -> float:
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(str(one.path))
+    reader = dicom_reader(one.path)
     quietly(reader.ReadImageInformation, one.path)
     for key in ("0018|0050", "0018|0088"):  # how thick a lone slice is, else how far from others it was taken
         try:

@@ -15,12 +15,30 @@ import SimpleITK as sitk
 
 from .checks import LPS_TO_RAS, LoadedImage, check_loaded, color_image, not_a_volume, truncated, two_dimensional
 from .file_names import file_suffix
+from .itk_headers import META_SUFFIXES, NRRD_SUFFIXES, check_header
+
+DICOM_IO = "GDCMImageIO"
+
 
 _T = TypeVar("_T")
 
 
-def load_itk(path: Path, frame: int | None) -> LoadedImage:
-    image = quietly(lambda: sitk.ReadImage(str(path)), path)
+def itk_reader(path: Path) -> sitk.ImageFileReader:
+    """A reader for this NRRD, MetaImage or DICOM file, of that format alone: ITK is never left to guess a format, and
+    reads a header only after `check_header` has accepted it. Raises `InputError`."""
+    suffix = path.suffix.lower()
+    if suffix not in NRRD_SUFFIXES + META_SUFFIXES:
+        return dicom_reader(path)
+    check_header(path)
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("NrrdImageIO" if suffix in NRRD_SUFFIXES else "MetaImageIO")
+    reader.SetFileName(str(path))
+    return reader
+
+
+def load_itk(path: Path, frame: int | None, *, dicom: bool = False) -> LoadedImage:
+    reader = dicom_reader(path) if dicom else itk_reader(path)
+    image = quietly(reader.Execute, path)
     components, array = image.GetNumberOfComponentsPerPixel(), sitk.GetArrayFromImage(image)
     if components > 1:  # a list of volumes (Slicer's sequences) or colours: the last numpy axis
         if components in (3, 4) and array.dtype == np.uint8 and file_suffix(path) != ".seg.nrrd":
@@ -49,6 +67,14 @@ def quietly(read: Callable[[], _T], path: Path) -> _T:
         raise not_a_volume(path) from error
     finally:
         sitk.ProcessObject.SetGlobalWarningDisplay(shown)
+
+
+def dicom_reader(file: Path) -> sitk.ImageFileReader:
+    """A reader of DICOM alone, whatever the file is called."""
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO(DICOM_IO)
+    reader.SetFileName(str(file))
+    return reader
 
 
 def as_itk(array: np.ndarray, affine: np.ndarray, meta: Mapping[str, str]) -> sitk.Image:

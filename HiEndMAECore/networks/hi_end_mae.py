@@ -167,7 +167,9 @@ class HiEndMAE(nn.Module):
         self.encoder_to_decoder = nn.ModuleDict(
             {name: _projection(encoder_dim, decoder_dim) for name in sorted(self.projection_names.values())}
         )
-        self.register_buffer("decoder_position_embedding", sincos_position_embedding(self.grid, decoder_dim), persistent=False)
+        self.register_buffer(
+            "decoder_position_embedding", sincos_position_embedding(self.grid, decoder_dim), persistent=False
+        )
 
     decoder_position_embedding: Tensor
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 
 from HiEndMAECore.data import crop_store
 from HiEndMAECore.data.crop_store import CropStore
-from HiEndMAECore.data.store_writer import PARTIAL, write_manifest, write_scan
+from HiEndMAECore.data.store_writer import PARTIAL, delete_scan_files, write_manifest, write_scan
 from HiEndMAECore.errors import Cancelled, InputError, MissingDependencyError
 from HiEndMAECore.inference import memory_plan
 from HiEndMAECore.prepare import PrepareConfig
@@ -159,6 +160,81 @@ def test_a_damaged_scan_is_named(store: CropStore) -> None:
     file.write_bytes(file.read_bytes()[:200])
     with pytest.raises(InputError, match=r"scan\.b2nd"):
         store.crop(0, start=(0, 0, 0), size=SHAPE)
+
+
+BAD_ENTRIES = [
+    {"file": "../notes"}, {"file": "/notes"}, {"file": "sub/notes"}, {"file": "..\\notes"}, {"file": "C:notes"},
+    {"file": ".."}, {"file": "."}, {"file": ""}, {"file": None}, {"file": 3}, {"file": "a\0b"}, {"file": "link"},
+    {"format": "txt"}, {"format": "../txt"}, {"format": None}, {"format": ["npy"]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", BAD_ENTRIES)
+def test_an_entry_that_leads_out_of_the_store_is_refused(
+    store: CropStore, tmp_path: Path, change: dict[str, object]
+) -> None:
+    (tmp_path / "notes.b2nd").write_text("of somebody else")
+    for suffix in ("b2nd", "tissue.npy"):
+        (store.path / f"link.{suffix}").symlink_to(tmp_path / "notes.b2nd")
+    entry = {**store.manifest["scans"][0], "name": "odd one", "content": "c", **change}
+    before = sorted(path.name for path in (*tmp_path.iterdir(), *store.path.iterdir()))
+
+    def refused(call: Callable[[], object]) -> None:
+        with pytest.raises(InputError) as caught:
+            call()
+        assert caught.value.code == "store_damaged"
+        assert "manifest.json" in caught.value.message
+        assert "odd one" in caught.value.message
+        assert caught.value.advice
+
+    opened = CropStore(store.path, {**store.manifest, "scans": [entry]})
+    refused(lambda: opened.crop(0, start=(0, 0, 0), size=(2, 2, 2)))
+    refused(lambda: opened.tissue(0))
+    refused(lambda: delete_scan_files(store.path, entry))
+    write_manifest(store.path, {**store.manifest, "scans": [*store.manifest["scans"], entry]})
+    refused(lambda: CropStore.open(store.path))
+    assert sorted(path.name for path in (*tmp_path.iterdir(), *store.path.iterdir())) == before
+
+
+@pytest.mark.parametrize("scans", [3, "text", {"a": 1}, [None], ["a"]])
+def test_a_list_of_scans_that_is_none_is_refused(store: CropStore, scans: object) -> None:
+    write_manifest(store.path, {**store.manifest, "scans": scans})
+    with pytest.raises(InputError, match=r"manifest\.json") as caught:
+        CropStore.open(store.path)
+    assert caught.value.code == "store_damaged"
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_preparing_deletes_nothing_outside_of_the_store(tmp_path: Path, absolute: bool) -> None:
+    write(tmp_path / "data" / "one.nrrd", scan_of(1))
+    manifest = prepared(tmp_path / "store", tmp_path / "data")
+    (tmp_path / "notes.txt").write_text("of somebody else")
+    away = {"name": "x", "file": str(tmp_path / "notes") if absolute else "../notes", "format": "txt", "content": "c"}
+    manifest["scans"].append({**manifest["scans"][0], **away})
+    manifest["held_out_contents"] = {"y": "c"}  # entries of these contents are dropped with their files
+    (tmp_path / "store" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=r"manifest\.json.*'x'") as caught:
+        prepared(tmp_path / "store", tmp_path / "data")
+    assert caught.value.code == "store_damaged"
+    assert (tmp_path / "notes.txt").read_text() == "of somebody else"
+
+
+def test_a_store_in_a_linked_folder_is_read_and_filled(store: CropStore, tmp_path: Path) -> None:
+    (tmp_path / "linked").symlink_to(store.path, target_is_directory=True)
+    opened = CropStore.open(tmp_path / "linked")
+    np.testing.assert_array_equal(
+        opened.crop(0, start=(0, 0, 0), size=SHAPE), store.crop(0, start=(0, 0, 0), size=SHAPE)
+    )
+    delete_scan_files(opened.path, opened.manifest["scans"][0])
+    assert [path.name for path in store.path.iterdir()] == ["manifest.json"]
+
+
+@pytest.mark.parametrize("name", ["a\\b", "C:a", "..", "a/b"])
+def test_a_scan_whose_name_is_no_file_name_is_left_out(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError) as caught:
+        write_scan(tmp_path / "store", name, np.zeros((1, 4, 4, 4), np.float32))
+    assert caught.value.code == "name_unusable"
+    assert caught.value.advice
 
 
 def test_any_mixture_is_prepared_and_labels_are_not_scans(tmp_path: Path) -> None:
