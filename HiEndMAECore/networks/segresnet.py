@@ -82,8 +82,9 @@ class SegResNet(EncoderDecoderNetwork):
 
     @classmethod
     def min_size(cls, config: SegResNetConfig) -> tuple[int, ...]:
-        """Return two voxels on the coarsest level: a single one cannot be normalized."""
-        return tuple(2 * edge for edge in cls.size_divisor(config))
+        """Return one voxel on the coarsest level for group normalization; instance normalization needs two."""
+        voxels = 2 if config.norm == "instance" else 1
+        return tuple(voxels * edge for edge in cls.size_divisor(config))
 
     def forward(self, image: Tensor) -> Tensor:
         """Return logits for image (B, C, H, W, D)."""
