@@ -1,7 +1,6 @@
-"""Scans and label maps between disk and `Volume`: NIfTI, NRRD, MHA/MHD and DICOM series.
+"""DICOM series: find the series of a folder, sort the slices, and build the geometry of the stack.
 
-NIfTI goes through nibabel (stored axes and affine stay as they are); the rest through SimpleITK, whose LPS millimetres
-become RAS. DICOM geometry is read from each slice's tags, because a series need not be a regular grid.
+The geometry is read from the tags of each slice, because a series need not be a regular grid (gantry tilt, uneven gaps).
 """
 
 from __future__ import annotations
