@@ -20,11 +20,11 @@ from dicom_series import write_series
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from HiEndMAECore.data import crop_store
+from HiEndMAECore.data import crop_store, store_builder
 from HiEndMAECore.data.crop_store import CropStore
-from HiEndMAECore.data.store_writer import PARTIAL, delete_scan_files, write_manifest, write_scan
+from HiEndMAECore.data.store_writer import delete_scan_files, write_manifest, write_scan
 from HiEndMAECore.errors import Cancelled, InputError, MissingDependencyError
-from HiEndMAECore.inference import memory_plan
+from HiEndMAECore.io.atomic import PARTIAL_SUFFIX
 from HiEndMAECore.prepare import PrepareConfig
 from HiEndMAECore.prepare import run as run_prepare
 from HiEndMAECore.reporting.reporter import Reporter
@@ -55,7 +55,7 @@ def test_what_is_inside_is_scan_and_the_rest_is_padding(
     crop = store.crop(0, start=start, size=size)
     assert crop.shape == (2, *size)
     told = np.zeros(size, bool)
-    told[tuple(slice(*pair) for pair in store.inside(0, start=start, size=size))] = True
+    told[tuple(slice(*pair) for pair in store.valid_box(0, start=start, size=size))] = True
     np.testing.assert_array_equal(crop[0] > 0, told)
     np.testing.assert_array_equal(crop[1] > 0, told)
 
@@ -135,7 +135,7 @@ def test_a_crop_is_read_without_its_volume(tmp_path: Path) -> None:
     entry = write_scan(tmp_path, "scan", scan)
     write_manifest(tmp_path, {"scans": [entry], "channels": 1, "preparation": {}})
     code = (
-        "import sys; from pathlib import Path; from HiEndMAECore.volumes.crop_store import CropStore\n"
+        "import sys; from pathlib import Path; from HiEndMAECore.data.crop_store import CropStore\n"
         "store = CropStore.open(Path(sys.argv[1])); store.crop(0, start=(0, 0, 0), size=(1, 1, 1))\n"
         "def read(): return int(open('/proc/self/io').readline().split()[1])\n"
         "before = read(); store.crop(0, start=(70, 70, 70), size=(32, 32, 32)); print(read() - before)"
@@ -315,7 +315,7 @@ def test_a_scan_of_a_taken_name_is_told(tmp_path: Path) -> None:
 def test_a_scan_larger_than_memory_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "in/large.nii.gz", scan_of(1))
     write(tmp_path / "in/small.nii.gz", scan_of(2)[:12, :12, :12])
-    monkeypatch.setattr(memory_plan, "free_memory", lambda device: BYTES_PER_VOXEL_READING * 5000)
+    monkeypatch.setattr(store_builder, "free_memory", lambda device: BYTES_PER_VOXEL_READING * 5000)
     manifest = prepared(tmp_path / "store", tmp_path / "in")
     assert (names(manifest), reasons(manifest)) == (["small"], {"large": "too_large"})
 
@@ -372,7 +372,8 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     # A spacing so fine that a scan takes far longer than a look at the manifest, which is written after each.
     store, options = tmp_path / "store", ["--workers", "2", "--spacing", "1", "1", "1"]
     asked = ["--input", str(tmp_path / "in"), "--output", str(store), *options]
-    code = "import sys; from HiEndMAECore.volumes import shelf; shelf._SAVE_EVERY = 0.0; from HiEndMAECore.prepare import main"
+    code = "import sys; from HiEndMAECore.data import store_writer; store_writer._SAVE_SECONDS = 0.0\n"
+    code += "from HiEndMAECore.prepare import main"
     line = [sys.executable, "-c", f"{code}\nif __name__ == '__main__': sys.exit(main(sys.argv[1:]))", *asked]
     running = subprocess.Popen(line, cwd=REPOSITORY, stderr=subprocess.DEVNULL)
     until = time.monotonic() + 120
@@ -383,7 +384,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     running.wait()
     kept = {scan["name"]: (store / f"{scan['file']}.b2nd").stat() for scan in crop_store.read_manifest(store)["scans"]}
     assert 3 <= len(kept) < 12
-    (store / f".half{PARTIAL}").write_bytes(b"half")  # as a kill within a write leaves it
+    (store / f".half{PARTIAL_SUFFIX}").write_bytes(b"half")  # as a kill within a write leaves it
     subprocess.run(line, cwd=REPOSITORY, stderr=subprocess.DEVNULL, check=True)
     manifest = crop_store.read_manifest(store)
     assert len(manifest["scans"]) == 12
@@ -392,3 +393,34 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     opened = CropStore.open(store)
     assert all(opened.crop(index, start=(0, 0, 0), size=opened.shape(index)).any() for index in range(12))
     assert {file.name for file in store.iterdir() if file.name.startswith(".")} == set()
+
+
+@pytest.mark.parametrize("order", [("data", "data/imagesTs"), ("data/imagesTs", "data")])
+def test_test_folder_that_is_an_input_is_taken_in_any_order(tmp_path: Path, order: tuple[str, str]) -> None:
+    """Only the first input that contained a scan was asked, so the order of inputs decided."""
+    write(tmp_path / "data/train.nii.gz", scan_of(1))
+    write(tmp_path / "data/imagesTs/test.nii.gz", scan_of(2))
+    assert names(prepared(tmp_path / "store", tmp_path / "data")) == ["train"]
+    manifest = prepared(tmp_path / "both", *(tmp_path / folder for folder in order))
+    assert sorted(names(manifest)) == ["test", "train"]
+
+
+def test_exclusion_list_with_a_byte_order_mark_excludes_its_first_name(tmp_path: Path) -> None:
+    write(tmp_path / "in/a.nii.gz", scan_of(1))
+    write(tmp_path / "in/b.nii.gz", scan_of(2))
+    (tmp_path / "list.txt").write_bytes("b\n".encode("utf-8-sig"))
+    assert names(prepared(tmp_path / "store", tmp_path / "in", hold_out=tmp_path / "list.txt")) == ["a"]
+    (tmp_path / "nested.json").write_text('{"folds": [{"val": ["b"]}, {"val": []}]}')
+    assert names(prepared(tmp_path / "other", tmp_path / "in", hold_out=tmp_path / "nested.json")) == ["a"]
+
+
+def test_name_on_the_exclusion_list_without_a_scan_is_reported(tmp_path: Path) -> None:
+    write(tmp_path / "in/a.nii.gz", scan_of(1))
+    (tmp_path / "list.txt").write_text("misspelt\n")
+    report = Reporter(quiet=True)
+    config = PrepareConfig(
+        input=(tmp_path / "in",), output=tmp_path / "store", hold_out=tmp_path / "list.txt", workers=0
+    )
+    run_prepare(config, report)
+    (warning,) = [warning for warning in report.warnings if warning["code"] == "held_out_unmatched"]
+    assert "misspelt" in warning["message"]
