@@ -11,14 +11,14 @@ import numpy
 import qt
 import slicer
 import slicer.util
-from HiEndMAESegmentationLib import samples
-from HiEndMAESegmentationLib.apply import ApplyPanel
-from HiEndMAESegmentationLib.improve import ImprovePanel
-from HiEndMAESegmentationLib.models import ModelsPanel
-from HiEndMAESegmentationLib.panel import Session, dimmed, load
+from HiEndMAESegmentationLib import sample_data as samples
+from HiEndMAESegmentationLib.panels.apply import ApplyPanel
+from HiEndMAESegmentationLib.panels.base import Session, dimmed, load
+from HiEndMAESegmentationLib.panels.models import ModelsPanel
+from HiEndMAESegmentationLib.panels.refine import ImprovePanel
+from HiEndMAESegmentationLib.panels.train import TeachPanel
 from HiEndMAESegmentationLib.parameters import Parameters
-from HiEndMAESegmentationLib.scene import segments_of
-from HiEndMAESegmentationLib.teach import TeachPanel
+from HiEndMAESegmentationLib.scene.nodes import segments_of
 from slicer.i18n import tr as _
 from slicer.i18n import translate
 from slicer.ScriptedLoadableModule import (

@@ -108,7 +108,7 @@ class Photographer:
 def views(name: str, volume: Any, segmentation: Any, *, overlay: Any = None, at: Any = None) -> None:
     """Slice and 3D views, drawn by draw_views.py."""
     import slicer
-    from HiEndMAESegmentationLib import scene
+    from HiEndMAESegmentationLib.scene import nodes as scene
 
     python = os.environ.get("HIENDMAE_VIEWS_PYTHON")
     if not python:

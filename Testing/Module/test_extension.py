@@ -66,7 +66,13 @@ def test_laid_out_so_the_engine_answers_on_a_bare_python(installed: dict[str, Pa
     told = subprocess.run(line, cwd=tmp_path, capture_output=True, encoding="utf-8", errors="replace", check=False)
     assert told.returncode == 5, told.stderr
     assert json.loads(told.stdout.splitlines()[-1])["code"] == "dependency_missing"
-    line = [sys.executable, "-S", "-m", "HiEndMAESegmentationLib.kit", "--help"]  # started as the engine is, from here
+    line = [
+        sys.executable,
+        "-S",
+        "-m",
+        "HiEndMAESegmentationLib.engine.offline_package",
+        "--help",
+    ]  # started as the engine is, from here
     assert subprocess.run(line, cwd=tmp_path, capture_output=True, check=False).returncode == 0
 
 

@@ -24,7 +24,7 @@ def ready(module: Any, shared_model: Path) -> Any:
 def files(patient: Callable[..., Any], tmp_path: Path) -> Path:
     """A folder, its name with a space and an umlaut, with two scans, a broken one and a text."""
     import slicer
-    from HiEndMAESegmentationLib import scene
+    from HiEndMAESegmentationLib.scene import nodes as scene
 
     folder = tmp_path / "Fälle neu"
     folder.mkdir()
@@ -86,7 +86,7 @@ def test_series_of_the_dicom_database(ready: Any, files: Path, monkeypatch: pyte
     asked: list[str] = []
     count = database.filesForSeries
     monkeypatch.setattr(database, "filesForSeries", lambda series: asked.append(series) or count(series))
-    monkeypatch.setattr("HiEndMAESegmentationLib.sources._KNOWN", {})
+    monkeypatch.setattr("HiEndMAESegmentationLib.engine.inputs._KNOWN", {})
     ready.apply.ui.dicomButton.click()
     assert names(ready.apply) == ["abdomen (DICOM, 1 files)"]
     assert ready.apply.ui.casesTable.item(0, 0).toolTip() == "Study of 20260102, patient ID 7"

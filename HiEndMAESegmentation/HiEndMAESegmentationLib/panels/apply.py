@@ -19,12 +19,13 @@ from slicer.util import VTKObservationMixin
 
 from HiEndMAECore.errors import HiEndMAEError
 from HiEndMAECore.segment import SegmentConfig
+from HiEndMAESegmentationLib.engine import inputs as sources
+from HiEndMAESegmentationLib.engine.jobs import JobEnd
+from HiEndMAESegmentationLib.engine.model_library import Model
+from HiEndMAESegmentationLib.scene import nodes as scene
 
-from . import scene, sources
-from .advice import advise
-from .jobs import JobEnd
-from .library import Model
-from .panel import JobStrip, Session, fit_height, load, strong, typed
+from .base import JobStrip, Session, fit_height, load, strong, typed
+from .error_actions import advise
 
 # Errors that the next scan would meet as well
 _HOPELESS = (

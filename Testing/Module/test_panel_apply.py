@@ -138,7 +138,7 @@ def test_weights_in_the_box_are_the_first_start(
     ],
 )
 def test_the_self_check_is_told_in_words(module: Any, check: Any, told: str) -> None:
-    from HiEndMAESegmentationLib.models import score
+    from HiEndMAESegmentationLib.panels.models import score
 
     assert score({"self_check": check}) == told
 
@@ -151,7 +151,7 @@ def test_missing_packages_are_told_and_installed_by_one_button(
 ) -> None:
     """The true engine on a bare Python: exit code 5. torch by its extension, the rest by pip, what is shipped by none."""
     import slicer.util
-    from HiEndMAESegmentationLib import installation
+    from HiEndMAESegmentationLib.engine import installation
     from stand_in.application import Module, use_engine
 
     use_engine(sys.executable, "-S")
@@ -306,7 +306,7 @@ def test_a_result_that_cannot_be_taken_over_leaves_the_panel_alive(
     imported: Any, patient: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A report that is cut short, and (a stand-in for what cannot be had) no memory left for the segmentation."""
-    from HiEndMAESegmentationLib import scene
+    from HiEndMAESegmentationLib.scene import nodes as scene
 
     fake(tmp_path, DONE.format(told="{"))
     volumes = [patient(seed, f"CT {seed}")[0] for seed in (1, 2)]
@@ -359,7 +359,7 @@ def test_files_that_cannot_be_written_are_told_in_a_sentence(
 
 
 def test_two_scans_of_one_name_keep_their_volumes(empty_scene: Any, tmp_path: Path) -> None:
-    from HiEndMAESegmentationLib import scene
+    from HiEndMAESegmentationLib.scene import nodes as scene
 
     one, other = (empty_scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "CT") for _ in range(2))
     for volume, ml in ((one, 1.0), (other, 2.0), (one, 3.0)):
@@ -493,7 +493,7 @@ def test_a_model_being_taught_keeps_its_place(
 
 def test_improve_learns_from_the_scan_that_was_taught(module: Any, patient: Callable[..., Any]) -> None:
     """Not from the one that the segmentation was drawn on; also where it was loaded from a file and names none."""
-    from HiEndMAESegmentationLib import scene
+    from HiEndMAESegmentationLib.scene import nodes as scene
 
     drawn_on, labels = patient(1, "MR A")
     taught, _ = patient(1, "CT B")
@@ -508,7 +508,7 @@ def test_a_corrected_teaching_scan_is_no_scan_that_was_left_out(
     imported: Any, patient: Callable[..., Any], shared_model: Path, tmp_path: Path
 ) -> None:
     """It is learned from as it was taught, and once; a scan that is not in the scene is told of."""
-    from HiEndMAESegmentationLib import scene
+    from HiEndMAESegmentationLib.scene import nodes as scene
 
     fake(tmp_path, LEARNED.format(model=str(shared_model)))
     (model,) = imported.session.library.models()
@@ -549,7 +549,7 @@ def test_a_shared_model_is_one_zip_and_replaces_nothing_unasked(imported: Any, t
 def test_only_a_box_that_somebody_chose_crops(empty_scene: Any, patient: Callable[..., Any]) -> None:
     import slicer
     import vtk
-    from HiEndMAESegmentationLib import scene
+    from HiEndMAESegmentationLib.scene import nodes as scene
 
     from HiEndMAECore.errors import InputError
 
@@ -711,7 +711,7 @@ def test_the_preview_of_a_large_scan_does_not_stop_slicer(
 
     import numpy as np
     import slicer
-    from HiEndMAESegmentationLib import scene
+    from HiEndMAESegmentationLib.scene import nodes as scene
 
     volume = empty_scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "CT")
     slicer.util.updateVolumeFromArray(volume, np.zeros((300, 512, 512), np.int8))
@@ -743,7 +743,7 @@ def test_the_preview_of_a_large_scan_does_not_stop_slicer(
 def test_the_curve_is_one_click_away(module: Any, tmp_path: Path, patient: Callable[..., Any]) -> None:
     """Whatever number the engine tells at a step becomes a curve; those of an earlier model are emptied."""
     import slicer
-    from HiEndMAESegmentationLib import scene
+    from HiEndMAESegmentationLib.scene import nodes as scene
 
     scene.show_curves({"loss": [(1, 2.0)], "agreement": [(1, 0.5)]})
     scene.show_curves({"loss": [(1, 3.0)], "self_check": [(1, 0.25)], "learning_rate": [(1, 0.1)]})

@@ -50,7 +50,7 @@ NOTHING = (slice(0, 0),) * 3
 
 
 def ids_of(segmentation: Any) -> list[str]:
-    from HiEndMAESegmentationLib import scene
+    from HiEndMAESegmentationLib.scene import nodes as scene
 
     return [segment.id for segment in scene.segments_of(segmentation)]
 
@@ -58,7 +58,7 @@ def ids_of(segmentation: Any) -> list[str]:
 def test_there_and_back_is_voxel_exact(oblique: Any, tmp_path: Path) -> None:
     import numpy as np
     import slicer
-    from HiEndMAESegmentationLib import scene
+    from HiEndMAESegmentationLib.scene import nodes as scene
 
     drawn = segmentation_of(oblique, {"Leber ß": BOX, "leer": NOTHING, "Milz": OTHER})
     drawn.GetSegmentation().GetNthSegment(0).SetTag("TerminologyEntry", LIVER)
@@ -82,7 +82,7 @@ def test_values_far_apart_and_structures_that_were_not_found(oblique: Any, tmp_p
     """Slicer counts labels anew; names must not slip. A structure without a voxel is there, and empty."""
     import numpy as np
     import slicer
-    from HiEndMAESegmentationLib import scene
+    from HiEndMAESegmentationLib.scene import nodes as scene
 
     array = np.zeros((10, 12, 14), np.int16)
     array[BOX], array[OTHER] = 9, 4
@@ -101,7 +101,7 @@ def test_values_far_apart_and_structures_that_were_not_found(oblique: Any, tmp_p
 def test_a_result_moves_with_its_scan(oblique: Any, tmp_path: Path) -> None:
     import numpy as np
     import slicer
-    from HiEndMAESegmentationLib import scene
+    from HiEndMAESegmentationLib.scene import nodes as scene
 
     transform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
     matrix = np.eye(4)
@@ -131,7 +131,7 @@ def test_a_result_moves_with_its_scan(oblique: Any, tmp_path: Path) -> None:
 def test_what_cannot_be_learned_is_refused(
     masks: dict[str, Any], code: str | None, told: str, oblique: Any, tmp_path: Path
 ) -> None:
-    from HiEndMAESegmentationLib import scene
+    from HiEndMAESegmentationLib.scene import nodes as scene
 
     from HiEndMAECore.errors import InputError
 
@@ -145,7 +145,7 @@ def test_what_cannot_be_learned_is_refused(
 
 
 def test_two_segments_of_one_name_and_unknown_ones_are_refused(oblique: Any, tmp_path: Path) -> None:
-    from HiEndMAESegmentationLib import scene
+    from HiEndMAESegmentationLib.scene import nodes as scene
 
     from HiEndMAECore.errors import InputError
 
@@ -160,7 +160,7 @@ def test_two_segments_of_one_name_and_unknown_ones_are_refused(oblique: Any, tmp
 def test_nothing_half_made_stays_in_the_scene(oblique: Any, tmp_path: Path) -> None:
     import numpy as np
     import slicer
-    from HiEndMAESegmentationLib import scene
+    from HiEndMAESegmentationLib.scene import nodes as scene
 
     from HiEndMAECore.errors import InputError
 
@@ -180,7 +180,7 @@ def test_nothing_half_made_stays_in_the_scene(oblique: Any, tmp_path: Path) -> N
 
 
 def test_terminology_goes_round() -> None:
-    from HiEndMAESegmentationLib import terminology
+    from HiEndMAESegmentationLib.scene import terminology
 
     entry = terminology.from_tag(LIVER)
     assert entry["type"] == {"CodingSchemeDesignator": "SCT", "CodeValue": "10200004", "CodeMeaning": "Liver"}

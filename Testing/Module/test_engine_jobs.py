@@ -20,7 +20,7 @@ FINISHED = json.dumps({"v": 1, "event": "finished", "outputs": {}})
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., Any]:
     """`run(source)`: a started job whose engine is the Python program `source`."""
-    from HiEndMAESegmentationLib.jobs import Job
+    from HiEndMAESegmentationLib.engine.jobs import Job
     from stand_in.application import use_engine
 
     from HiEndMAECore.doctor import DoctorConfig
@@ -103,7 +103,7 @@ def test_a_flood_of_events_leaves_the_main_thread_free(run: Callable[..., Any]) 
 
 
 def test_without_pythonslicer_the_job_ends_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    from HiEndMAESegmentationLib.jobs import Job
+    from HiEndMAESegmentationLib.engine.jobs import Job
 
     from HiEndMAECore.doctor import DoctorConfig
 
@@ -116,7 +116,7 @@ def test_without_pythonslicer_the_job_ends_in_a_sentence(monkeypatch: pytest.Mon
 def test_files_that_cannot_be_written_end_the_job_in_a_sentence(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file in the place of the folder of logs stands for whatever keeps them from being written."""
     import slicer
-    from HiEndMAESegmentationLib import jobs
+    from HiEndMAESegmentationLib.engine import jobs
 
     from HiEndMAECore.doctor import DoctorConfig
 
@@ -143,7 +143,7 @@ def test_closing_slicer_ends_the_job(run: Callable[..., Any]) -> None:
 
 
 def test_old_logs_make_room(run: Callable[..., Any]) -> None:
-    from HiEndMAESegmentationLib import jobs
+    from HiEndMAESegmentationLib.engine import jobs
 
     for _ in range(jobs._LOGS_KEPT + 5):
         log = jobs._new_log("doctor")

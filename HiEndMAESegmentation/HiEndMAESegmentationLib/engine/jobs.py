@@ -37,8 +37,7 @@ from slicer.i18n import tr as _
 
 from HiEndMAECore.configuration import DoorConfig, to_json
 from HiEndMAECore.reporting.events import decode
-
-from . import ENGINE_FOLDER, MODULE_FOLDER
+from HiEndMAESegmentationLib import ENGINE_FOLDER, MODULE_FOLDER
 
 GRACE = 2.0  # seconds that a cancelled job has to end by itself
 _LOOK_EVERY = 50  # ms
@@ -106,10 +105,10 @@ class Job:
             advice = _("Install Slicer again: its folder lacks PythonSlicer.")
             self._finish(JobEnd("failed", "python_absent", _("Slicer's Python was not found."), advice))
             return
-        package, folder = (
-            ("HiEndMAESegmentationLib", MODULE_FOLDER) if self.door == "kit" else ("HiEndMAECore", ENGINE_FOLDER)
-        )
-        command = [python, "-m", f"{package}.{self.door}", "--config", str(settings), "--events"]
+        name, folder = f"HiEndMAECore.{self.door}", ENGINE_FOLDER
+        if self.door == "kit":
+            name, folder = "HiEndMAESegmentationLib.engine.offline_package", MODULE_FOLDER
+        command = [python, "-m", name, "--config", str(settings), "--events"]
         hidden: dict[str, Any] = {"start_new_session": True}  # its own group: the tree can be ended as one
         if sys.platform == "win32":
             hidden = {"creationflags": subprocess.CREATE_NO_WINDOW}

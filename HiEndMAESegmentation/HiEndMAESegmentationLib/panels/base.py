@@ -14,13 +14,14 @@ from slicer.i18n import tr as _
 
 from HiEndMAECore.configuration import DoorConfig
 from HiEndMAECore.errors import HiEndMAEError
+from HiEndMAESegmentationLib.engine import installation
+from HiEndMAESegmentationLib.engine.jobs import Job, JobEnd, code_of
+from HiEndMAESegmentationLib.engine.model_library import Library
+from HiEndMAESegmentationLib.scene import nodes as scene
 
-from . import installation, scene
-from .advice import advise, button_of
-from .jobs import Job, JobEnd, code_of
-from .library import Library
+from .error_actions import advise, button_of
 
-RESOURCES = Path(__file__).resolve().parents[1] / "Resources"
+RESOURCES = Path(__file__).resolve().parents[2] / "Resources"
 _COLOURS = {"good": "#2e7d32", "bad": "#b3261e", "plain": ""}
 
 

@@ -16,10 +16,10 @@ from pathlib import Path
 import slicer
 
 from HiEndMAECore.finetune import FinetuneConfig
+from HiEndMAESegmentationLib.panels.base import JobStrip, typed
+from HiEndMAESegmentationLib.panels.training_preview import Watching
 
 from .jobs import JobEnd
-from .panel import JobStrip, typed
-from .watching import Watching
 
 
 @contextlib.contextmanager

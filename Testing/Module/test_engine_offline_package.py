@@ -33,7 +33,7 @@ def wheel(folder: Path, name: str, version: str) -> None:
 def kit(module: Any, shared_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """`kit(button, folder)`: press the button, answer with the folder, wait; the message. pip's network is a folder."""
     import qt
-    from HiEndMAESegmentationLib import installation
+    from HiEndMAESegmentationLib.engine import installation
     from stand_in.application import use_engine
 
     network = tmp_path / "network"
@@ -117,7 +117,7 @@ def test_what_goes_wrong_with_a_kit_is_told(
 
 
 def test_nothing_that_slicer_ships_goes_into_a_kit() -> None:
-    from HiEndMAESegmentationLib import installation
+    from HiEndMAESegmentationLib.engine import installation
 
     names = {line.partition(">")[0] for line in installation.kit_packages()}
     assert "torch" in names

@@ -9,12 +9,12 @@ from slicer.i18n import tr as _
 
 from HiEndMAECore.errors import HiEndMAEError, InputError
 from HiEndMAECore.finetune import FinetuneConfig
+from HiEndMAESegmentationLib.engine.model_library import Model
+from HiEndMAESegmentationLib.engine.training_job import Learning, fresh_folder
+from HiEndMAESegmentationLib.scene import nodes as scene
 
-from . import scene
-from .learning import Learning, fresh_folder
-from .library import Model
-from .panel import JobStrip, Session, dimmed, load, strong, typed
-from .watching import Watching
+from .base import JobStrip, Session, dimmed, load, strong, typed
+from .training_preview import Watching
 
 
 class ImprovePanel:
@@ -23,7 +23,7 @@ class ImprovePanel:
     def __init__(self, session: Session, layout: Any) -> None:
         self.session = session
         self.steps: int | None = None
-        self.widget, self.ui = load("Improve")
+        self.widget, self.ui = load("Refine")
         layout.addWidget(self.widget)
         self.strip = JobStrip(session, layout, can_finish=True)
         self._learning: Learning | None = None

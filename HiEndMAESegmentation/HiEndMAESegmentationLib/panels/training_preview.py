@@ -11,8 +11,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from HiEndMAECore.errors import HiEndMAEError
-
-from . import scene
+from HiEndMAESegmentationLib.scene import nodes as scene
 
 _CURVE_EVERY = 1.0  # seconds
 

@@ -17,13 +17,13 @@ from slicer.util import VTKObservationMixin
 from HiEndMAECore.checkpoints.catalogue import CATALOGUE
 from HiEndMAECore.errors import HiEndMAEError
 from HiEndMAECore.finetune import BUDGETS, FinetuneConfig
+from HiEndMAESegmentationLib.engine.model_library import in_the_box
+from HiEndMAESegmentationLib.engine.training_job import Learning, fresh_folder
+from HiEndMAESegmentationLib.scene import nodes as scene
 
-from . import scene
-from .learning import Learning, fresh_folder
-from .library import in_the_box
+from .base import JobStrip, Session, dimmed, fit_height, load, strong, typed
 from .models import score
-from .panel import JobStrip, Session, dimmed, fit_height, load, strong, typed
-from .watching import Watching
+from .training_preview import Watching
 
 _ANOTHER = "file"  # data of the entry that asks for a file
 
@@ -38,7 +38,7 @@ class TeachPanel(VTKObservationMixin):
         VTKObservationMixin.__init__(self)
         self.session = session
         self.steps: int | None = None
-        self.widget, self.ui = load("Teach")
+        self.widget, self.ui = load("Train")
         layout.addWidget(self.widget)
         self.strip = JobStrip(session, layout, can_finish=True, remedy=self.remedy)
         self._spacing: float | None = None  # mm, instead of what the scan and the machine suggest

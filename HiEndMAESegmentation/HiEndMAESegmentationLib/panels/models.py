@@ -18,12 +18,12 @@ from HiEndMAECore.checkpoints import model_folder
 from HiEndMAECore.doctor import DoctorConfig
 from HiEndMAECore.errors import HiEndMAEError
 from HiEndMAECore.requirements import name_of
+from HiEndMAESegmentationLib.engine import installation
+from HiEndMAESegmentationLib.engine.jobs import JobEnd
+from HiEndMAESegmentationLib.engine.model_library import Model
+from HiEndMAESegmentationLib.engine.offline_package import KitConfig
 
-from . import installation
-from .jobs import JobEnd
-from .kit import KitConfig
-from .library import Model
-from .panel import JobStrip, Session, fit_height, load, restart_told
+from .base import JobStrip, Session, fit_height, load, restart_told
 
 
 class ModelsPanel:
