@@ -1,4 +1,4 @@
-"""Jobs that go wrong: each ends in a plain sentence, and leaves no process behind."""
+"""Jobs that fail: each ends with a message, and leaves no process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from module_help import Heart, group_of, wait
+from module_help import MainThreadTimer, group_of, wait
 
 pytestmark = pytest.mark.usefixtures("app")
 
@@ -19,18 +19,18 @@ FINISHED = json.dumps({"v": 1, "event": "finished", "outputs": {}})
 
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., Any]:
-    """`run(source)`: a started job whose engine is the Python program `source`."""
+    """Return `run(source)`, which starts a job whose engine is the Python program `source`."""
     from HiEndMAESegmentationLib.engine.jobs import Job
     from stand_in.application import use_engine
 
     from HiEndMAECore.doctor import DoctorConfig
 
-    def start(source: str, heard: list[Any] | None = None) -> Job:
+    def start(source: str, events: list[Any] | None = None) -> Job:
         program = tmp_path / "engine Ä.py"
         program.write_text(source, encoding="utf-8")
         use_engine(sys.executable, str(program))
         ends: list[Any] = []
-        job = Job("doctor", DoctorConfig(), on_event=(heard if heard is not None else []).append, on_end=ends.append)
+        job = Job("doctor", DoctorConfig(), on_event=(events if events is not None else []).append, on_end=ends.append)
         job.ends = ends
         job.start()
         return job
@@ -38,32 +38,32 @@ def run(tmp_path: Path) -> Callable[..., Any]:
     return start
 
 
-def test_rubbish_is_kept_in_the_log_and_does_no_harm(run: Callable[..., Any]) -> None:
-    heard: list[Any] = []
+def test_job_with_output_that_is_no_event_writes_it_to_the_log(run: Callable[..., Any]) -> None:
+    events: list[Any] = []
     source = f"""
 import sys
-sys.stdout.buffer.write(b"\\xff\\xfe rubbish\\n" + b"{{" * 100000 + b"\\n" + b'{{"v": 1, "event": "progress"}}\\n')
+sys.stdout.buffer.write(b"\\xff\\xfe garbage\\n" + b"{{" * 100000 + b"\\n" + b'{{"v": 1, "event": "progress"}}\\n')
 sys.stdout.buffer.write(b'{{"v": 1, "event": "metric", "name": "loss", "value": 1}}\\n' + {FINISHED!r}.encode() + b"\\n")
-sys.stderr.write("a warning of some library\\n")
+sys.stderr.write("a warning of a library\\n")
 """
-    job = run(source, heard)
+    job = run(source, events)
     wait(lambda: not job.running)
     assert [end.state for end in job.ends] == ["finished"]
-    assert [event["event"] for event in heard] == ["metric"]
+    assert [event["event"] for event in events] == ["metric"]
     log = job.log.read_text(encoding="utf-8")
-    assert "rubbish" in log
-    assert "a warning of some library" in log
+    assert "garbage" in log
+    assert "a warning of a library" in log
 
 
-def test_an_engine_that_says_nothing_was_killed(run: Callable[..., Any]) -> None:
+def test_job_without_a_last_event_ends_as_killed(run: Callable[..., Any]) -> None:
     job = run("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     wait(lambda: not job.running)
     assert (job.end.state, job.end.code, job.end.exit_code) == ("killed", "killed", 1)
     assert "memory" in job.end.advice
 
 
-def test_a_stubborn_engine_and_its_children_are_ended(run: Callable[..., Any]) -> None:
-    """It ignores the control file and SIGTERM, and has a child of its own."""
+def test_cancelled_job_that_ignores_requests_is_ended_with_its_children(run: Callable[..., Any]) -> None:
+    """The engine ignores the control file and SIGTERM, and has a child of its own."""
     source = """
 import signal, subprocess, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -72,15 +72,15 @@ time.sleep(100)
 """
     job = run(source)
     wait(lambda: len(group_of(job.pid)) == 3)
-    asked = time.monotonic()
+    start = time.monotonic()
     job.cancel()
     wait(lambda: not job.running)
     wait(lambda: not group_of(job.pid))
-    assert time.monotonic() - asked < 5
+    assert time.monotonic() - start < 5
     assert job.end.state == "cancelled"
 
 
-def test_a_killed_launcher_takes_the_engine_along(run: Callable[..., Any]) -> None:
+def test_killed_launcher_ends_the_engine_too(run: Callable[..., Any]) -> None:
     import os
     import signal
 
@@ -92,17 +92,17 @@ def test_a_killed_launcher_takes_the_engine_along(run: Callable[..., Any]) -> No
     assert job.end.state == "killed"
 
 
-def test_a_flood_of_events_leaves_the_main_thread_free(run: Callable[..., Any]) -> None:
+def test_job_with_many_events_does_not_block_the_main_thread(run: Callable[..., Any]) -> None:
     line = json.dumps({"v": 1, "event": "metric", "name": "x", "value": 1})
-    heard: list[Any] = []
-    job = run(f"print(({line!r} + chr(10)) * 30000 + {FINISHED!r})", heard)
-    with Heart() as heart:
+    events: list[Any] = []
+    job = run(f"print(({line!r} + chr(10)) * 30000 + {FINISHED!r})", events)
+    with MainThreadTimer() as timer:
         wait(lambda: not job.running)
-    assert len(heard) == 30000
-    assert heart.longest < 0.1
+    assert len(events) == 30000
+    assert timer.longest < 0.1
 
 
-def test_without_pythonslicer_the_job_ends_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_job_without_pythonslicer_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     from HiEndMAESegmentationLib.engine.jobs import Job
 
     from HiEndMAECore.doctor import DoctorConfig
@@ -113,8 +113,8 @@ def test_without_pythonslicer_the_job_ends_in_a_sentence(monkeypatch: pytest.Mon
     assert [(end.state, end.code) for end in ends] == [("failed", "python_absent")]
 
 
-def test_files_that_cannot_be_written_end_the_job_in_a_sentence(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file in the place of the folder of logs stands for whatever keeps them from being written."""
+def test_job_whose_files_cannot_be_written_ends_with_an_error(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file stands where the folder of logs should be."""
     import slicer
     from HiEndMAESegmentationLib.engine import jobs
 
@@ -122,19 +122,19 @@ def test_files_that_cannot_be_written_end_the_job_in_a_sentence(app: Any, monkey
 
     ends: list[Any] = []
     job = jobs.Job("doctor", DoctorConfig(), on_event=print, on_end=ends.append)
-    in_the_way = Path(slicer.app.temporaryPath) / "in the way"
-    in_the_way.write_text("")
-    job.log = in_the_way / "x.log"
+    blocking_file = Path(slicer.app.temporaryPath) / "blocking file"
+    blocking_file.write_text("")
+    job.log = blocking_file / "x.log"
     job.start()
-    in_the_way.unlink()
-    with monkeypatch.context() as tidied:
-        tidied.setattr(type(slicer.app), "temporaryPath", property(lambda _self: str(in_the_way / "gone")))
+    blocking_file.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(type(slicer.app), "temporaryPath", property(lambda _self: str(blocking_file / "gone")))
         jobs.Job("doctor", DoctorConfig(), on_event=print, on_end=ends.append).start()
     assert [end.code for end in ends] == ["files_failed", "files_failed"]
     assert not job.running
 
 
-def test_closing_slicer_ends_the_job(run: Callable[..., Any]) -> None:
+def test_kill_ends_the_processes_without_calling_on_end(run: Callable[..., Any]) -> None:
     job = run("import time; time.sleep(100)")
     wait(lambda: len(group_of(job.pid)) == 2)
     job.kill()
@@ -142,7 +142,7 @@ def test_closing_slicer_ends_the_job(run: Callable[..., Any]) -> None:
     assert job.ends == []
 
 
-def test_old_logs_make_room(run: Callable[..., Any]) -> None:
+def test_new_log_removes_the_oldest_logs(run: Callable[..., Any]) -> None:
     from HiEndMAESegmentationLib.engine import jobs
 
     for _ in range(jobs._LOGS_KEPT + 5):

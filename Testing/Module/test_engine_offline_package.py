@@ -1,4 +1,4 @@
-"""The offline kit by its buttons, with the true pip, and wheels made here in place of a network."""
+"""Offline packages by their buttons, with the real pip; a folder of wheels takes the place of a network."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ PACKAGES = ("torch>=2.2,!=2.9.*", "monai>=1.3")
 
 
 def wheel(folder: Path, name: str, version: str) -> None:
-    """An empty package as pip takes it."""
+    """Write an empty Python package as a wheel."""
     about = f"{name}-{version}.dist-info"
     with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as archive:
-        archive.writestr(f"{name}_of_the_kit.py", f"version = {version!r}\n")
+        archive.writestr(f"{name}_from_package.py", f"version = {version!r}\n")
         archive.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
         archive.writestr(
             f"{about}/WHEEL", "Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
@@ -30,8 +30,8 @@ def wheel(folder: Path, name: str, version: str) -> None:
 
 
 @pytest.fixture
-def kit(module: Any, shared_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """`kit(button, folder)`: press the button, answer with the folder, wait; the message. pip's network is a folder."""
+def press(module: Any, shared_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Return `press(button, folder)`: press the button, choose the folder, wait, and return the message."""
     import qt
     from HiEndMAESegmentationLib.engine import installation
     from stand_in.application import use_engine
@@ -43,83 +43,90 @@ def kit(module: Any, shared_model: Path, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     monkeypatch.setenv("PIP_FIND_LINKS", str(network))
-    monkeypatch.setattr(installation, "kit_packages", lambda: list(PACKAGES))
-    monkeypatch.setattr(installation, "kit_pins", list)
-    monkeypatch.setattr(installation, "pinned", list)
-    monkeypatch.setattr(installation, "missing", lambda: list(PACKAGES))
+    monkeypatch.setattr(installation, "offline_requirements", lambda: list(PACKAGES))
+    monkeypatch.setattr(installation, "offline_pins", list)
+    monkeypatch.setattr(installation, "shipped_pins", list)
+    monkeypatch.setattr(installation, "missing_packages", lambda: list(PACKAGES))
     use_engine(sys.executable)
-    module.session.library.take_in(shared_model)
+    module.session.library.import_model(shared_model)
     module.session.models_changed()
 
-    def press(button: str, folder: Path) -> str:
+    def press_button(button: str, folder: Path) -> str:
         monkeypatch.setattr(qt.QFileDialog, "getExistingDirectory", lambda *_: str(folder))
         getattr(module.models.ui, button).click()
         wait(lambda: not module.session.busy)
         return module.models.strip.ui.messageLabel.text
 
-    return press
+    return press_button
 
 
-def test_a_kit_is_gathered_and_installed_from(
-    kit: Callable[..., str], module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_offline_package_is_made_and_installed(
+    press: Callable[..., str], module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The excluded torch stays out; every file has its SHA-256; the model joins the library of the other computer."""
-    folder = tmp_path / "Kit für Ä"
+    """The excluded torch version is left out, every file has its SHA-256, and the model is added to the library."""
+    folder = tmp_path / "Paket für Ä"
     weights = tmp_path / "start.pth"
-    weights.write_bytes(b"weights of somebody")
+    weights.write_bytes(b"weights from elsewhere")
     module.session.parameters.start = str(weights)
-    assert "Copy it to the other computer" in kit("kitButton", folder)
-    sums = dict(reversed(line.split("  ", 1)) for line in (folder / "SHA256SUMS").read_text("utf-8").splitlines())
-    assert {Path(name).name for name in sums} == {
+    assert "Copy it to the other computer" in press("makePackageButton", folder)
+    checksums = dict(reversed(line.split("  ", 1)) for line in (folder / "SHA256SUMS").read_text("utf-8").splitlines())
+    assert {Path(name).name for name in checksums} == {
         "torch-2.8.0-py3-none-any.whl",
         "monai-1.5.0-py3-none-any.whl",
         "bauch.zip",
         "start.pth",
     }
-    for name, wanted in sums.items():
-        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == wanted
+    for name, sha256 in checksums.items():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == sha256
 
     monkeypatch.delenv("PIP_FIND_LINKS")
     monkeypatch.setenv("PIP_TARGET", str(tmp_path / "site"))
-    told = kit("fromKitButton", folder)
-    # Other tests of the same process may have loaded the engine's packages: Slicer would have to be restarted then.
-    assert ("Restart Slicer" in told) is bool({"torch", "monai"} & set(sys.modules))
-    assert ("need not be restarted" in told) is not ("Restart Slicer" in told)
-    assert {path.name for path in (tmp_path / "site").glob("*.py")} == {"torch_of_the_kit.py", "monai_of_the_kit.py"}
-    assert len(module.session.library.models()) == 1, "it is there already"
+    message = press("installPackageButton", folder)
+    # Other tests of this process may have imported the engine's packages; then Slicer has to be restarted.
+    assert ("Restart Slicer" in message) is bool({"torch", "monai"} & set(sys.modules))
+    assert ("need not be restarted" in message) is not ("Restart Slicer" in message)
+    assert {path.name for path in (tmp_path / "site").glob("*.py")} == {
+        "torch_from_package.py",
+        "monai_from_package.py",
+    }
+    assert len(module.session.library.models()) == 1, "the library had it already"
     module.session.library.delete(module.session.library.models()[0])
-    kit("fromKitButton", folder)
+    press("installPackageButton", folder)
     assert [model.name for model in module.session.library.models()] == ["Bauch"]
-    assert module.teach.ui.startCombo.findText("start.pth") >= 0
+    assert module.train.ui.startCombo.findText("start.pth") >= 0
 
 
-def test_a_damaged_kit_is_refused(kit: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "kit"
-    kit("kitButton", folder)
+def test_damaged_offline_package_is_refused(
+    press: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "package"
+    press("makePackageButton", folder)
     file = folder / "wheels" / "monai-1.5.0-py3-none-any.whl"
     file.write_bytes(file.read_bytes()[:-1])
     monkeypatch.setenv("PIP_TARGET", str(tmp_path / "site"))
-    assert kit("fromKitButton", folder).startswith(f"'wheels/{file.name}' of the kit is damaged or missing.")
+    assert press("installPackageButton", folder).startswith(
+        f"'wheels/{file.name}' of the offline package is damaged or missing."
+    )
     assert not (tmp_path / "site").exists()
 
 
-def test_what_goes_wrong_with_a_kit_is_told(
-    kit: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_offline_package_problems_give_messages(
+    press: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A folder in use is left alone; no network; no kit."""
+    """The folder holds other files, which stay; there is no network; the folder is no offline package."""
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.txt").write_text("mine", encoding="utf-8")
-    assert "holds other files" in kit("kitButton", tmp_path / "taken")
-    assert "is no offline kit" in kit("fromKitButton", tmp_path / "taken")
+    assert "holds other files" in press("makePackageButton", tmp_path / "taken")
+    assert "is no offline package" in press("installPackageButton", tmp_path / "taken")
     assert [path.name for path in (tmp_path / "taken").iterdir()] == ["thesis.txt"]
     monkeypatch.delenv("PIP_FIND_LINKS")
-    assert "Is there a network?" in kit("kitButton", tmp_path / "kit")
+    assert "Is there a network?" in press("makePackageButton", tmp_path / "package")
 
 
-def test_nothing_that_slicer_ships_goes_into_a_kit() -> None:
+def test_offline_requirements_contain_nothing_that_slicer_ships() -> None:
     from HiEndMAESegmentationLib.engine import installation
 
-    names = {line.partition(">")[0] for line in installation.kit_packages()}
+    names = {line.partition(">")[0] for line in installation.offline_requirements()}
     assert "torch" in names
     assert not names & {"numpy", "SimpleITK", "scipy", "vtk"}
-    assert all("+" not in pin for pin in installation.kit_pins())
+    assert all("+" not in pin for pin in installation.offline_pins())

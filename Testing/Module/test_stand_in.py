@@ -1,4 +1,4 @@
-"""The stand-in is strict: a typing error in the module cannot pass here."""
+"""The stand-in refuses what Slicer would silently ignore, so that a typing error in the module is found."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 pytestmark = pytest.mark.usefixtures("app")
 
 
-def test_properties_are_attributes_and_setters_can_be_called() -> None:
+def test_properties_are_attributes_and_have_setters() -> None:
     import qt
 
-    button = qt.QPushButton("Teach")
-    assert (button.text, button.enabled, button.isEnabled()) == ("Teach", True, True)
+    button = qt.QPushButton("Train")
+    assert (button.text, button.enabled, button.isEnabled()) == ("Train", True, True)
     button.text = "Apply"
     button.setEnabled(False)
     assert (button.text, button.enabled, button.name, button.className()) == ("Apply", False, "", "QPushButton")
@@ -23,20 +23,20 @@ def test_properties_are_attributes_and_setters_can_be_called() -> None:
 def test_signals_are_connected_by_their_cpp_signature() -> None:
     import qt
 
-    heard: list[Any] = []
+    values: list[Any] = []
     button = qt.QPushButton("x")
     button.checkable = True
-    button.connect("clicked()", lambda: heard.append("no argument"))
-    button.connect("clicked(bool)", heard.append)
+    button.connect("clicked()", lambda: values.append("no argument"))
+    button.connect("clicked(bool)", values.append)
     button.click()
-    assert heard == ["no argument", True]
-    assert button.disconnect("clicked(bool)", heard.append)
+    assert values == ["no argument", True]
+    assert button.disconnect("clicked(bool)", values.append)
     button.click()
-    assert heard == ["no argument", True, "no argument"]
+    assert values == ["no argument", True, "no argument"]
 
 
 @pytest.mark.parametrize("signature", ["clickd()", "clicked(int)", "clicked"])
-def test_an_unknown_signal_is_refused(signature: str) -> None:
+def test_unknown_signal_is_refused(signature: str) -> None:
     import qt
 
     with pytest.raises(RuntimeError, match="signal"):
@@ -44,7 +44,7 @@ def test_an_unknown_signal_is_refused(signature: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), [("txt", "x"), ("setText", "x")])
-def test_an_unknown_property_is_refused(name: str, value: str) -> None:
+def test_unknown_property_is_refused(name: str, value: str) -> None:
     import qt
     import slicer
 
@@ -70,7 +70,7 @@ UI = """<ui version="4.0"><class>A</class><widget class="qMRMLWidget" name="A"><
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({}, ""),
         ({"cls": "ctkUnknown"}, "ctkUnknown"),
@@ -79,36 +79,36 @@ UI = """<ui version="4.0"><class>A</class><widget class="qMRMLWidget" name="A"><
         ({"signal": "mrmlSceneChange(vtkMRMLScene*)"}, "no signal"),
     ],
 )
-def test_a_ui_file_is_checked(change: dict[str, str], told: str, tmp_path: Path) -> None:
+def test_ui_file_with_unknown_names_is_refused(change: dict[str, str], message: str, tmp_path: Path) -> None:
     import slicer.util
 
     words = {"cls": "QPushButton", "name": "checkable", "signal": "mrmlSceneChanged(vtkMRMLScene*)", **change}
     file = tmp_path / "a.ui"
     file.write_text(UI.format(**words), encoding="utf-8")
-    if not told:
+    if not message:
         assert slicer.util.childWidgetVariables(slicer.util.loadUI(str(file))).b.checkable
         return
-    with pytest.raises(RuntimeError, match=told):
+    with pytest.raises(RuntimeError, match=message):
         slicer.util.loadUI(str(file))
 
 
-def test_a_node_chooser_follows_the_scene(empty_scene: Any) -> None:
+def test_node_combo_box_follows_the_scene(empty_scene: Any) -> None:
     import slicer
 
-    chooser, heard = slicer.qMRMLNodeComboBox(), []
+    chooser, values = slicer.qMRMLNodeComboBox(), []
     chooser.nodeTypes = ["vtkMRMLScalarVolumeNode"]
     chooser.showChildNodeTypes = False
-    chooser.connect("currentNodeChanged(vtkMRMLNode*)", heard.append)
+    chooser.connect("currentNodeChanged(vtkMRMLNode*)", values.append)
     chooser.setMRMLScene(empty_scene)
     empty_scene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "no scan")
     assert chooser.currentNode() is None
     node = empty_scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "scan")
     assert chooser.currentNode() is node
     empty_scene.Clear(0)
-    assert heard == [node, None]
+    assert values == [node, None]
 
 
-def test_a_parameter_of_unknown_type_is_refused() -> None:
+def test_parameter_of_unknown_type_is_refused() -> None:
     from slicer.parameterNodeWrapper import parameterNodeWrapper
 
     with pytest.raises(TypeError, match="complex"):
@@ -118,7 +118,7 @@ def test_a_parameter_of_unknown_type_is_refused() -> None:
             value: complex = 1j
 
 
-def test_the_wrapper_refuses_what_it_does_not_hold(empty_scene: Any) -> None:
+def test_parameter_wrapper_refuses_unknown_names_and_wrong_types(empty_scene: Any) -> None:
     from HiEndMAESegmentationLib.parameters import Parameters
 
     parameters = Parameters(empty_scene.AddNewNodeByClass("vtkMRMLScriptedModuleNode"))

@@ -1,14 +1,14 @@
-"""One door of the engine in a process of its own, watched from Slicer's main thread without ever waiting for it.
+"""Run one command of the engine in a child process, and follow it from Slicer's main thread without ever blocking.
 
 Usage:
 
     job = Job("segment", SegmentConfig(…), on_event=show, on_end=done)
     job.start()
-    job.finish()     # stop now, leave a usable result
-    job.cancel()     # politely; after GRACE seconds the whole process tree is ended
+    job.finish()     # stop now, with a usable result
+    job.cancel()     # ask it to stop; after GRACE_SECONDS the whole process tree is ended
 
-Two threads read the child's outputs into a queue; a timer on the main thread empties it and calls `on_event` with each
-event and `on_end`, once, with a `JobEnd`. Everything the child wrote is kept in `job.log`.
+Two threads read the child's outputs into a queue. A timer on the main thread empties it, and calls `on_event` with each
+event and `on_end`, once, with a `JobEnd`. Everything that the child wrote is in `job.log`.
 """
 
 from __future__ import annotations
@@ -35,20 +35,23 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from HiEndMAECore.configuration import DoorConfig, to_json
+from HiEndMAECore.configuration import DoorConfig as CommandConfig
+from HiEndMAECore.configuration import to_json
+from HiEndMAECore.errors import HiEndMAEError
 from HiEndMAECore.reporting.events import decode
 from HiEndMAESegmentationLib import ENGINE_FOLDER, MODULE_FOLDER
 
-GRACE = 2.0  # seconds that a cancelled job has to end by itself
-_LOOK_EVERY = 50  # ms
-_AT_ONCE = 0.02  # seconds of the main thread that one look may take
-_LONGEST_LINE = 1_000_000
+GRACE_SECONDS = 2.0  # a cancelled job has this long to end by itself
+OFFLINE_PACKAGE = "offline-package"  # the one command that belongs to the module, not to the engine
+_POLL_MS = 50
+_POLL_LIMIT_SECONDS = 0.02  # longest time that one poll may keep the main thread
+_LONGEST_LINE_BYTES = 1_000_000
 _LOGS_KEPT = 20
 
 
 @dataclass(frozen=True)
 class JobEnd:
-    """How a job ended. state: "finished", "failed", "cancelled" or "killed" (gone without a last word)."""
+    """The end of a job; `state` is "finished", "failed", "cancelled" or "killed" (ended without a last event)."""
 
     state: str
     code: str = ""
@@ -59,18 +62,25 @@ class JobEnd:
 
 
 class Job:
-    """A run of `python -m HiEndMAECore.<door>` with `config`; the door "kit" is the module's own."""
+    """A run of one command in a child process.
+
+    Args:
+        command: A command of `HiEndMAECore`, or `OFFLINE_PACKAGE`.
+        config: The command's options; events, control file and parent process are filled in here.
+        on_event: Called with every event except the last one.
+        on_end: Called once, when the child process is gone.
+    """
 
     def __init__(
         self,
-        door: str,
-        config: DoorConfig,
+        command: str,
+        config: CommandConfig,
         *,
         on_event: Callable[[dict[str, Any]], None],
         on_end: Callable[[JobEnd], None],
     ) -> None:
-        self.door = door
-        self.log = _new_log(door)
+        self.command = command
+        self.log = _new_log(command)
         self.end: JobEnd | None = None
         self.pid: int | None = None
         self._on_event, self._on_end = on_event, on_end
@@ -79,52 +89,37 @@ class Job:
         self._config = dataclasses.replace(config, events=True, control=self._control, parent_pid=os.getpid())
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._open_pipes = 0
-        self._last: dict[str, Any] | None = None
-        self._cancelled_at: float | None = None
-        self._gone_at: float | None = None
+        self._last_event: dict[str, Any] | None = None
+        self._cancel_time: float | None = None
+        self._exit_time: float | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._log: IO[str] | None = None
+        self._log_stream: IO[str] | None = None
         self._timer = qt.QTimer()
-        self._timer.setInterval(_LOOK_EVERY)
-        self._timer.connect("timeout()", self._look)
+        self._timer.setInterval(_POLL_MS)
+        self._timer.connect("timeout()", self._poll)
 
     def start(self) -> None:
-        """Start the child. A computer without PythonSlicer, or one that forbids it, ends the job at once, in words."""
+        """Start the child process; if that is impossible, the job ends at once with a message."""
         settings = self._folder / "config.json"
         try:
             self._folder.mkdir(mode=0o700)
             self.log.parent.mkdir(parents=True, exist_ok=True)
-            self._log = self.log.open("w", encoding="utf-8", errors="replace")
+            self._log_stream = self.log.open("w", encoding="utf-8", errors="replace")
             settings.write_text(json.dumps(to_json(self._config)), encoding="utf-8")
         except OSError as error:
-            told = _("The job's files could not be written ({reason}).").format(reason=error.strerror)
-            self._finish(JobEnd("failed", code_of(error), told))
+            message = _("The job's files could not be written ({reason}).").format(reason=error.strerror)
+            self._finish(JobEnd("failed", code_of(error), message))
             return
         python = shutil.which("PythonSlicer")
         if python is None:
             advice = _("Install Slicer again: its folder lacks PythonSlicer.")
             self._finish(JobEnd("failed", "python_absent", _("Slicer's Python was not found."), advice))
             return
-        name, folder = f"HiEndMAECore.{self.door}", ENGINE_FOLDER
-        if self.door == "kit":
-            name, folder = "HiEndMAESegmentationLib.engine.offline_package", MODULE_FOLDER
-        command = [python, "-m", name, "--config", str(settings), "--events"]
-        hidden: dict[str, Any] = {"start_new_session": True}  # its own group: the tree can be ended as one
-        if sys.platform == "win32":
-            hidden = {"creationflags": subprocess.CREATE_NO_WINDOW}
         try:
-            self._process = subprocess.Popen(
-                command,
-                cwd=folder,  # `-m` looks here: Slicer's additional module paths do not reach PythonSlicer
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"},
-                **hidden,
-            )
+            self._process = _start_process(python, self.command, settings)
         except OSError as error:
-            told = _("The job could not be started ({reason}).").format(reason=error.strerror)
-            self._finish(JobEnd("failed", "not_started", told, _("Is a virus scanner in the way?")))
+            message = _("The job could not be started ({reason}).").format(reason=error.strerror)
+            self._finish(JobEnd("failed", "not_started", message, _("Does a virus scanner block it?")))
             return
         self.pid = self._process.pid
         for stream in (self._process.stdout, self._process.stderr):
@@ -135,103 +130,112 @@ class Job:
 
     @property
     def running(self) -> bool:
-        """Started, and not ended."""
+        """Return whether the job has started and has not ended."""
         return self._process is not None and self.end is None
 
     def finish(self) -> None:
-        """Ask for a usable result now."""
-        self._say("finish")
+        """Ask the command to stop now, with a usable result."""
+        self._request("finish")
 
     def cancel(self) -> None:
-        """Ask to stop; what has not stopped after `GRACE` seconds is ended."""
-        if self.running and self._cancelled_at is None:
-            self._cancelled_at = time.monotonic()
-            self._say("cancel")
+        """Ask the command to stop; if it still runs after `GRACE_SECONDS`, its process tree is ended."""
+        if self.running and self._cancel_time is None:
+            self._cancel_time = time.monotonic()
+            self._request("cancel")
 
     def kill(self) -> None:
-        """End the process tree now, without a word to anybody: Slicer is closing."""
+        """End the process tree now, without calling `on_end`: Slicer is closing."""
         self._timer.stop()
-        self._end_tree()
+        self._end_process_tree()
         self._clean_up()
 
-    def _say(self, word: str) -> None:
-        with contextlib.suppress(OSError):  # a full disk: the cancelled job is ended after its grace
+    def _request(self, word: str) -> None:
+        """Write a request into the control file."""
+        with contextlib.suppress(OSError):  # the disk is full: a cancelled job is ended after its grace time
             self._control.write_text(word, encoding="utf-8")
 
-    # -- the child's words: reader threads ---------------------------------------------------------------------------
+    # -- reader threads ----------------------------------------------------------------------------------------------
 
     def _read(self, stream: IO[bytes]) -> None:
+        """Put the lines of one output into the queue, and None at its end."""
         with stream:
-            for line in iter(lambda: stream.readline(_LONGEST_LINE), b""):
+            for line in iter(lambda: stream.readline(_LONGEST_LINE_BYTES), b""):
                 self._lines.put(line.decode("utf-8", "replace").rstrip("\r\n"))
         self._lines.put(None)
 
-    # -- the main thread ---------------------------------------------------------------------------------------------
+    # -- main thread -------------------------------------------------------------------------------------------------
 
-    def _look(self) -> None:
-        until = time.monotonic() + _AT_ONCE
-        while time.monotonic() < until:
+    def _poll(self) -> None:
+        """Handle the lines in the queue for a short time, then see whether the process has ended."""
+        deadline = time.monotonic() + _POLL_LIMIT_SECONDS
+        while time.monotonic() < deadline:
             try:
                 line = self._lines.get_nowait()
             except queue.Empty:
-                self._look_at_process()
+                self._check_process()
                 return
             if line is None:
                 self._open_pipes -= 1
             else:
-                self._hear(line)
+                self._handle_line(line)
 
-    def _hear(self, line: str) -> None:
-        assert self._log is not None
-        with contextlib.suppress(OSError):  # the disk is full: the job goes on, its log does not
-            self._log.write(line + "\n")
-            self._log.flush()
+    def _handle_line(self, line: str) -> None:
+        """Write a line into the log, and pass it on if it is an event."""
+        assert self._log_stream is not None
+        with contextlib.suppress(OSError):  # the disk is full: the job goes on without its log
+            self._log_stream.write(line + "\n")
+            self._log_stream.flush()
         event = decode(line) if line.startswith("{") else None
         if event is None:
             return
         if event["event"] in ("finished", "failed"):
-            self._last = event
+            self._last_event = event
         else:
             self._on_event(event)
 
-    def _look_at_process(self) -> None:
+    def _check_process(self) -> None:
+        """End a cancelled job whose grace time is over, and finish the job once its process is gone."""
         now = time.monotonic()
         assert self._process is not None
-        if self._cancelled_at is not None and now - self._cancelled_at > GRACE:
-            self._end_tree()
+        if self._cancel_time is not None and now - self._cancel_time > GRACE_SECONDS:
+            self._end_process_tree()
         if self._process.poll() is None:
             return
-        self._gone_at = self._gone_at or now
-        if self._open_pipes and now - self._gone_at < 1.0:  # its last words may still be on the way
+        self._exit_time = self._exit_time or now
+        if self._open_pipes and now - self._exit_time < 1.0:  # the last lines may not have arrived yet
             return
-        self._end_tree()  # a launcher that was killed leaves its child behind
-        self._finish(self._judge(self._process.returncode))
+        self._end_process_tree()  # a launcher that was killed leaves its child running
+        self._finish(self._end_of(self._process.returncode))
 
-    def _judge(self, code: int) -> JobEnd:
-        last = self._last
+    def _end_of(self, exit_code: int) -> JobEnd:
+        """Return how the job ended, from its last event and its exit code."""
+        last = self._last_event
         if last and last["event"] == "finished":
-            return JobEnd("finished", outputs=dict(last["outputs"]), exit_code=code)
-        if self._cancelled_at is not None or (last and last["code"] == "cancelled"):
-            return JobEnd("cancelled", "cancelled", _("Cancelled. Nothing was changed."), exit_code=code)
+            return JobEnd("finished", outputs=dict(last["outputs"]), exit_code=exit_code)
+        if self._cancel_time is not None or (last and last["code"] == "cancelled"):
+            return JobEnd("cancelled", "cancelled", _("Cancelled. Nothing was changed."), exit_code=exit_code)
         if last:
-            return JobEnd("failed", last["code"], last["message"], last["advice"], exit_code=code)
-        told = _("The job was ended from outside before it was done.")
+            return JobEnd("failed", last["code"], last["message"], last["advice"], exit_code=exit_code)
+        message = _("The job was ended from outside before it was done.")
         advice = _("Most often the computer ran out of memory: close other programs, and try again.")
-        return JobEnd("killed", "killed", told, advice, exit_code=code)
+        return JobEnd("killed", "killed", message, advice, exit_code=exit_code)
 
     def _finish(self, end: JobEnd) -> None:
+        """Store how the job ended, remove its files and call `on_end`."""
         self._timer.stop()
         self.end = end
         self._clean_up()
         self._on_end(end)
 
     def _clean_up(self) -> None:
-        if self._log is not None:
+        """Close the log and remove the job's own files."""
+        if self._log_stream is not None:
             with contextlib.suppress(OSError):
-                self._log.close()
+                self._log_stream.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _end_tree(self) -> None:
+    def _end_process_tree(self) -> None:
+        """End the child process and all of its children."""
         if self._process is None:
             return
         if sys.platform == "win32":
@@ -248,17 +252,45 @@ class Job:
             self._process.wait(timeout=0.05)
 
 
+def _start_process(python: str, command: str, settings: Path) -> subprocess.Popen[bytes]:
+    """Start `command` with Slicer's Python, without a window, as a process group that can be ended as one."""
+    module, folder = f"HiEndMAECore.{command}", ENGINE_FOLDER
+    if command == OFFLINE_PACKAGE:
+        module, folder = "HiEndMAESegmentationLib.engine.offline_package", MODULE_FOLDER
+    group: dict[str, Any] = {"start_new_session": True}
+    if sys.platform == "win32":
+        group = {"creationflags": subprocess.CREATE_NO_WINDOW}
+    return subprocess.Popen(
+        [python, "-m", module, "--config", str(settings), "--events"],
+        cwd=folder,  # `-m` searches here: Slicer's additional module paths do not apply to PythonSlicer
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"},
+        **group,
+    )
+
+
 def code_of(error: Exception) -> str:
-    """What `advise` knows the system's error by."""
+    """Return the error code of an error of the operating system."""
     return "disk_full" if getattr(error, "errno", None) == errno.ENOSPC else "files_failed"
 
 
-def _new_log(door: str) -> Path:
-    """A log file that outlives the job, beside Slicer's settings; the oldest make room."""
+def as_typed_error(error: Exception) -> HiEndMAEError:
+    """Return the error itself if it is typed, else an error with a message that gives the system's reason."""
+    if isinstance(error, HiEndMAEError):
+        return error
+    message = _("The files could not be written or read ({reason}).")
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return HiEndMAEError(code_of(error), message.format(reason=reason))
+
+
+def _new_log(command: str) -> Path:
+    """Return the path of a new log file beside Slicer's settings, and remove the oldest logs."""
     folder = Path(slicer.app.slicerUserSettingsFilePath).parent / "HiEndMAE" / "logs"
-    kept = sorted(folder.glob("*.log"))
-    for old in kept[: max(0, len(kept) - _LOGS_KEPT + 1)]:
-        with contextlib.suppress(OSError):  # open elsewhere, on Windows
+    logs = sorted(folder.glob("*.log"))
+    for old in logs[: max(0, len(logs) - _LOGS_KEPT + 1)]:
+        with contextlib.suppress(OSError):  # on Windows another program may have it open
             old.unlink(missing_ok=True)
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-    return folder / f"{stamp}_{len(kept):03d}_{door}.log"
+    return folder / f"{stamp}_{len(logs):03d}_{command}.log"

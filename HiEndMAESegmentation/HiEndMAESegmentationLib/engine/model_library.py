@@ -1,4 +1,4 @@
-"""The models of this user: a folder of model folders, beside Slicer's settings. No Qt, no MRML, no torch."""
+"""The user's models: a folder of model folders beside Slicer's settings. Needs neither Qt nor MRML nor torch."""
 
 from __future__ import annotations
 
@@ -7,24 +7,30 @@ import os
 import re
 import shutil
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from HiEndMAECore.checkpoints import catalogue, model_folder
+from HiEndMAECore.checkpoints import model_folder
+from HiEndMAECore.checkpoints.catalogue import CATALOGUE
+from HiEndMAECore.checkpoints.catalogue import in_the_box as packaged_folder
 from HiEndMAECore.checkpoints.model_folder import ModelDescription
 from HiEndMAECore.errors import InputError
 from HiEndMAECore.reporting.writing import write_text
 
+_TERMINOLOGY_CODES = ("category", "type", "typeModifier", "anatomicRegion", "anatomicRegionModifier")
 
-def in_the_box() -> dict[str, tuple[str, Path]]:
-    """Weights to start from that come with the engine: {name: (what they are, where)}, as the catalogue has them."""
-    places = {entry: catalogue.in_the_box(entry) for entry in catalogue.CATALOGUE}
-    return {entry.name: (entry.title, place) for entry, place in places.items() if place is not None}
+
+def packaged_weights() -> dict[str, tuple[str, Path]]:
+    """Return the weights that come with the engine as {name: (title, model folder)}, in the catalogue's order."""
+    folders = {entry: packaged_folder(entry) for entry in CATALOGUE}
+    return {entry.name: (entry.title, folder) for entry, folder in folders.items() if folder is not None}
 
 
 @dataclass(frozen=True)
 class Model:
-    """One model: `key` is its folder's name, by which scenes remember it."""
+    """A model of the library; `key` is the name of its folder, by which scenes refer to it."""
 
     key: str
     path: Path
@@ -32,59 +38,96 @@ class Model:
 
     @property
     def name(self) -> str:
+        """Return the name that people gave to the model."""
         return self.description.name
 
 
-class Library:
+@dataclass(frozen=True)
+class UnreadableModel:
+    """A model folder of the library that cannot be used, and the reason in a sentence."""
+
+    key: str
+    path: Path
+    reason: str
+
+    @property
+    def name(self) -> str:
+        """Return the folder's name, because the description may not give one."""
+        return self.key
+
+
+class ModelLibrary:
     """The models in `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def models(self) -> list[Model]:
-        """Every model that can be read, by name. Folders that are none are left out."""
-        found = []
+        """Return every model that can be read, sorted by name."""
+        return sorted(
+            (entry for entry in self._entries() if isinstance(entry, Model)), key=lambda model: model.name.casefold()
+        )
+
+    def unreadable_models(self) -> list[UnreadableModel]:
+        """Return every model that cannot be read (damaged, or of a newer format), sorted by folder name."""
+        return sorted(
+            (entry for entry in self._entries() if isinstance(entry, UnreadableModel)), key=lambda entry: entry.key
+        )
+
+    def _entries(self) -> list[Model | UnreadableModel]:
+        """Return all models; folders that hold no file of a model are none, such as that of a model in training."""
+        entries: list[Model | UnreadableModel] = []
         for path in self.folder.iterdir() if self.folder.is_dir() else ():
-            if path.name.startswith(".") or not path.is_dir() or not model_folder.is_model(path):
+            if path.name.startswith(".") or not path.is_dir():
                 continue
             try:
-                found.append(Model(path.name, path, model_folder.read_description(path)))
-            except InputError:
-                continue  # of a newer format, or damaged: it stays where it is, for whoever can read it
-        return sorted(found, key=lambda model: model.name.casefold())
-
-    def weights(self) -> list[Path]:
-        """Files to start from that came with an offline kit."""
-        return sorted(file for file in self.weights_folder.glob("*") if file.is_file())
+                if (path / model_folder.DESCRIPTION).exists():
+                    entries.append(Model(path.name, path, read_model(path)))
+            except (InputError, OSError) as error:
+                entries.append(UnreadableModel(path.name, path, str(error)))
+        return entries
 
     @property
     def weights_folder(self) -> Path:
+        """Return the folder of weights that came with an offline package."""
         return self.folder.with_name("weights")
 
-    def knows(self, source: Path) -> bool:
-        """Is the model at `source` in the library already, under whatever name?"""
-        wanted = model_folder.read_description(source).weights_sha256
-        return any(model.description.weights_sha256 == wanted for model in self.models())
+    def weights(self) -> list[Path]:
+        """Return the files to start from that came with an offline package."""
+        return sorted(file for file in self.weights_folder.glob("*") if file.is_file())
+
+    def contains(self, source: Path) -> bool:
+        """Return whether the library has the model at `source`, under whatever name.
+
+        Raises:
+            InputError: The model at `source` cannot be read.
+        """
+        sha256 = read_model(source).weights_sha256
+        return any(model.description.weights_sha256 == sha256 for model in self.models())
 
     def find(self, key: str) -> Model | None:
-        """The model of this key, or None."""
+        """Return the readable model of this key, or None."""
         return next((model for model in self.models() if model.key == key), None)
 
     def free_path(self, name: str) -> Path:
-        """A folder for a new model called `name`, in letters that every file system takes."""
-        plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
-        stem = re.sub(r"[^A-Za-z0-9]+", "-", plain).strip("-").lower()[:40] or "model"
-        numbers = (stem, *(f"{stem}-{number}" for number in range(2, 10_000)))
-        return next(path for path in (self.folder / one for one in numbers) if not path.exists())
+        """Return a folder for a new model called `name`, in letters that every file system accepts."""
+        ascii_name = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+        stem = re.sub(r"[^A-Za-z0-9]+", "-", ascii_name).strip("-").lower()[:40] or "model"
+        candidates = (stem, *(f"{stem}-{number}" for number in range(2, 10_000)))
+        return next(path for path in (self.folder / candidate for candidate in candidates) if not path.exists())
 
     def free_name(self, name: str) -> str:
-        """`name`, or `name 2`, `name 3`, … where a model is called so already."""
-        taken = {model.name for model in self.models()}
-        names = (name, *(f"{name} {number}" for number in range(2, 10_000)))
-        return next(one for one in names if one not in taken)
+        """Return `name`, or `name 2`, `name 3`, … if a model has this name."""
+        used = {model.name for model in self.models()}
+        candidates = (name, *(f"{name} {number}" for number in range(2, 10_000)))
+        return next(candidate for candidate in candidates if candidate not in used)
 
     def rename(self, model: Model, name: str) -> None:
-        """Call the model `name`; its key stays."""
+        """Give the model another name; its key stays.
+
+        Raises:
+            InputError: The name is empty, or the description cannot be written.
+        """
         name = " ".join(name.split())
         if not name:
             raise InputError("name_empty", "A model needs a name.", "Type one.")
@@ -92,36 +135,106 @@ class Library:
         data = json.loads(file.read_text(encoding="utf-8"))
         write_text(file, json.dumps({**data, "name": name}, indent=1, ensure_ascii=False))
 
-    def delete(self, model: Model) -> None:
-        """Remove the model from the disk; steps aside first, so that a half-deleted one is never offered."""
-        aside = model.path.with_name(f".{model.key}.deleted")
-        shutil.rmtree(aside, ignore_errors=True)
-        os.replace(model.path, aside)
-        shutil.rmtree(aside, ignore_errors=True)
+    def delete(self, model: Model | UnreadableModel) -> None:
+        """Remove the model from the disk; it is renamed first, so that a half-deleted model is never offered."""
+        hidden = model.path.with_name(f".{model.key}.deleted")
+        shutil.rmtree(hidden, ignore_errors=True)
+        os.replace(model.path, hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
 
     def share(self, model: Model, file: Path) -> Path:
-        """Write the model as one zip; returns its path. A name that gets its ending here has not been asked about:
-        raises `InputError` where there is such a file."""
-        named = file.with_suffix(".zip") if file.suffix.lower() == ".zip" else file.with_name(file.name + ".zip")
-        asked = named.name == file.name or (file.exists() and named.exists() and file.samefile(named))  # M.ZIP is M.zip
-        if named.exists() and not asked:
-            raise InputError("file_taken", f"There is a file {named} already.", "Choose another name.")
-        model_folder.copy_model(model.path, named)
-        return named
+        """Write the model as one zip and return its path.
 
-    def take_in(self, source: Path) -> Model:
-        """Copy a model (zip or folder) into the library. Raises `InputError` where it is none, or damaged."""
-        description = model_folder.read_description(source)
+        A file dialog has asked whether to replace `file` itself, but not a file whose name gets its suffix only here.
+
+        Raises:
+            InputError: There is a file of the completed name.
+        """
+        zip_file = file.with_suffix(".zip") if file.suffix.lower() == ".zip" else file.with_name(file.name + ".zip")
+        same_file = zip_file.name == file.name or (  # M.ZIP may be M.zip on this file system
+            file.exists() and zip_file.exists() and file.samefile(zip_file)
+        )
+        if zip_file.exists() and not same_file:
+            raise InputError("file_taken", f"There is a file {zip_file} already.", "Choose another name.")
+        model_folder.copy_model(model.path, zip_file)
+        return zip_file
+
+    def import_model(self, source: Path) -> Model:
+        """Copy a model (zip or folder) into the library.
+
+        Raises:
+            InputError: It is no model, is damaged, or cannot segment.
+        """
+        description = read_model(source)
         if description.kind != "segmentation":
-            told = f"The model {source.name} has not learned to segment."
-            raise InputError("model_not_for_segmentation", told, "It can serve as a start for teaching.")
-        path = self.free_path(description.name)
+            message = f"The model {source.name} is not trained for segmentation."
+            raise InputError("model_not_for_segmentation", message, "Training can start from it.")
+        name, path = self.free_name(description.name), self.free_path(description.name)
         model_folder.copy_model(source, path)
-        model = Model(path.name, path, description)
-        free = self.free_name(description.name) if self._twice(model) else description.name
-        if free != description.name:
-            self.rename(model, free)
-        return Model(path.name, path, model_folder.read_description(path))
+        if name != description.name:
+            self.rename(Model(path.name, path, description), name)
+        return Model(path.name, path, read_model(path))
 
-    def _twice(self, model: Model) -> bool:
-        return any(one.name == model.name and one.key != model.key for one in self.models())
+
+# -- checks ----------------------------------------------------------------------------------------------------------
+
+
+def read_model(path: Path) -> ModelDescription:
+    """Return the description of the model folder or zip at `path`, checked for everything that the panels use.
+
+    Raises:
+        InputError: The model cannot be used; the message names the key of the description and its value.
+    """
+    try:
+        description = model_folder.read_description(path)
+        _check_for_panels(description)
+    except InputError:
+        raise
+    except Exception as error:  # a description from elsewhere may hold anything at any place
+        reason = str(error) if isinstance(error, _UnusableValueError) else f"{type(error).__name__}: {error}"
+        message = f"The model {path} cannot be used: {reason}."
+        raise InputError("model_unusable", message, "Choose another model.") from error
+    if not model_folder.is_model(path):
+        message = f"The model {path} cannot be used: its {model_folder.WEIGHTS} is missing."
+        raise InputError("model_unusable", message, "Choose another model.")
+    return description
+
+
+class _UnusableValueError(ValueError):
+    """A value of a description that the panels cannot show."""
+
+
+def _require(condition: bool, key: str, value: Any, kind: str) -> None:
+    """Raise `_UnusableValueError` with the key and the value unless the condition holds."""
+    if not condition:
+        raise _UnusableValueError(f"'{key}' is {value!r}, must be {kind}")
+
+
+def _check_for_panels(description: ModelDescription) -> None:
+    """Check what the engine's reader leaves open: name, intensities, labels with colors and codes, training record."""
+    _require(isinstance(description.name, str), "name", description.name, "a text")
+    _require(isinstance(description.training, Mapping), "training", description.training, "an object")
+    normalization = description.preparation["normalisation"]
+    for key in ("low", "high"):
+        value = normalization.get(key)
+        _require(_is_number(value), f"preparation.normalisation.{key}", value, "a number")
+    for index, label in enumerate(description.labels):
+        _require(isinstance(label, Mapping), f"labels[{index}]", label, "an object")
+        if "colour" in label:
+            color = label["colour"]
+            valid = isinstance(color, list) and len(color) == 3 and all(_is_number(p) and 0 <= p <= 255 for p in color)
+            _require(valid, f"labels[{index}].colour", color, "three numbers from 0 to 255")
+        _check_terminology(f"labels[{index}].terminology", label.get("terminology"))
+
+
+def _check_terminology(key: str, entry: Any) -> None:
+    """Check that a terminology entry and the codes in it are objects, or absent."""
+    _require(entry is None or isinstance(entry, Mapping), key, entry, "an object")
+    for part in _TERMINOLOGY_CODES:
+        code = (entry or {}).get(part)
+        _require(code is None or isinstance(code, Mapping), f"{key}.{part}", code, "an object")
+
+
+def _is_number(value: Any) -> bool:
+    """Return whether a JSON value is a number."""
+    return isinstance(value, int | float) and not isinstance(value, bool)

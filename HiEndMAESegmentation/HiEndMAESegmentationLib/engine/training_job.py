@@ -1,7 +1,8 @@
-"""A run of `finetune` for a panel, and its files on the disk.
+"""Run `finetune` for a panel, and manage the run's files on the disk.
 
-A run that failed (no memory left for the self-check, a full disk, a virus scanner in the way) keeps its scans and its
-snapshot, so that "Try again" goes on where it was. They go when it is done, cancelled or given up, and when Slicer closes.
+A run that failed (the memory or the disk was full, a virus scanner blocked a file) keeps its scans and its training
+checkpoint, so that "Try again" continues it. They are removed when the run is done, cancelled or given up, and when Slicer
+closes.
 """
 
 from __future__ import annotations
@@ -12,19 +13,26 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import slicer
 
 from HiEndMAECore.finetune import FinetuneConfig
-from HiEndMAESegmentationLib.panels.base import JobStrip, typed
-from HiEndMAESegmentationLib.panels.training_preview import Watching
 
-from .jobs import JobEnd
+from .jobs import JobEnd, as_typed_error
+
+if TYPE_CHECKING:
+    from HiEndMAESegmentationLib.panels.base import JobStrip
+    from HiEndMAESegmentationLib.panels.training_preview import TrainingPreview
+
+# Names that the engine gives to the files of a run; a run that an earlier version started has them too.
+_TRAINING_SUFFIX = ".training"
+_CHECKPOINT_PATTERN = "snapshot*"
 
 
 @contextlib.contextmanager
-def fresh_folder() -> Iterator[Path]:
-    """A folder for scans, which nobody else can read; it goes where what is done with it raises."""
+def temporary_folder() -> Iterator[Path]:
+    """Yield a new folder that only this user can read; it is removed if the body raises."""
     folder = Path(tempfile.mkdtemp(prefix="HiEndMAE-", dir=slicer.app.temporaryPath))
     try:
         yield folder
@@ -33,10 +41,26 @@ def fresh_folder() -> Iterator[Path]:
         raise
 
 
-class Learning:
-    """config names the files in `folder`, and the model to write, whose place is taken at once: no import gets it meanwhile.
+def memory_needed(scan_megabytes: float) -> float:
+    """Return the memory in GB that training on a scan takes, rounded up to half a GB.
 
-    learned: what to do when the model is there. anew: what "Try again" does where there is nothing to go on from.
+    It is that of torch and the network, plus that of copies of the scan.
+    """
+    return -(-(1.5 + 6 * scan_megabytes / 1000) // 0.5) * 0.5
+
+
+class TrainingJob:
+    """A fine-tuning run that can be continued after a failure.
+
+    The folder of the new model is made at once, so that no import takes its name meanwhile.
+
+    Args:
+        strip: The strip that runs the job and shows its progress.
+        config: Options of `finetune`; they name the files in `folder` and the model to write.
+        folder: Folder with the scans and label maps.
+        preview: Shows the run's curves and previews.
+        on_finished: Called when the model is written.
+        restart: Called by "Try again" if there is no checkpoint to continue from.
     """
 
     def __init__(
@@ -45,48 +69,49 @@ class Learning:
         config: FinetuneConfig,
         *,
         folder: Path,
-        watching: Watching,
-        learned: Callable[[], None],
-        anew: Callable[[], None],
+        preview: TrainingPreview,
+        on_finished: Callable[[], None],
+        restart: Callable[[], None],
     ) -> None:
         assert config.output is not None
-        self._strip, self._config, self._folder, self._watching = strip, config, folder, watching
-        self._learned, self._anew = learned, anew
+        self._strip, self._config, self._folder, self._preview = strip, config, folder, preview
+        self._on_finished, self._restart = on_finished, restart
         self._model = config.output
-        self._training = config.output.with_name(config.output.name + ".training")
+        self._run_folder = config.output.with_name(config.output.name + _TRAINING_SUFFIX)
 
     def run(self, *, resume: bool = False) -> None:
-        """Start, or go on from the snapshot."""
+        """Start the run, or continue it from its training checkpoint."""
         device = self._strip.session.parameters.device
 
-        def ended(end: JobEnd) -> None:
-            self._watching.end()
+        def on_end(end: JobEnd) -> None:
+            self._preview.remove()
             if end.state not in ("failed", "killed"):
-                self.clear()
+                self.remove_files()
             if end.state == "finished":
-                self._learned()
+                self._on_finished()
 
-        def again() -> None:
-            on_the_same = self._strip.session.parameters.device == device  # another one learns another network
-            if on_the_same and any(self._training.glob("snapshot*")):
+        def try_again() -> None:
+            same_device = self._strip.session.parameters.device == device  # another device trains another network
+            if same_device and any(self._run_folder.glob(_CHECKPOINT_PATTERN)):
                 self.run(resume=True)
             else:
-                self._anew()
+                self._restart()
 
         try:
             self._model.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            self.clear()
-            self._strip.show_error(typed(error))
+            self.remove_files()
+            self._strip.show_error(as_typed_error(error))
             return
         config = replace(self._config, resume=resume)
-        if not self._strip.run("finetune", config, on_end=ended, on_event=self._watching.hear, again=again):
-            self.clear()
+        on_event = self._preview.handle_event
+        if not self._strip.run("finetune", config, on_end=on_end, on_event=on_event, try_again=try_again):
+            self.remove_files()
 
-    def clear(self) -> None:
-        """Remove the files and the preview; the model stays."""
-        self._watching.end()
-        for folder in (self._folder, self._training):
+    def remove_files(self) -> None:
+        """Remove the run's files and its preview; a finished model stays."""
+        self._preview.remove()
+        for folder in (self._folder, self._run_folder):
             shutil.rmtree(folder, ignore_errors=True)
-        with contextlib.suppress(OSError):  # not empty: the model is there
+        with contextlib.suppress(OSError):  # the folder is not empty: the model is in it
             self._model.rmdir()

@@ -1,4 +1,4 @@
-"""What the four panels share: their .ui file, the session, and the strip that shows a job."""
+"""What the four panels share: loading .ui files, the session, and the strip that shows a job."""
 
 from __future__ import annotations
 
@@ -12,31 +12,25 @@ import slicer
 import slicer.util
 from slicer.i18n import tr as _
 
-from HiEndMAECore.configuration import DoorConfig
+from HiEndMAECore.configuration import DoorConfig as CommandConfig
 from HiEndMAECore.errors import HiEndMAEError
+from HiEndMAESegmentationLib import MODULE_FOLDER
 from HiEndMAESegmentationLib.engine import installation
-from HiEndMAESegmentationLib.engine.jobs import Job, JobEnd, code_of
-from HiEndMAESegmentationLib.engine.model_library import Library
-from HiEndMAESegmentationLib.scene import nodes as scene
+from HiEndMAESegmentationLib.engine.jobs import Job, JobEnd
+from HiEndMAESegmentationLib.engine.model_library import ModelLibrary
+from HiEndMAESegmentationLib.scene import plots
 
-from .error_actions import advise, button_of
+from .error_actions import actions_for, button_text
 
-RESOURCES = Path(__file__).resolve().parents[2] / "Resources"
-_COLOURS = {"good": "#2e7d32", "bad": "#b3261e", "plain": ""}
-
-
-def load(name: str) -> tuple[Any, Any]:
-    """(widget, its named children) of `Resources/UI/<name>.ui`."""
-    widget = slicer.util.loadUI(str(RESOURCES / "UI" / f"{name}.ui"))
-    return widget, slicer.util.childWidgetVariables(widget)
+_MESSAGE_COLORS = {"success": "#2e7d32", "error": "#b3261e", "info": ""}
 
 
 class Session:
-    """What lasts beyond one panel: the parameters, the library, the one running job, and who wants to hear of changes."""
+    """State that all panels share: parameters, model library, the running job, and callbacks for changes."""
 
     def __init__(self) -> None:
         self.parameters: Any = None
-        self.library = Library(Path(slicer.app.slicerUserSettingsFilePath).parent / "HiEndMAE" / "models")
+        self.library = ModelLibrary(Path(slicer.app.slicerUserSettingsFilePath).parent / "HiEndMAE" / "models")
         self.job: Job | None = None
         self.on_models_changed: list[Callable[[], None]] = []
         self.on_job_changed: list[Callable[[], None]] = []
@@ -44,27 +38,37 @@ class Session:
 
     @property
     def busy(self) -> bool:
+        """Return whether a job is running."""
         return self.job is not None and self.job.running
 
     def models_changed(self) -> None:
-        for listener in self.on_models_changed:
-            listener()
+        """Call all callbacks for a changed library."""
+        for callback in self.on_models_changed:
+            callback()
 
     def job_changed(self) -> None:
-        for listener in self.on_job_changed:
-            listener()
+        """Call all callbacks for a job that started or ended."""
+        for callback in self.on_job_changed:
+            callback()
 
     def close(self) -> None:
-        """Slicer or the module ends: no process and no file of a patient stays behind."""
+        """End the running job and remove all files of patients: Slicer or the module is closing."""
         if self.job is not None and self.busy:
             self.job.kill()
         self.job = None
-        for listener in self.on_close:
-            listener()
+        for callback in self.on_close:
+            callback()
 
 
 class JobStrip:
-    """Progress bar, time left, Use now, Cancel, a message with at most one button, and the log."""
+    """Progress bar, time left, the buttons *Use now* and *Cancel*, a message with at most one button, and the log.
+
+    Args:
+        session: The session that the job belongs to.
+        layout: The layout that the strip is added to.
+        can_finish: Whether the command can stop early with a usable result.
+        panel_action: Returns what the panel can do for an action of `error_actions`, or None if it can do nothing (more).
+    """
 
     def __init__(
         self,
@@ -72,53 +76,57 @@ class JobStrip:
         layout: Any,
         *,
         can_finish: bool,
-        remedy: Callable[[str], Callable[[], None] | None] = lambda _action: None,
+        panel_action: Callable[[str], Callable[[], None] | None] = lambda _action: None,
     ) -> None:
-        """remedy: what the panel can do for an action of `advice`, or None where it can do nothing (more)."""
-        self.session, self._remedy = session, remedy
-        self.widget, self.ui = load("Progress")
+        self.session, self._panel_action = session, panel_action
+        self.widget, self.ui = load_ui("Progress")
         layout.addWidget(self.widget)
         self._can_finish = can_finish
-        self.action, self.act = "", None
+        self.action, self.on_action = "", None
         self._log: Path | None = None
-        self._again: Callable[[], None] | None = None
-        self._warned: list[str] = []
+        self._try_again: Callable[[], None] | None = None
+        self._warnings: list[str] = []
         self.ui.finishButton.connect("clicked()", self.finish)
         self.ui.cancelButton.connect("clicked()", self.cancel)
-        self.ui.actionButton.connect("clicked()", self._on_action)
+        self.ui.actionButton.connect("clicked()", self._on_action_clicked)
         self.ui.logButton.connect("clicked()", self.open_log)
-        self.ui.curveButton.connect("clicked()", scene.show_chart)
+        self.ui.curveButton.connect("clicked()", plots.show_chart)
         self.job: Job | None = None
-        self.say("")
+        self.show_message("")
         self._show_running(False)
 
-    # -- running ---------------------------------------------------------------------------------------------------
+    # -- running a job -------------------------------------------------------------------------------------------------
 
     def run(
         self,
-        door: str,
-        config: DoorConfig,
+        command: str,
+        config: CommandConfig,
         *,
         on_end: Callable[[JobEnd], None],
-        again: Callable[[], None],
+        try_again: Callable[[], None],
         on_event: Callable[[dict[str, Any]], None] | None = None,
     ) -> bool:
-        """Start a job and show it; False, with a sentence, while another one runs.
+        """Start a job and show it; while another job runs, show a message and return False.
 
-        again: what the button of an error message does once its cause is out of the way.
+        Args:
+            command: The engine's command, see `Job`.
+            config: Its options; the device is that of the parameters.
+            on_end: Called when the job has ended.
+            try_again: Called by the button of an error message, once the cause of the error is removed.
+            on_event: Called with every event.
         """
         if self.session.busy:
-            self.say(_("Another job is running. Wait for it, or cancel it first."), mood="bad")
+            self.show_message(_("Another job is running. Wait for it, or cancel it first."), kind="error")
             return False
-        self._again = again
-        self._warned = []
+        self._try_again = try_again
+        self._warnings = []
 
-        def heard(event: dict[str, Any]) -> None:
-            self._show(event)
+        def handle_event(event: dict[str, Any]) -> None:
+            self._show_event(event)
             if on_event is not None:
                 on_event(event)
 
-        def ended(end: JobEnd) -> None:
+        def handle_end(end: JobEnd) -> None:
             self._show_running(False)
             self.session.job_changed()
             if end.state != "finished":
@@ -126,9 +134,10 @@ class JobStrip:
             on_end(end)
 
         device = self.session.parameters.device if self.session.parameters else "auto"
-        self.job = self.session.job = Job(door, replace(config, device=device), on_event=heard, on_end=ended)
+        config = replace(config, device=device)
+        self.job = self.session.job = Job(command, config, on_event=handle_event, on_end=handle_end)
         self._log = self.job.log
-        self.say("")
+        self.show_message("")
         self.ui.progressBar.setRange(0, 0)
         self.ui.progressLabel.text = _("Starting…")
         self._show_running(True)
@@ -137,139 +146,153 @@ class JobStrip:
         return True
 
     def finish(self) -> None:
-        """Use now."""
+        """Ask the job for a usable result now."""
         if self.job is not None:
             self.job.finish()
             self.ui.finishButton.enabled = False
             self.ui.progressLabel.text = _("Finishing…")
 
     def cancel(self) -> None:
-        """Cancel."""
+        """Cancel the job."""
         if self.job is not None:
             self.job.cancel()
             self.ui.cancelButton.enabled = False
             self.ui.progressLabel.text = _("Cancelling…")
 
     def _show_running(self, running: bool) -> None:
+        """Show the widgets that belong to a running job, or hide them."""
         for widget in (self.ui.progressBar, self.ui.progressLabel, self.ui.cancelButton):
             widget.setVisible(running)
         for button in (self.ui.finishButton, self.ui.curveButton):
             button.setVisible(running and self._can_finish)
         self.ui.finishButton.enabled = self.ui.cancelButton.enabled = True
 
-    def _show(self, event: dict[str, Any]) -> None:
+    def _show_event(self, event: dict[str, Any]) -> None:
+        """Show progress, and collect warnings."""
         kind = event["event"]
         if kind == "progress" and self.ui.cancelButton.enabled and self.ui.finishButton.enabled:
             self.ui.progressBar.setRange(0, max(1, event["total"]))
             self.ui.progressBar.setValue(event["step"])
-            self.ui.progressLabel.text = " · ".join(filter(None, (stage_name(event["stage"]), left(event))))
+            texts = (stage_title(event["stage"]), time_left_text(event))
+            self.ui.progressLabel.text = " · ".join(filter(None, texts))
         elif kind == "warning":
-            self._warned += filter(None, [advise(event["code"], event["message"], event["advice"]).text])
+            text = actions_for(event["code"], event["message"], event["advice"]).text
+            self._warnings += filter(None, [text])
 
-    # -- speaking --------------------------------------------------------------------------------------------------
+    # -- messages ------------------------------------------------------------------------------------------------------
 
     @property
     def warnings(self) -> list[str]:
-        """What the job warned of, in sentences."""
-        return list(self._warned)
+        """Return the job's warnings as sentences."""
+        return list(self._warnings)
 
-    def say(self, text: str, *, mood: str = "plain", action: str = "", act: Callable[[], None] | None = None) -> None:
-        """Show a sentence, and a button labelled for `action` that calls `act`."""
-        colour = _COLOURS[mood]
-        self.ui.messageLabel.styleSheet = f"color: {colour}" if colour else ""
+    def show_message(
+        self, text: str, *, kind: str = "info", action: str = "", on_action: Callable[[], None] | None = None
+    ) -> None:
+        """Show a message, and a button if there is an action.
+
+        Args:
+            text: The message; "" hides it.
+            kind: "success", "error" or "info".
+            action: The action whose text the button shows, see `error_actions`; "" for no button.
+            on_action: Called by the button.
+        """
+        color = _MESSAGE_COLORS[kind]
+        self.ui.messageLabel.styleSheet = f"color: {color}" if color else ""
         self.ui.messageLabel.text = text
         self.ui.messageLabel.setVisible(bool(text))
-        self.ui.actionButton.text = button_of(action)
+        self.ui.actionButton.text = button_text(action)
         self.ui.actionButton.setVisible(bool(action))
         self.ui.logButton.setVisible(bool(text) and self._log is not None)
-        self.action, self.act = action, act
+        self.action, self.on_action = action, on_action
 
     def show_end(self, end: JobEnd) -> None:
-        """A job that did not finish, in words."""
+        """Show how a job ended that did not finish."""
         if end.state == "cancelled":
-            self.say(end.message)
+            self.show_message(end.message)
         else:
             self.show_problem(end.code, end.message, end.advice)
 
     def show_error(self, error: HiEndMAEError) -> None:
-        """An error of our own."""
+        """Show an error of the module itself, which has no log."""
         self._log = None
         self.show_problem(error.code, error.message, error.advice)
 
     def show_problem(self, code: str, message: str, advice: str) -> None:
-        """Sentence and button for an error code."""
-        told = advise(code, message, advice)
+        """Show the sentence for an error code, with a button for the first action that is possible."""
+        problem = actions_for(code, message, advice)
         on_processor = self.session.parameters is not None and self.session.parameters.device == "cpu"
-        own = {"install": self._install, "cpu": None if on_processor else self._on_the_processor, "retry": self._again}
-        for action in told.actions:
-            act = own[action] if action in own else self._remedy(action)
-            if act is not None:
-                self.say(told.text, mood="bad", action=action, act=act)
+        own_actions = {
+            "install": self._install,
+            "cpu": None if on_processor else self._use_processor,
+            "retry": self._try_again,
+        }
+        for action in problem.actions:
+            on_action = own_actions[action] if action in own_actions else self._panel_action(action)
+            if on_action is not None:
+                self.show_message(problem.text, kind="error", action=action, on_action=on_action)
                 return
-        self.say(told.text, mood="bad")
+        self.show_message(problem.text, kind="error")
 
-    def _on_action(self) -> None:
-        if self.act is not None:
-            self.act()
+    def _on_action_clicked(self) -> None:
+        """Do what the button of the message stands for."""
+        if self.on_action is not None:
+            self.on_action()
 
     def _install(self) -> None:
-        lacking = installation.missing()
-        restart = installation.restart_wanted(lacking)
+        """Install the missing packages, and offer to try again."""
+        missing = installation.missing_packages()
+        restart = installation.restart_needed(missing)
         try:
-            done = installation.install(lacking)
+            installed = installation.install(missing)
         except HiEndMAEError as error:
             self.show_error(error)
             return
-        except Exception as error:  # pip's wrappers raise what they like; the user gets it in a sentence
-            self.say(_("The packages could not be installed: {reason}").format(reason=error), mood="bad")
+        except Exception as error:  # pip's wrappers raise exceptions of many kinds
+            self.show_message(_("The packages could not be installed: {reason}").format(reason=error), kind="error")
             return
-        if done:
-            told = _("The packages are installed.") + " " + restart_told(restart)
-            self.say(told, mood="good", action="" if restart else "retry", act=self._again)
+        if installed:
+            message = _("The packages are installed.") + " " + restart_message(restart)
+            self.show_message(message, kind="success", action="" if restart else "retry", on_action=self._try_again)
 
-    def _on_the_processor(self) -> None:
+    def _use_processor(self) -> None:
+        """Switch to the CPU, and try again."""
         self.session.parameters.device = "cpu"
-        if self._again is not None:
-            self._again()
+        if self._try_again is not None:
+            self._try_again()
 
     def open_log(self) -> None:
-        """Show the whole log in the system's text viewer."""
+        """Open the whole log in the system's text viewer."""
         if self._log is not None:
             qt.QDesktopServices.openUrl(qt.QUrl.fromLocalFile(str(self._log)))
 
 
-def typed(error: Exception) -> HiEndMAEError:
-    """The error itself, or what the system says of a file in a sentence."""
-    if isinstance(error, HiEndMAEError):
-        return error
-    told = _("The files could not be written or read ({reason}).")
-    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return HiEndMAEError(code_of(error), told.format(reason=reason))
+# -- texts -----------------------------------------------------------------------------------------------------------
 
 
-def restart_told(wanted: bool) -> str:
-    """Whether Slicer has to be restarted after an installation."""
-    if wanted:
+def restart_message(needed: bool) -> str:
+    """Return the sentence on whether Slicer has to be restarted after an installation."""
+    if needed:
         return _("Restart Slicer before you go on: it still uses the versions that were there before.")
     return _("Slicer need not be restarted.")
 
 
-def stage_name(stage: str) -> str:
-    """What the engine is at."""
-    known = {
+def stage_title(stage: str) -> str:
+    """Return the title of a stage of the engine."""
+    titles = {
         "reading": _("Reading"),
-        "learning": _("Learning"),
+        "learning": _("Training"),
         "segmenting": _("Segmenting"),
         "checking": _("Checking"),
         "gathering": _("Gathering"),
         "installing": _("Installing"),
         "self-check": _("Checking"),
     }
-    return known.get(stage, stage.capitalize())
+    return titles.get(stage, stage.capitalize())
 
 
-def left(event: dict[str, Any]) -> str:
-    """'3 min left', where that can be told."""
+def time_left_text(event: dict[str, Any]) -> str:
+    """Return "3 min left", or "" if the event gives no time."""
     seconds = event.get("seconds_left")
     if not isinstance(seconds, int | float):
         return ""
@@ -278,21 +301,30 @@ def left(event: dict[str, Any]) -> str:
     return _("{seconds} s left").format(seconds=max(1, round(seconds)))
 
 
-def strong(button: Any) -> None:
-    """The one button of a panel that does its work."""
+# -- widgets ---------------------------------------------------------------------------------------------------------
+
+
+def load_ui(name: str) -> tuple[Any, Any]:
+    """Return the widget of `Resources/UI/<name>.ui` and its named children."""
+    widget = slicer.util.loadUI(str(MODULE_FOLDER / "Resources" / "UI" / f"{name}.ui"))
+    return widget, slicer.util.childWidgetVariables(widget)
+
+
+def make_bold(button: Any) -> None:
+    """Set a panel's main button in bold type."""
     font = button.font
     font.setBold(True)
     button.setFont(font)
 
 
-def dimmed(label: Any) -> None:
-    """A line that explains, and does not shout."""
+def make_gray(label: Any) -> None:
+    """Set an explanation in gray."""
     label.styleSheet = "color: gray"
 
 
 def fit_height(view: Any, rows: int, *, most: int = 8) -> None:
-    """As high as its rows, between two and `most` of them: empty paper tells nothing."""
-    table = hasattr(view, "horizontalHeader")
-    header = view.horizontalHeader().height if table else 0
-    row = (view.rowHeight(0) if table else view.sizeHintForRow(0)) if rows else 20
+    """Make a list or table as high as its rows, at least two and at most `most` of them."""
+    is_table = hasattr(view, "horizontalHeader")
+    header = view.horizontalHeader().height if is_table else 0
+    row = (view.rowHeight(0) if is_table else view.sizeHintForRow(0)) if rows else 20
     view.setFixedHeight(header + row * min(most, max(2, rows)) + 6)

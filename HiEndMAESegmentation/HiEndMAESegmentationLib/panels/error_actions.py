@@ -1,4 +1,4 @@
-"""What to tell a clinician for each error code: one sentence, and where it helps one button."""
+"""Give each error code a sentence for a clinician, and, where one helps, a button."""
 
 from __future__ import annotations
 
@@ -8,56 +8,68 @@ from slicer.i18n import tr as _
 
 
 @dataclass(frozen=True)
-class Advice:
-    """A sentence, and what may help, the best first: "install", "cpu", "2mm", "crop" or "retry"."""
+class ErrorActions:
+    """A sentence, and the actions that may help, best first: "install", "cpu", "2mm", "crop" or "retry"."""
 
     text: str
     actions: tuple[str, ...] = ()
 
 
-def button_of(action: str) -> str:
-    """What the button of an action says."""
-    known = {
+def button_text(action: str) -> str:
+    """Return the text of the button for an action."""
+    texts = {
         "install": _("Install"),
         "cpu": _("Try on the processor"),
         "2mm": _("Use 2 mm"),
         "crop": _("Crop to the ROI"),
         "retry": _("Try again"),
     }
-    return known.get(action, "")
+    return texts.get(action, "")
 
 
-def advise(code: str, message: str, advice: str) -> Advice:
-    """The engine speaks of command-line options; here is what its codes mean in the module."""
-    known = {
-        "dependency_missing": Advice(_("Some Python packages that this needs are not installed yet."), ("install",)),
-        "out_of_memory": Advice(
+def actions_for(code: str, message: str, advice: str) -> ErrorActions:
+    """Return sentence and actions for an error of the engine, whose advice may name command-line options.
+
+    Args:
+        code: The error's stable code.
+        message: The engine's message.
+        advice: The engine's advice; it is left out if it names an option.
+    """
+    table = {
+        "dependency_missing": ErrorActions(
+            _("Some Python packages that this needs are not installed yet."), ("install",)
+        ),
+        "out_of_memory": ErrorActions(
             _("There is not enough memory for this. Close other programs, or try the button."), ("cpu", "2mm", "crop")
         ),
-        "scan_too_large": Advice(
+        "scan_too_large": ErrorActions(
             f"{message} " + _("Close other programs, work on a coarser grid, or crop the scan."), ("2mm", "crop")
         ),
-        "too_large": Advice(f"{message} " + _("Crop the scan to the region of interest."), ("crop",)),
-        "killed": Advice(f"{message} {advice}", ("retry",)),
-        "device_absent": Advice(_("The graphics card does not answer."), ("cpu",)),
-        "files_failed": Advice(message, ("retry",)),
-        "disk_full": Advice(_("The disk is full. Free some space, and try again."), ("retry",)),
-        "labels_too_small": Advice(
+        "too_large": ErrorActions(f"{message} " + _("Crop the scan to the region of interest."), ("crop",)),
+        "killed": ErrorActions(f"{message} {advice}", ("retry",)),
+        "device_absent": ErrorActions(_("The graphics card does not respond."), ("cpu",)),
+        "files_failed": ErrorActions(message, ("retry",)),
+        "disk_full": ErrorActions(_("The disk is full. Free some space, and try again."), ("retry",)),
+        "labels_too_small": ErrorActions(
             _("The structures are too small for this scan's size. Crop the scan to their region."), ("crop",)
         ),
-        "torch_without_cuda": Advice(
+        "torch_without_cuda": ErrorActions(
             f"{message} " + _("Open the module 'PyTorch Util', uninstall PyTorch, and install it again for the card.")
         ),
-        "gpu_unsupported": Advice(
+        "gpu_unsupported": ErrorActions(
             f"{message} " + _("Install the newest PyTorch in the module 'PyTorch Util', or compute on the processor.")
         ),
-        "gpu_hidden": Advice(f"{message} " + _("Restart the computer; if that does not help, update the driver.")),
-        "torch_slow": Advice(f"{message} " + _("Install another version in the module 'PyTorch Util'.")),
-        "memory_small": Advice(f"{message} " + _("Large scans may not fit; crop them to the region of interest.")),
-        "extra_missing": Advice(""),  # pictures, stores and DICOM files of the command line: not needed here
-        "internal_fault": Advice(f"{message} " + _("Please report it with the log."), ("retry",)),
+        "gpu_hidden": ErrorActions(
+            f"{message} " + _("Restart the computer; if that does not help, update the driver.")
+        ),
+        "torch_slow": ErrorActions(f"{message} " + _("Install another version in the module 'PyTorch Util'.")),
+        "memory_small": ErrorActions(
+            f"{message} " + _("Large scans may not fit; crop them to the region of interest.")
+        ),
+        "extra_missing": ErrorActions(""),  # figures, stores and DICOM files of the command line: not needed here
+        "internal_fault": ErrorActions(f"{message} " + _("Please report it with the log."), ("retry",)),
     }
-    if code in known:
-        return known[code]
-    plain = "" if "--" in advice else advice
-    return Advice(f"{message} {plain}".strip())
+    if code in table:
+        return table[code]
+    plain_advice = "" if "--" in advice else advice
+    return ErrorActions(f"{message} {plain_advice}".strip())

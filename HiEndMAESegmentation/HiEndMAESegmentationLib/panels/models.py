@@ -1,4 +1,4 @@
-"""The fourth panel: the models on this computer, the computer itself, and the kit for one without a network."""
+"""The panel *Models and this computer*: the library, a check of the computer, and offline packages."""
 
 from __future__ import annotations
 
@@ -19,56 +19,71 @@ from HiEndMAECore.doctor import DoctorConfig
 from HiEndMAECore.errors import HiEndMAEError
 from HiEndMAECore.requirements import name_of
 from HiEndMAESegmentationLib.engine import installation
-from HiEndMAESegmentationLib.engine.jobs import JobEnd
-from HiEndMAESegmentationLib.engine.model_library import Model
-from HiEndMAESegmentationLib.engine.offline_package import KitConfig
+from HiEndMAESegmentationLib.engine.jobs import OFFLINE_PACKAGE, JobEnd
+from HiEndMAESegmentationLib.engine.model_library import Model, UnreadableModel
+from HiEndMAESegmentationLib.engine.offline_package import OfflinePackageConfig
 
-from .base import JobStrip, Session, fit_height, load, restart_told
+from .base import JobStrip, Session, fit_height, load_ui, restart_message
+from .model_card import model_card
 
 
 class ModelsPanel:
-    """List, card, rename, delete, share, import; Check this computer."""
+    """The list of models with the card of the chosen one, and the buttons for models, computer and offline packages."""
 
     def __init__(self, session: Session, layout: Any) -> None:
         self.session = session
-        self.widget, self.ui = load("Models")
+        self.widget, self.ui = load_ui("Models")
         layout.addWidget(self.widget)
         self.strip = JobStrip(session, layout, can_finish=False)
         self._filling = False
         self.ui.modelsList.connect("currentRowChanged(int)", self.show)
-        self.ui.modelsList.connect("itemChanged(QListWidgetItem*)", self._on_renamed)
+        self.ui.modelsList.connect("itemChanged(QListWidgetItem*)", self._on_item_changed)
         self.ui.renameButton.connect("clicked()", self.rename)
         self.ui.deleteButton.connect("clicked()", self.delete)
         self.ui.shareButton.connect("clicked()", self.share)
-        self.ui.importButton.connect("clicked()", self.take_in)
+        self.ui.importButton.connect("clicked()", self.import_model)
         self.ui.doctorButton.connect("clicked()", self.check_computer)
-        self.ui.kitButton.connect("clicked()", self.gather_kit)
-        self.ui.fromKitButton.connect("clicked()", self.install_kit)
+        self.ui.makePackageButton.connect("clicked()", self.make_offline_package)
+        self.ui.installPackageButton.connect("clicked()", self.install_offline_package)
         session.on_models_changed.append(self.fill)
         session.on_job_changed.append(self.show)
         self.fill()
 
     def fill(self) -> None:
-        """Read the library again."""
-        kept = self.chosen()
+        """Fill the list from the library; models that cannot be read come last, in gray."""
+        chosen = self.chosen()
+        library = self.session.library
         self._filling = True
         self.ui.modelsList.clear()
-        for model in self.session.library.models():
-            item = qt.QListWidgetItem(model.name)
-            item.setData(qt.Qt.UserRole, model.key)
-            item.setFlags(item.flags() | qt.Qt.ItemIsEditable)
+        for model in (*library.models(), *library.unreadable_models()):
+            item = self._item_of(model)
             self.ui.modelsList.addItem(item)
-            if kept is not None and model.key == kept.key:
+            if chosen is not None and model.key == chosen.key:
                 self.ui.modelsList.setCurrentItem(item)
         self._filling = False
         if self.ui.modelsList.currentRow < 0 and self.ui.modelsList.count:
             self.ui.modelsList.setCurrentRow(0)
         self.show()
 
-    def chosen(self) -> Model | None:
-        """The model of the current row."""
+    def _item_of(self, model: Model | UnreadableModel) -> Any:
+        """Return the list item of a model; only readable models can be renamed in the list."""
+        readable = isinstance(model, Model)
+        item = qt.QListWidgetItem(model.name if readable else _("{name} (unreadable)").format(name=model.name))
+        item.setData(qt.Qt.UserRole, model.key)
+        if readable:
+            item.setFlags(item.flags() | qt.Qt.ItemIsEditable)
+        else:
+            item.setForeground(qt.QBrush(qt.QColor("gray")))
+        return item
+
+    def chosen(self) -> Model | UnreadableModel | None:
+        """Return the model of the current row."""
         item = self.ui.modelsList.currentItem()
-        return self.session.library.find(item.data(qt.Qt.UserRole)) if item is not None else None
+        if item is None:
+            return None
+        key, library = item.data(qt.Qt.UserRole), self.session.library
+        models = (*library.models(), *library.unreadable_models())
+        return next((model for model in models if model.key == key), None)
 
     def choose(self, key: str) -> None:
         """Make the model of this key the current row."""
@@ -77,26 +92,32 @@ class ModelsPanel:
                 self.ui.modelsList.setCurrentRow(row)
 
     def show(self, *_args: Any) -> None:
-        """Card and buttons of the chosen model."""
+        """Update card and buttons for the chosen model."""
         if self._filling:
             return
         model = self.chosen()
         self.ui.modelsList.setVisible(bool(self.ui.modelsList.count))
         fit_height(self.ui.modelsList, self.ui.modelsList.count)
-        none = _("No model yet. Teach one, or import one that somebody shared.")
-        self.ui.cardLabel.text = card(model) if model is not None else none
-        for button in (self.ui.renameButton, self.ui.deleteButton, self.ui.shareButton):
-            button.enabled = model is not None
-        for button in (self.ui.doctorButton, self.ui.kitButton, self.ui.fromKitButton):
+        if model is None:
+            self.ui.cardLabel.text = _("No model yet. Train one, or import one that somebody shared.")
+        else:
+            self.ui.cardLabel.text = (
+                model_card(model) if isinstance(model, Model) else html.escape(model.reason, quote=False)
+            )
+        self.ui.deleteButton.enabled = model is not None
+        for button in (self.ui.renameButton, self.ui.shareButton):
+            button.enabled = isinstance(model, Model)
+        for button in (self.ui.doctorButton, self.ui.makePackageButton, self.ui.installPackageButton):
             button.enabled = not self.session.busy
 
-    # -- what can be done with a model -----------------------------------------------------------------------------
+    # -- models --------------------------------------------------------------------------------------------------------
 
     def rename(self) -> None:
-        """Type the new name in the list itself."""
+        """Let the user type the new name in the list itself."""
         self.ui.modelsList.editItem(self.ui.modelsList.currentItem())
 
-    def _on_renamed(self, item: Any) -> None:
+    def _on_item_changed(self, item: Any) -> None:
+        """Rename the model whose name was changed in the list."""
         model = self.session.library.find(item.data(qt.Qt.UserRole))
         if self._filling or model is None or item.text() == model.name:
             return
@@ -107,24 +128,24 @@ class ModelsPanel:
         self.session.models_changed()
 
     def delete(self) -> None:
-        """Ask, and remove it from the disk."""
+        """Ask, and remove the chosen model from the disk."""
         model = self.chosen()
         question = _("Delete the model '{name}' from this computer? This cannot be undone.")
         if model is None or not slicer.util.confirmOkCancelDisplay(question.format(name=model.name)):
             return
         try:
             self.session.library.delete(model)
-        except OSError as error:  # Windows: a running job holds its files
-            told = _("'{name}' could not be deleted: {reason}.").format(name=model.name, reason=error.strerror)
-            self.strip.say(told, mood="bad")
+        except OSError as error:  # on Windows a running job keeps its files open
+            message = _("'{name}' could not be deleted: {reason}.").format(name=model.name, reason=error.strerror)
+            self.strip.show_message(message, kind="error")
             return
         self.session.models_changed()
-        self.strip.say(_("'{name}' was deleted.").format(name=model.name))
+        self.strip.show_message(_("'{name}' was deleted.").format(name=model.name))
 
     def share(self) -> None:
-        """Ask where, and write one zip."""
+        """Ask for a file, and write the chosen model as one zip."""
         model = self.chosen()
-        if model is None:
+        if not isinstance(model, Model):
             return
         file = qt.QFileDialog.getSaveFileName(self.widget, _("Share model"), f"{model.key}.zip", _("Models (*.zip)"))
         if file:
@@ -133,166 +154,125 @@ class ModelsPanel:
     def share_as(self, model: Model, file: Path) -> None:
         """Write the model as one zip."""
         try:
-            written = self.session.library.share(model, file)
+            zip_file = self.session.library.share(model, file)
         except HiEndMAEError as error:
             self.strip.show_error(error)
             return
         except OSError as error:
-            self.strip.say(_("The model could not be saved: {reason}.").format(reason=error.strerror), mood="bad")
+            message = _("The model could not be saved: {reason}.").format(reason=error.strerror)
+            self.strip.show_message(message, kind="error")
             return
-        told = _("'{name}' is in {file}: weights and names of structures, no image and no patient data.")
-        self.strip.say(told.format(name=model.name, file=written), mood="good")
+        message = _("'{name}' is in {file}: weights and names of structures, no image and no patient data.")
+        self.strip.show_message(message.format(name=model.name, file=zip_file), kind="success")
 
-    def take_in(self) -> None:
-        """Ask which file, and copy it into the library."""
+    def import_model(self) -> None:
+        """Ask for a file, and copy its model into the library."""
         file = qt.QFileDialog.getOpenFileName(self.widget, _("Import model"), "", _("Models (*.zip)"))
         if file:
-            self.take_in_from(Path(file))
+            self.import_from(Path(file))
 
-    def take_in_from(self, file: Path) -> None:
+    def import_from(self, file: Path) -> None:
         """Copy the model of a zip into the library."""
         try:
-            model = self.session.library.take_in(file)
+            model = self.session.library.import_model(file)
         except HiEndMAEError as error:
             self.strip.show_error(error)
             return
         self.session.models_changed()
         self.choose(model.key)
-        self.strip.say(_("'{name}' is ready to segment.").format(name=model.name), mood="good")
+        self.strip.show_message(_("'{name}' is ready to segment.").format(name=model.name), kind="success")
 
-    # -- this computer ---------------------------------------------------------------------------------------------
+    # -- this computer -------------------------------------------------------------------------------------------------
 
     def check_computer(self) -> None:
-        """Ask the engine's doctor, in a process of its own."""
+        """Run the engine's command `doctor`, and show its findings."""
         folder = Path(tempfile.mkdtemp(prefix="HiEndMAE-", dir=slicer.app.temporaryPath))
         report = folder / "doctor.json"
 
-        def ended(end: JobEnd) -> None:
+        def on_end(end: JobEnd) -> None:
             if end.state == "finished":
-                found = json.loads(report.read_text(encoding="utf-8"))
-                warned = self.strip.warnings
-                self.strip.say("\n".join([healthy(found), *warned]), mood="plain" if warned else "good")
+                findings = json.loads(report.read_text(encoding="utf-8"))
+                warnings = self.strip.warnings
+                text = "\n".join([computer_text(findings), *warnings])
+                self.strip.show_message(text, kind="info" if warnings else "success")
             shutil.rmtree(folder, ignore_errors=True)
 
-        if not self.strip.run("doctor", DoctorConfig(output=report), on_end=ended, again=self.check_computer):
+        config = DoctorConfig(output=report)
+        if not self.strip.run("doctor", config, on_end=on_end, try_again=self.check_computer):
             shutil.rmtree(folder, ignore_errors=True)
 
-    # -- a computer without a network --------------------------------------------------------------------------------
+    # -- offline packages ----------------------------------------------------------------------------------------------
 
-    def gather_kit(self) -> None:
-        """Ask for a folder; the packages for this kind of computer and all models go into it, with checksums."""
-        folder = qt.QFileDialog.getExistingDirectory(self.widget, _("Folder for the offline kit"))
+    def make_offline_package(self) -> None:
+        """Ask for a folder, and put the packages for this kind of computer and all models into it."""
+        folder = qt.QFileDialog.getExistingDirectory(self.widget, _("Folder for the offline package"))
         if not folder:
             return
         library = self.session.library
         start = Path(self.session.parameters.start)
         files = [*library.weights(), *([start] if start.is_file() and start not in library.weights() else [])]
-        config = KitConfig(
+        config = OfflinePackageConfig(
             folder=Path(folder),
-            packages=tuple(installation.kit_packages()),
-            pins=tuple(installation.kit_pins()),
+            packages=tuple(installation.offline_requirements()),
+            pins=tuple(installation.offline_pins()),
             weights=(*(model.path for model in library.models()), *files),
         )
 
-        def ended(end: JobEnd) -> None:
+        def on_end(end: JobEnd) -> None:
             if end.state == "finished":
-                told = _("The kit is in {folder}. Copy it to the other computer, and press 'Install from a kit' there.")
-                self.strip.say(told.format(folder=folder), mood="good")
+                message = _(
+                    "The offline package is in {folder}. Copy it to the other computer, and press 'Install offline "
+                    "package' there."
+                )
+                self.strip.show_message(message.format(folder=folder), kind="success")
 
-        self.strip.run("kit", config, on_end=ended, again=self.gather_kit)
+        self.strip.run(OFFLINE_PACKAGE, config, on_end=on_end, try_again=self.make_offline_package)
 
-    def install_kit(self) -> None:
-        """Ask for a kit's folder; what is missing here is installed, its models join the library."""
-        folder = qt.QFileDialog.getExistingDirectory(self.widget, _("Folder of the offline kit"))
+    def install_offline_package(self) -> None:
+        """Ask for the folder of an offline package, install what is missing here and import its models."""
+        folder = qt.QFileDialog.getExistingDirectory(self.widget, _("Folder of the offline package"))
         if not folder:
             return
-        lacking = [line for line in installation.missing() if line in installation.kit_packages()]
-        restart = installation.restart_wanted(lacking)
-        config = KitConfig(
+        requirements = installation.offline_requirements()
+        missing = [line for line in installation.missing_packages() if line in requirements]
+        names = [name_of(line) for line in missing]
+        restart = installation.restart_needed(missing)
+        config = OfflinePackageConfig(
             folder=Path(folder),
             install=True,
-            packages=tuple(lacking),
-            pins=tuple(pin for pin in installation.pinned() if pin.partition("==")[0] not in map(name_of, lacking)),
-            place=self.session.library.weights_folder,
+            packages=tuple(missing),
+            pins=tuple(pin for pin in installation.shipped_pins() if pin.partition("==")[0] not in names),
+            weights_folder=self.session.library.weights_folder,
         )
 
-        def ended(end: JobEnd) -> None:
+        def on_end(end: JobEnd) -> None:
             if end.state == "finished":
-                self._take_from_kit(Path(folder))
-                told = _("Everything in the kit is installed.") + " " + restart_told(restart)
-                self.strip.say(told, mood="good")
+                problems = self._import_models_of(Path(folder))
+                message = _("Everything in the offline package is installed.") + " " + restart_message(restart)
+                kind = "info" if problems else "success"
+                self.strip.show_message("\n".join([message, *problems]), kind=kind)
 
-        self.strip.run("kit", config, on_end=ended, again=self.install_kit)
+        self.strip.run(OFFLINE_PACKAGE, config, on_end=on_end, try_again=self.install_offline_package)
 
-    def _take_from_kit(self, folder: Path) -> None:
+    def _import_models_of(self, folder: Path) -> list[str]:
+        """Import the models of an offline package that the library lacks; return a sentence for each unusable one."""
+        problems = []
         for file in sorted((folder / "weights").glob("*.zip")):
-            if model_folder.is_model(file) and not self.session.library.knows(file):
-                self.session.library.take_in(file)
+            try:
+                if model_folder.is_model(file) and not self.session.library.contains(file):
+                    self.session.library.import_model(file)
+            except HiEndMAEError as error:
+                problems.append(str(error))
         self.session.models_changed()
+        return problems
 
 
-def healthy(found: dict[str, Any]) -> str:
-    """The doctor's findings on a computer that can run the main job."""
-    devices = ", ".join(str(device["name"]) for device in found["devices"])
-    told = _(
+def computer_text(findings: dict[str, Any]) -> str:
+    """Return the findings of `doctor` in words, on a computer that can run the engine."""
+    devices = ", ".join(str(device["name"]) for device in findings["devices"])
+    text = _(
         "This computer can run HiEndMAE, on: {devices}. It has {cores} cores, {memory} GB of memory, {disk} GB of disk free."
     )
-    return told.format(devices=devices, cores=found["cores"], memory=found["memory_gb"], disk=found["disk_free_gb"])
-
-
-def card(model: Model) -> str:
-    """What one should know before using the model, as rich text."""
-    described = model.description
-    training, preparation = described.training, described.preparation
-    swatches = []
-    for label in described.labels:
-        red, green, blue = label.get("colour", (128, 174, 128))
-        name = html.escape(label["name"])
-        swatches.append(f'<span style="color: rgb({red},{green},{blue})">■</span>&nbsp;{name}')
-    rows = [
-        (_("Structures"), "&ensp; ".join(swatches)),
-        (_("Learned from"), html.escape(_learned_from(training))),
-        (_("Working grid"), html.escape(" × ".join(f"{edge:g}" for edge in preparation["spacing"]) + " mm")),
-        (_("Intensities"), html.escape(_intensities(preparation["normalisation"]))),
-        (
-            _("Network"),
-            html.escape(str(described.architecture.get("variant") or described.architecture.get("network"))),
-        ),
-    ]
-    checked = score(training)
-    if checked:
-        rows.insert(2, (_("Self-check"), html.escape(checked)))
-    lines = "".join(f'<tr><td style="color: gray; padding-right: 12px">{k}</td><td>{v}</td></tr>' for k, v in rows)
-    return f"<table>{lines}</table>"
-
-
-def _learned_from(training: Any) -> str:
-    cases, steps = training.get("cases", 0), training.get("steps", 0)
-    scans = _("1 scan") if cases == 1 else _("{cases} scans").format(cases=cases)
-    told = _("{scans}, {steps} steps").format(scans=scans, steps=steps)
-    seconds = training.get("seconds")
-    return f"{told}, {seconds:.0f} s" if isinstance(seconds, int | float) else told
-
-
-def _intensities(normalisation: Any) -> str:
-    low, high = normalisation.get("low"), normalisation.get("high")
-    if normalisation.get("kind") == "window":
-        return _("CT, {low:g} to {high:g} HU").format(low=low, high=high)
-    return _("MRI, percentiles {low:g} to {high:g}").format(low=low, high=high)
-
-
-def score(training: Any) -> str:
-    """The self-check in words, where the training kept one: the Dice to expect elsewhere, and of each structure."""
-    check = training.get("self_check")
-    if not isinstance(check, dict) or not isinstance(check.get("mean"), int | float):
-        return ""
-    told = _("expect a Dice of about {dice:.2f} on other scans").format(dice=check["mean"])
-    if isinstance(check.get("error"), int | float):
-        told += " " + _("(a structure give or take {error:.2f}, as measured on head-and-neck CT)").format(
-            error=check["error"]
-        )
-    else:
-        told += " " + _("(an estimate that no patient has tested)")
-    known = [one for one in check.get("structures", ()) if isinstance(one.get("expected"), int | float)]
-    parts = ", ".join(f"{one['name']} {one['expected']:.2f}" for one in known)
-    return f"{told}: {parts}" if parts else told
+    return text.format(
+        devices=devices, cores=findings["cores"], memory=findings["memory_gb"], disk=findings["disk_free_gb"]
+    )

@@ -1,11 +1,11 @@
-"""Slicer's terminology entries: the one-line tag of a segment, and the plain JSON that a model carries."""
+"""Convert terminology entries between the one-line tag of a Slicer segment and the JSON that a model holds."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-# The order of the parts in a tag; those in _NAMES are plain text, the others codes (scheme^value^meaning).
+# The parts of a tag in order. Those in _NAMES are plain text, the others are codes (scheme^value^meaning).
 _PARTS = (
     "contextName",
     "category",
@@ -20,7 +20,7 @@ _CODE = ("CodingSchemeDesignator", "CodeValue", "CodeMeaning")
 
 
 def from_tag(tag: str) -> dict[str, Any]:
-    """`context~category~type~…` as JSON; {} when the tag names no type."""
+    """Return a tag `context~category~type~…` as JSON, or {} if it names no type."""
     entry: dict[str, Any] = {}
     for part, text in zip(_PARTS, tag.split("~")):
         if part in _NAMES:
@@ -31,7 +31,7 @@ def from_tag(tag: str) -> dict[str, Any]:
 
 
 def to_tag(entry: Mapping[str, Any]) -> str:
-    """The tag of a JSON entry; "" when it names no type."""
+    """Return the tag of a JSON entry, or "" if it names no type."""
     if not entry.get("type"):
         return ""
     texts = []
@@ -39,5 +39,5 @@ def to_tag(entry: Mapping[str, Any]) -> str:
         if part in _NAMES:
             texts.append(str(entry.get(part, "")))
         else:
-            texts.append("^".join(str(entry.get(part, {}).get(key, "")) for key in _CODE))
+            texts.append("^".join(str((entry.get(part) or {}).get(key, "")) for key in _CODE))
     return "~".join(texts)
