@@ -45,9 +45,9 @@ def scans(request: pytest.FixtureRequest) -> tuple[list[Any], list[Any], dict[in
     for case in ("OKBP_004", "OKBP_031", "OKBP_066"):
         logic = slicer.modules.volumes.logic()
         volumes.append(logic.AddArchetypeVolume(str(folder / "imagesTr" / f"{case}_0000.nii.gz"), case))
-        drawn = logic.AddArchetypeVolume(str(folder / "labelsTr" / f"{case}.nii.gz"), f"{case} labels")
-        labels.append(np.array(slicer.util.arrayFromVolume(drawn)))
-        slicer.mrmlScene.RemoveNode(drawn)
+        label_node = logic.AddArchetypeVolume(str(folder / "labelsTr" / f"{case}.nii.gz"), f"{case} labels")
+        labels.append(np.array(slicer.util.arrayFromVolume(label_node)))
+        slicer.mrmlScene.RemoveNode(label_node)
     return volumes, labels, {value: name for name, value in names.items() if value}
 
 
@@ -98,7 +98,7 @@ def test_whole_flow_by_buttons(
         module.apply.ui.applyButton.click()
         wait(lambda: not module.apply.queue.running, 400)
     record_property("main thread, longest while segmenting, ms", round(1000 * timer.longest))
-    assert timer.longest < 0.3  # between two jobs a result and its surfaces are added to the scene
+    assert timer.longest < 0.5  # between two jobs a result and its surfaces are added to the scene
     assert [case.state for case in module.apply.queue.cases] == ["done", "done"], message_of(module.apply)
     for volume, result in zip(others, module.apply.queue.results):
         assert result.GetNodeReference(result.GetReferenceImageGeometryReferenceRole()) is volume

@@ -62,30 +62,37 @@ class ModelLibrary:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    def entries(self) -> list[Model | UnreadableModel]:
+        """Return the readable models by name, then those that cannot be read (damaged, or of a newer format)."""
+        paths = self.folder.iterdir() if self.folder.is_dir() else ()
+        entries = [entry for entry in map(self._entry_of, paths) if entry is not None]
+        return sorted(entries, key=lambda entry: (isinstance(entry, UnreadableModel), entry.name.casefold()))
+
     def models(self) -> list[Model]:
-        """Return every model that can be read, sorted by name."""
-        return sorted(
-            (entry for entry in self._entries() if isinstance(entry, Model)), key=lambda model: model.name.casefold()
-        )
+        """Return the readable models by name."""
+        return [entry for entry in self.entries() if isinstance(entry, Model)]
 
     def unreadable_models(self) -> list[UnreadableModel]:
-        """Return every model that cannot be read (damaged, or of a newer format), sorted by folder name."""
-        return sorted(
-            (entry for entry in self._entries() if isinstance(entry, UnreadableModel)), key=lambda entry: entry.key
-        )
+        """Return the models that cannot be read, by folder name."""
+        return [entry for entry in self.entries() if isinstance(entry, UnreadableModel)]
 
-    def _entries(self) -> list[Model | UnreadableModel]:
-        """Return all models; folders that hold no file of a model are none, such as that of a model in training."""
-        entries: list[Model | UnreadableModel] = []
-        for path in self.folder.iterdir() if self.folder.is_dir() else ():
-            if path.name.startswith(".") or not path.is_dir():
-                continue
-            try:
-                if (path / model_folder.DESCRIPTION).exists():
-                    entries.append(Model(path.name, path, read_model(path)))
-            except (InputError, OSError) as error:
-                entries.append(UnreadableModel(path.name, path, str(error)))
-        return entries
+    def entry(self, key: str) -> Model | UnreadableModel | None:
+        """Return the model of this key, readable or not, or None."""
+        return self._entry_of(self.folder / key) if key and Path(key).name == key else None
+
+    def find(self, key: str) -> Model | None:
+        """Return the readable model of this key, or None."""
+        entry = self.entry(key)
+        return entry if isinstance(entry, Model) else None
+
+    def _entry_of(self, path: Path) -> Model | UnreadableModel | None:
+        """Return the model in a folder, or None if the folder holds none, such as that of a model in training."""
+        try:
+            if path.name.startswith(".") or not (path / model_folder.DESCRIPTION).exists():
+                return None
+            return Model(path.name, path, read_model(path))
+        except (InputError, OSError) as error:
+            return UnreadableModel(path.name, path, str(error))
 
     @property
     def weights_folder(self) -> Path:
@@ -104,10 +111,6 @@ class ModelLibrary:
         """
         sha256 = read_model(source).weights_sha256
         return any(model.description.weights_sha256 == sha256 for model in self.models())
-
-    def find(self, key: str) -> Model | None:
-        """Return the readable model of this key, or None."""
-        return next((model for model in self.models() if model.key == key), None)
 
     def free_path(self, name: str) -> Path:
         """Return a folder for a new model called `name`, in letters that every file system accepts."""

@@ -52,10 +52,9 @@ class ModelsPanel:
     def fill(self) -> None:
         """Fill the list from the library; models that cannot be read come last, in gray."""
         chosen = self.chosen()
-        library = self.session.library
         self._filling = True
         self.ui.modelsList.clear()
-        for model in (*library.models(), *library.unreadable_models()):
+        for model in self.session.library.entries():
             item = self._item_of(model)
             self.ui.modelsList.addItem(item)
             if chosen is not None and model.key == chosen.key:
@@ -79,11 +78,7 @@ class ModelsPanel:
     def chosen(self) -> Model | UnreadableModel | None:
         """Return the model of the current row."""
         item = self.ui.modelsList.currentItem()
-        if item is None:
-            return None
-        key, library = item.data(qt.Qt.UserRole), self.session.library
-        models = (*library.models(), *library.unreadable_models())
-        return next((model for model in models if model.key == key), None)
+        return self.session.library.entry(item.data(qt.Qt.UserRole)) if item is not None else None
 
     def choose(self, key: str) -> None:
         """Make the model of this key the current row."""
