@@ -142,7 +142,6 @@ def main(budget: str, model: Path | None) -> None:
     """Click through the module and save a picture of each state."""
     engine = os.environ.get("HIENDMAE_ENGINE_PYTHON", sys.executable)
     start(engine_python=engine)
-    import slicer
 
     data = os.environ.get("HIENDMAE_DATA")
     PICTURES.mkdir(parents=True, exist_ok=True)
@@ -151,66 +150,84 @@ def main(budget: str, model: Path | None) -> None:
     parent.show()
     picture = Photographer(widget, parent)
     picture("empty", "train", "apply")
-
     volumes, labels = real_patients(Path(data)) if data else digital_patients(engine)
-    labelled, other = volumes[:2]
+    widget.session.parameters.budget = budget
+    train(picture, volumes[0], labels)
+    if model is not None:
+        widget.session.parameters.model = widget.session.library.import_model(model).key
+        widget.session.models_changed()
+    segment_and_refine(picture, volumes[1])
+    check_computer_and_fail(picture)
+    widget.cleanup()
+
+
+def wait_for_job(widget: Any, seconds: float) -> None:
+    """Wait until no job is running."""
+    module_help.wait(lambda: not widget.session.busy, seconds)
+
+
+def train(picture: Photographer, labelled: Any, labels: Any) -> None:
+    """Label the first scan, and train on it."""
+    widget = picture.widget
     module_help.COLORS.update(COLORS)
     names = {value: name for value, name in NAMES.items() if (labels == value).any()}
     segmentation = module_help.draw_segments(labelled, labels, names)
     segmentation.SetName("My labels")
     widget.session.parameters.teachSegmentation = segmentation
-    widget.session.parameters.budget = budget
 
-    def idle() -> bool:
-        return not widget.session.busy
-
-    def reached(strip: Any, share: float) -> bool:
-        bar = strip.ui.progressBar
-        training = strip.ui.progressLabel.text.startswith("Training")
-        return idle() or (training and bar.value >= share * bar.maximum)
+    def has_trained_for(share: float) -> bool:
+        ui = widget.train.strip.ui
+        in_training = ui.progressLabel.text.startswith("Training")
+        return not widget.session.busy or (in_training and ui.progressBar.value >= share * ui.progressBar.maximum)
 
     picture("train", "train")
     views("labelled", labelled, segmentation)
     widget.train.ui.trainButton.click()
-    module_help.wait(lambda: reached(widget.train.strip, 0.3), 4000)
+    module_help.wait(lambda: has_trained_for(0.3), 4000)
     picture("training", "train")
-    module_help.wait(idle, 4000)
+    wait_for_job(widget, 4000)
     picture("trained", "train")
-    if model is not None:
-        widget.session.parameters.model = widget.session.library.import_model(model).key
-        widget.session.models_changed()
 
+
+def segment_and_refine(picture: Photographer, other: Any) -> None:
+    """Segment the other scans, and continue training with the first result."""
+    widget = picture.widget
+    queue = widget.apply.queue
     widget.session.parameters.keepLargest = True
     widget.apply.ui.applyButton.click()
-    module_help.wait(lambda: widget.apply.queue.cases[0].state == "done" or idle(), 600)
+    module_help.wait(lambda: queue.cases[0].state == "done" or not widget.session.busy, 600)
     picture("segmenting", "apply")
-    module_help.wait(idle, 600)
+    wait_for_job(widget, 600)
     picture("segmented", "apply")
-    result = widget.apply.queue.results[0]
+    result = queue.results[0]
     views("result", other, result)
     review = next((entry for entry in widget.apply.review_list.entries if entry.volume is other), None)
     if review:
         views("uncertainty", other, result, overlay=review.overlay, at=review.slice.center)
-
     widget.session.parameters.corrected = result
     picture("improve", "refine")
     widget.refine.steps = 40
     widget.refine.ui.refineButton.click()
-    module_help.wait(idle, 600)
+    wait_for_job(widget, 600)
     picture("improved", "refine")
+
+
+def check_computer_and_fail(picture: Photographer) -> None:
+    """Show the models and the check of the computer, then an error message."""
+    import slicer
+
+    widget = picture.widget
     picture("models", "models")
     widget.models.ui.doctorButton.click()
-    module_help.wait(idle, 300)
+    wait_for_job(widget, 300)
     picture("computer", "models")
-
     failed = {"v": 1, "event": "failed", "code": "out_of_memory", "message": "Full.", "advice": ""}
     program = Path(slicer.app.temporaryPath) / "engine.py"
     program.write_text(f"print({json.dumps(failed)!r})", encoding="utf-8")
     use_engine(sys.executable, str(program))
     widget.apply.ui.applyButton.click()
-    module_help.wait(idle, 60)
+    wait_for_job(widget, 60)
     picture("problem", "apply")
-    widget.cleanup()
 
 
 if __name__ == "__main__":
