@@ -27,7 +27,7 @@ from stand_in.application import load_module, start, use_engine  # noqa: E402
 _MAKE_PATIENTS = """
 import sys
 import numpy as np
-from HiEndMAECore.volumes.phantom import make_patient
+from HiEndMAECore.data.phantom import make_patient
 for seed in (1, 2, 3):
     scan, labels = make_patient(seed, shape=(88, 75, 75), spacing=(4.0, 4.0, 4.0))
     np.savez(f"{sys.argv[1]}/{seed}.npz", scan=scan.array[0], labels=labels.array[0], affine=scan.affine)

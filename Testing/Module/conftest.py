@@ -38,7 +38,7 @@ TESTS_WITHOUT_STAND_IN = {"test_extension.py"}
 _MAKE_PATIENTS = """
 import sys
 import numpy as np
-from HiEndMAECore.volumes.phantom import make_patient
+from HiEndMAECore.data.phantom import make_patient
 for seed in (1, 2, 3):
     scan, labels = make_patient(seed, shape=(42, 36, 36), spacing=(8.0, 8.0, 8.0))
     np.savez(f"{sys.argv[1]}/{seed}.npz", scan=scan.array[0], labels=labels.array[0], affine=scan.affine)

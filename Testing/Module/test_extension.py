@@ -40,7 +40,7 @@ def installed(configured: Path) -> dict[str, Path]:
 def expected_files() -> set[str]:
     """Return the paths of all files that belong to the extension."""
     engine = [*(REPOSITORY / "HiEndMAECore").rglob("*.py"), REPOSITORY / "HiEndMAECore" / "py.typed"]
-    weights = REPOSITORY / "HiEndMAECore" / "checkpoints" / "weights"
+    weights = REPOSITORY / "HiEndMAECore" / "models" / "weights"
     engine += [file for file in weights.rglob("*") if file.is_file()]
     module = REPOSITORY / "HiEndMAESegmentation"
     files = [module / "HiEndMAESegmentation.py", *(module / "HiEndMAESegmentationLib").rglob("*.py")]

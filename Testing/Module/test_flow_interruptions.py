@@ -100,9 +100,9 @@ import errno, os, sys
 from pathlib import Path
 sys.path.insert(0, os.getcwd())
 from HiEndMAECore import finetune
-from HiEndMAECore.checkpoints import model_folder
+from HiEndMAECore.models import folder as model_folder
 from HiEndMAECore.training import finetuning
-finetuning._SNAPSHOT_SECONDS = 0
+finetuning._CHECKPOINT_SECONDS = 0
 flag, write = Path({flag!r}), model_folder.write_model
 def full_once(*arguments, **options):
     if flag.exists():

@@ -15,21 +15,21 @@ def test_start_list_offers_packaged_weights_first(
     imported: Any, shared_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A scene stores the name of packaged weights, and the engine gets their path."""
-    from HiEndMAECore.checkpoints import catalogue
+    from HiEndMAECore.models import catalogue
 
-    folder = tmp_path / catalogue.OURS
-    monkeypatch.setattr(catalogue, "_IN_THE_BOX", tmp_path)
+    folder = tmp_path / catalogue.DEFAULT_WEIGHTS
+    monkeypatch.setattr(catalogue, "_PACKAGED", tmp_path)
     imported.session.models_changed()
     combo = imported.train.ui.startCombo
     assert (combo.currentText, imported.train.start()) == ("Nothing (train from scratch)", "none")
     shutil.unpack_archive(shared_model, folder)
     imported.session.models_changed()
-    assert combo.currentText == catalogue.find_entry(catalogue.OURS).title
+    assert combo.currentText == catalogue.find_entry(catalogue.DEFAULT_WEIGHTS).title
     assert imported.train.start() == str(folder)
     assert [combo.itemText(row) for row in range(combo.count)][1:3] == ["Nothing (train from scratch)", "Bauch"]
     imported.session.parameters.start = "none"
     assert imported.train.start() == "none"
-    imported.session.parameters.start = catalogue.OURS
+    imported.session.parameters.start = catalogue.DEFAULT_WEIGHTS
     assert imported.train.start() == str(folder)
     imported.session.parameters.start = "weights of another computer"
     assert imported.train.start() == str(folder)

@@ -19,7 +19,7 @@ import slicer.util
 from slicer.i18n import tr as _
 
 from HiEndMAECore.errors import MissingDependencyError
-from HiEndMAECore.requirements import REQUIRED, installed, name_of, outside
+from HiEndMAECore.runtime.requirements import REQUIRED, installed, name_of, outside
 
 SHIPPED_WITH_SLICER = ("numpy", "SimpleITK", "vtk", "scipy", "requests", "pydicom", "pillow", "torch", "torchvision")
 

@@ -35,8 +35,7 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from HiEndMAECore.configuration import DoorConfig as CommandConfig
-from HiEndMAECore.configuration import to_json
+from HiEndMAECore.cli.options import CommandConfig, to_json
 from HiEndMAECore.errors import HiEndMAEError
 from HiEndMAECore.reporting.events import decode
 from HiEndMAESegmentationLib import ENGINE_FOLDER, MODULE_FOLDER

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from HiEndMAECore.checkpoints import model_folder
-from HiEndMAECore.checkpoints.catalogue import CATALOGUE
-from HiEndMAECore.checkpoints.catalogue import in_the_box as packaged_folder
-from HiEndMAECore.checkpoints.model_folder import ModelDescription
 from HiEndMAECore.errors import InputError
-from HiEndMAECore.reporting.writing import write_text
+from HiEndMAECore.io.atomic import write_text
+from HiEndMAECore.models import folder as model_folder
+from HiEndMAECore.models.catalogue import CATALOGUE
+from HiEndMAECore.models.catalogue import packaged_weights as packaged_folder
+from HiEndMAECore.models.description import ModelDescription
 
 _TERMINOLOGY_CODES = ("category", "type", "typeModifier", "anatomicRegion", "anatomicRegionModifier")
 

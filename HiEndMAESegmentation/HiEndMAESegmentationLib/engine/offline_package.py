@@ -21,11 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from HiEndMAECore.checkpoints import model_folder
-from HiEndMAECore.configuration import DoorConfig as CommandConfig
-from HiEndMAECore.configuration import option
+from HiEndMAECore.cli.options import CommandConfig, option
+from HiEndMAECore.cli.runner import run_command
 from HiEndMAECore.errors import InputError
-from HiEndMAECore.reporting.front_door import open_door as run_command
+from HiEndMAECore.models import folder as model_folder
 from HiEndMAECore.reporting.reporter import Reporter
 
 CHECKSUMS = "SHA256SUMS"
@@ -153,7 +152,7 @@ def _sha256(file: Path, report: Reporter) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
-    return run_command(OfflinePackageConfig, run, argv, door="offline-package", description=__doc__ or "")
+    return run_command(OfflinePackageConfig, run, argv, command="offline-package", description=__doc__ or "")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import slicer
 import slicer.util
 from slicer.i18n import tr as _
 
-from HiEndMAECore.configuration import DoorConfig as CommandConfig
+from HiEndMAECore.cli.options import CommandConfig
 from HiEndMAECore.errors import HiEndMAEError
 from HiEndMAESegmentationLib import MODULE_FOLDER
 from HiEndMAESegmentationLib.engine import installation

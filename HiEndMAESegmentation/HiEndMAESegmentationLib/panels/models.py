@@ -14,10 +14,10 @@ import slicer
 import slicer.util
 from slicer.i18n import tr as _
 
-from HiEndMAECore.checkpoints import model_folder
 from HiEndMAECore.doctor import DoctorConfig
 from HiEndMAECore.errors import HiEndMAEError
-from HiEndMAECore.requirements import name_of
+from HiEndMAECore.models import folder as model_folder
+from HiEndMAECore.runtime.requirements import name_of
 from HiEndMAESegmentationLib.engine import installation
 from HiEndMAESegmentationLib.engine.jobs import OFFLINE_PACKAGE, JobEnd
 from HiEndMAESegmentationLib.engine.model_library import Model, UnreadableModel

@@ -14,9 +14,9 @@ import slicer
 from slicer.i18n import tr as _
 from slicer.util import VTKObservationMixin
 
-from HiEndMAECore.checkpoints.catalogue import CATALOGUE
 from HiEndMAECore.errors import HiEndMAEError
 from HiEndMAECore.finetune import BUDGETS, FinetuneConfig
+from HiEndMAECore.models.catalogue import CATALOGUE
 from HiEndMAESegmentationLib.engine.jobs import as_typed_error
 from HiEndMAESegmentationLib.engine.model_library import packaged_weights
 from HiEndMAESegmentationLib.engine.training_job import TrainingJob, memory_needed, temporary_folder
