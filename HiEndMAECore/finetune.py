@@ -14,6 +14,7 @@ from typing import Any
 from .cli.options import CommandConfig, option, require_positive
 from .cli.runner import run_command
 from .errors import InputError, UsageError
+from .networks.registry import check_network_options, list_networks
 from .reporting.reporter import Reporter
 
 BUDGETS = {"1min": 60.0, "5min": 300.0, "20min": 1200.0, "good": 3600.0}
@@ -40,6 +41,10 @@ class FinetuneConfig(CommandConfig):
         help="Start from: a model, a pretraining run, the authors' file, a catalogue name, or none (default: the weights "
         "that come with the package).",
     )
+    network: str | None = option(
+        None, help=f"Network to train (default: that of the weights): {', '.join(list_networks())}."
+    )
+    variant: str | None = option(None, help="Size of the network, one of its variants (default: the network's first).")
     output: Path | None = option(help="Model to write: a folder, or a file ending in .zip.", required=True)
     name: str | None = option(None, help="What to call the model (default: the output's name).")
     budget: str = option(
@@ -69,6 +74,11 @@ class FinetuneConfig(CommandConfig):
             raise UsageError("usage", "--share is of a data set.", "Give --dataset as well, or leave it out.")
         if self.improve is not None and self.init is not None:
             raise UsageError("usage", "--improve and --init exclude each other.", "Give one of the two.")
+        if self.improve is not None and (self.network or self.variant):
+            raise UsageError(
+                "usage", "--improve keeps the model's network and size.", "Leave out --network and --variant."
+            )
+        check_network_options(self.network, self.variant)
 
 
 def run(config: FinetuneConfig, report: Reporter | None = None) -> dict[str, Any]:
@@ -86,19 +96,21 @@ def run(config: FinetuneConfig, report: Reporter | None = None) -> dict[str, Any
         collect_structures,
         read_labelled_case,
     )
-    from .models.catalogue import DEFAULT_WEIGHTS
-    from .models.pretrained import load_pretrained, read_pretrained
+    from .models.pretrained import load_pretrained
     from .networks import build_network
     from .runtime.devices import choose_device
-    from .training import finetuning, paper_recipe, performance_estimate, presets
+    from .training import finetuning, network_choice, paper_recipe, performance_estimate, presets
     from .training.mirroring import decide_case_mirroring, mirroring_to_json
     from .training.model_card import describe_model
-    from .training.plans import PRETRAINED_RATE, FinetuningPlan
+    from .training.plans import FinetuningPlan
     from .training.training_cases import preprocess_training_cases
 
     device = choose_device(config.device)
     preset = presets.choose_preset(config.preset, device)
-    initial = read_pretrained(str(config.improve or config.init or ("none" if preset.paper else DEFAULT_WEIGHTS)))
+    init = str(config.improve) if config.improve else config.init
+    initial = network_choice.choose_initial_weights(
+        init, paper=preset.paper, network=config.network, variant=config.variant, report=report
+    )
     if config.improve and not (initial and initial.is_segmentation):
         raise InputError(
             "model_not_for_segmentation", f"{config.improve} has not learned to segment.", "Use it as --init."
@@ -125,7 +137,12 @@ def run(config: FinetuneConfig, report: Reporter | None = None) -> dict[str, Any
     scans = preprocess_training_cases(read, plan, structures, report=report)
     del read  # half a gigabyte a large scan
     architecture = presets.choose_architecture(
-        preset, initial, classes=len(structures) + 1, channels=len(scans[0].image)
+        preset,
+        initial,
+        classes=len(structures) + 1,
+        channels=len(scans[0].image),
+        network=config.network,
+        variant=config.variant,
     )
     crop = architecture["arguments"]["image_size"]
 
@@ -161,7 +178,7 @@ def run(config: FinetuneConfig, report: Reporter | None = None) -> dict[str, Any
             * (1 - performance_estimate.BUDGET_SHARE - (looking.share if looking else 0)),
             batch_size=preset.batch_size,
             seed=config.seed,
-            **({"encoder_rate": PRETRAINED_RATE} if initial else {}),
+            **network_choice.choose_learning_rates(network, pretrained=initial is not None),
         )
     result = finetuning.finetune(
         scans,

@@ -17,9 +17,10 @@ from typing import Any
 from .cli.options import CommandConfig, option, require_positive, to_json
 from .cli.runner import run_command
 from .errors import UsageError
-from .networks.variants import INPAINTING, OBJECTIVES, list_variants
+from .networks.registry import list_variants
 from .reporting.reporter import Reporter
 from .runtime.devices import PRECISIONS, choose_device, require_torch
+from .training.objectives import find_objective, list_objectives
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class PretrainConfig(CommandConfig):
     objective: str = option(
         "hi-end-mae",
         help="What the decoder learns from; inpainting: the segmentation network learns, beneath a frozen encoder.",
-        choices=(*OBJECTIVES, INPAINTING),
+        choices=list_objectives(),
     )
     init: str | None = option(
         None, help="Encoder of inpainting: a pretraining run, a model, the authors' file or a catalogue name."
@@ -66,10 +67,12 @@ class PretrainConfig(CommandConfig):
             self, "steps", "batch_size", "accumulate", "learning_rate", "warm_up", "clip", "crop", "spacing"
         )
         require_positive(self, "snapshot_minutes", "keep")
-        if (self.objective == INPAINTING) != (self.init is not None):
-            message = f"--objective {INPAINTING} learns beneath a pretrained encoder, the others start from nothing."
-            raise UsageError("usage", message, f"Give --init with --objective {INPAINTING}, and only there.")
-        if self.objective == INPAINTING and self.recompute:
+        objective = find_objective(self.objective)
+        if objective.needs_init != (self.init is not None):
+            named = ", ".join(name for name in list_objectives() if find_objective(name).needs_init)
+            message = f"--objective {named} starts from a pretrained encoder, the others from random weights."
+            raise UsageError("usage", message, f"Give --init with --objective {named}, and only there.")
+        if objective.frozen_encoder and self.recompute:
             raise UsageError("usage", "--recompute saves memory of the encoder, which is frozen here.", "Leave it out.")
         processes = int(os.environ.get("WORLD_SIZE", "1"))
         if self.batch_size % (self.accumulate * processes):
@@ -93,8 +96,8 @@ def run(config: PretrainConfig, report: Reporter | None = None) -> dict[str, Any
     from .runtime.distributed import init_distributed
     from .training.monitor import ValidationCrops
     from .training.objectives.base import (
-        build_autoencoder,
-        build_inpainting,
+        ObjectiveRequest,
+        build_objective,
         read_initial_encoder,
         warn_preprocessing_mismatch,
     )
@@ -112,17 +115,19 @@ def run(config: PretrainConfig, report: Reporter | None = None) -> dict[str, Any
     store = CropStore.open(_store(config, report))
     report.info(f"Computing on {device}, {os.environ.get('WORLD_SIZE', '1')} process(es).")
     torch.manual_seed(config.seed)
-    sizes: dict[str, Any] = {
-        "mask_ratio": config.mask_ratio, "in_channels": store.channels, "image_size": config.crop
-    }  # fmt: skip
+    request = ObjectiveRequest(
+        objective=config.objective,
+        variant=config.variant,
+        in_channels=store.channels,
+        image_size=config.crop,
+        mask_ratio=config.mask_ratio,
+        cross_stages=config.cross_stages,
+        initial=initial,
+    )
     try:
+        built = build_objective(request)
         if initial:
-            built = build_inpainting(initial, **sizes)
             warn_preprocessing_mismatch(initial, store, report)
-        else:
-            built = build_autoencoder(
-                config.variant, objective=config.objective, cross_stages=config.cross_stages, **sizes
-            )
     except ValueError as error:
         raise UsageError("network_impossible", f"This network cannot be built: {error}.") from error
     folder = RunDirectory(config.output, built, store=store, seed=config.seed)

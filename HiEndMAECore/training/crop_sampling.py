@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from HiEndMAECore.data.crop_store import CropStore
-from HiEndMAECore.networks import HiEndMAE
+from HiEndMAECore.networks.masking import random_masking
 
 from .augmentation import Flip, apply_flips, draw_flip, draw_unrotated_flip, flip_only, sample_generator
-from .objectives.inpainting import Inpainting
+from .objectives.base import PretrainingObjective
 
 CROPS_PER_EPOCH = 8  # crops of one scan each time all are visited (paper section 4.1)
 _POSITIVE = 0.75  # positive : negative = 3 : 1
@@ -64,9 +64,9 @@ class CropSampler:
     upright: bool = False
 
     @classmethod
-    def for_model(cls, store: CropStore, model: HiEndMAE | Inpainting, seed: int) -> CropSampler:
+    def for_model(cls, store: CropStore, model: PretrainingObjective, seed: int) -> CropSampler:
         h, w, d = (edge * model.patch_size for edge in model.grid)
-        return cls(store, (h, w, d), model.grid[0] * model.grid[1] * model.grid[2], seed, isinstance(model, Inpainting))
+        return cls(store, (h, w, d), model.grid[0] * model.grid[1] * model.grid[2], seed, model.unrotated_crops)
 
     def draw(self, index: int) -> Batch:
         """Sample `index` of the run, as a batch of one."""
@@ -75,8 +75,8 @@ class CropSampler:
         start = draw_start(self.store, scan, self.size, rng)
         flip = draw_unrotated_flip(rng) if self.upright else draw_flip(rng, square=self.size[0] == self.size[1])
         crop = self.store.crop(scan, start=start, size=self.size)
-        permutation = torch.from_numpy(rng.random(self.patches).argsort())
-        return Batch(torch.from_numpy(crop)[None], permutation[None], (flip,), self._inside(scan, start))
+        permutation = random_masking(1, self.patches, rng=rng)
+        return Batch(torch.from_numpy(crop)[None], permutation, (flip,), self._inside(scan, start))
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """The samples `indices` together."""

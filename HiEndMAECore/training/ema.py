@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from torch.optim.swa_utils import AveragedModel
 
-from HiEndMAECore.networks import UNETR, HybridUNETR
+from HiEndMAECore.networks import SegmentationNetwork
 
 
-def update_average(averaged: AveragedModel, network: UNETR | HybridUNETR, step: int) -> None:
+def update_average(averaged: AveragedModel, network: SegmentationNetwork, step: int) -> None:
     """Early steps are noise: until step 50 the average is the network itself."""
     if step < 50:
         averaged.n_averaged.zero_()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from HiEndMAECore.errors import HiEndMAEError, InputError
-from HiEndMAECore.networks import UNETR, HybridUNETR
+from HiEndMAECore.networks import SegmentationNetwork
 from HiEndMAECore.preprocessing.laterality import Mirroring
 from HiEndMAECore.reporting.reporter import Reporter
 from HiEndMAECore.runtime.devices import autocast
@@ -34,10 +34,11 @@ from .augmentation import (
     sample_generator,
 )
 from .checkpoints import load_checkpoint, read_checkpoint_values, save_checkpoint
+from .deep_supervision import deep_supervision_loss
 from .ema import update_average
 from .foreground_sampling import ForegroundSampler
 from .losses import WeightedDiceCELoss
-from .optimizer import build_adamw, layer_decay_groups
+from .optimizer import build_adamw, freeze_encoder, layer_decay_groups
 from .plans import FinetuningPlan
 from .schedule import cosine_schedule, set_learning_rate
 from .time_budget import BudgetMonitor, StepTiming, time_steps
@@ -59,7 +60,7 @@ class TrainingCallback(Protocol):
 class FinetuningResult:
     """The averaged network, steps done of those planned, seconds spent, and (step, loss) along the way."""
 
-    network: UNETR | HybridUNETR
+    network: SegmentationNetwork
     steps: int = 0
     planned: int = 0
     seconds: float = 0.0
@@ -136,7 +137,7 @@ def swap_classes(classes: Tensor, swaps: Sequence[tuple[int, int]]) -> Tensor:
 
 def finetune(
     scans: Sequence[TrainingCase],
-    network: UNETR | HybridUNETR,
+    network: SegmentationNetwork,
     *,
     plan: FinetuningPlan,
     device: torch.device,
@@ -154,7 +155,7 @@ def finetune(
     `finish` ends early with a usable result; `cancel` raises `Cancelled`.
     """
     network.to(device).train()
-    network.encoder.requires_grad_(plan.encoder_rate > 0)
+    freeze_encoder(network.layer_groups(), plan.encoder_rate <= 0)
     mark = _mark_of(plan, scans)
     scans = [TrainingCase(scan.name, scan.image.to(device), scan.classes.to(device)) for scan in scans]
     if method is None:
@@ -183,7 +184,7 @@ def finetune(
 
     optimizer = _build_optimizer(network, plan)
     averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(plan.ema))
-    result = FinetuningResult(cast(UNETR, averaged.module), planned=planned)
+    result = FinetuningResult(cast(SegmentationNetwork, averaged.module), planned=planned)
     if values:
         load_checkpoint(snapshot, {"network": network, "averaged": averaged}, optimizer)
         result.steps, before = int(values["step"]), float(values["seconds"])
@@ -233,20 +234,19 @@ def _mark_of(plan: FinetuningPlan, scans: Sequence[TrainingCase]) -> str:
     return digest.hexdigest()
 
 
-def _build_optimizer(network: UNETR | HybridUNETR, plan: FinetuningPlan) -> torch.optim.Optimizer:
-    encoder = list(network.encoder.parameters())
-    inside = {id(parameter) for parameter in encoder}
-    rest = [parameter for parameter in network.parameters() if id(parameter) not in inside]
+def _build_optimizer(network: SegmentationNetwork, plan: FinetuningPlan) -> torch.optim.Optimizer:
+    layers = network.layer_groups()
+    rest = [parameter for group in layers if not group.is_encoder for parameter in group.parameters]
     groups = [{"params": rest, "lr": plan.learning_rate}]
     if plan.encoder_rate > 0:
-        groups += layer_decay_groups(network.encoder, plan.encoder_rate, decay=plan.layer_decay)
+        groups += layer_decay_groups(layers, plan.encoder_rate, decay=plan.layer_decay)
     return build_adamw(groups, learning_rate=plan.learning_rate, betas=(0.9, 0.999), weight_decay=plan.weight_decay)
 
 
 def _step(
     scans: Sequence[TrainingCase],
     method: Recipe,
-    network: UNETR | HybridUNETR,
+    network: SegmentationNetwork,
     optimizer: torch.optim.Optimizer,
     *,
     step: int,
@@ -255,9 +255,9 @@ def _step(
     device: torch.device,
 ) -> float:
     image, classes = draw_batch(scans, method, step=step, plan=plan)
-    with autocast(device, smallest_edge=min(plan.crop) // network.encoder.patch_size):
+    with autocast(device, smallest_edge=network.smallest_feature_edge(network.config, plan.crop)):
         logits = network(image)
-    loss = method.criterion(logits.float(), classes, done=done)
+    loss = deep_supervision_loss(method.criterion, logits, classes, done=done)
     loss.backward()
     if plan.clip is not None:
         torch.nn.utils.clip_grad_norm_(network.parameters(), plan.clip)
@@ -269,7 +269,7 @@ def _step(
 def _probe(
     scans: Sequence[TrainingCase],
     method: Recipe,
-    network: UNETR | HybridUNETR,
+    network: SegmentationNetwork,
     plan: FinetuningPlan,
     device: torch.device,
 ) -> StepTiming:

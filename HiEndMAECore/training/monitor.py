@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from HiEndMAECore.networks import HiEndMAE
 from HiEndMAECore.networks.hi_end_mae import Reconstruction, mean_over_crops
 from HiEndMAECore.networks.layers.patches import gather_tokens, patchify
+from HiEndMAECore.networks.masking import split_patches
 from HiEndMAECore.runtime.devices import autocast
 
 from .crop_sampling import Batch
-from .objectives.inpainting import Inpainting
+from .objectives.base import PretrainingObjective
 
 NUM_VALIDATION_CROPS = 32  # crops
 
@@ -31,7 +31,7 @@ class ValidationCrops:
     batches: tuple[Batch, ...]
 
     @torch.no_grad()
-    def loss(self, model: HiEndMAE | Inpainting, device: torch.device, precision: str) -> tuple[float, Reconstruction]:
+    def loss(self, model: PretrainingObjective, device: torch.device, precision: str) -> tuple[float, Reconstruction]:
         """(loss of `model` on the watched crops, its reconstruction of the first batch)."""
         total, first = 0.0, None
         training = model.training
@@ -46,14 +46,14 @@ class ValidationCrops:
         assert first is not None
         return total / sum(len(batch.volume) for batch in self.batches), first
 
-    def trivial_losses(self, model: HiEndMAE | Inpainting) -> tuple[float, float]:
+    def trivial_losses(self, model: PretrainingObjective) -> tuple[float, float]:
         """(zero, nearest) on the watched crops, on the processor."""
         sums, crops = torch.zeros(2), 0
         for batch in self.batches:
             volume, permutation, inside = batch.on(torch.device("cpu"))
             inside = torch.ones_like(volume, dtype=torch.bool) if inside is None else inside.expand_as(volume)
             patches = model.targets(volume)
-            seen, hidden = permutation[:, : model.visible], permutation[:, model.visible :]
+            seen, hidden = split_patches(permutation, model.visible)
             target = gather_tokens(patches, hidden)
             copied = gather_tokens(patches, nearest_visible_patch(seen, hidden, model.grid))
             counted = gather_tokens(patchify(inside.float(), model.patch_size), hidden)

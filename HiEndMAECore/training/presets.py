@@ -10,13 +10,12 @@ import numpy as np
 import torch
 
 from HiEndMAECore.data.labelled_cases import LabelledCase
-from HiEndMAECore.errors import InputError
 from HiEndMAECore.models.pretrained import PretrainedWeights
-from HiEndMAECore.networks.variants import get_variant, segmentation_architecture
 from HiEndMAECore.preprocessing.cropping import body_bounding_box
 from HiEndMAECore.preprocessing.intensity import suggest_normalization
 from HiEndMAECore.preprocessing.pipeline import PreprocessingPlan
 
+from . import network_choice
 from .training_cases import MIN_VOXELS
 
 
@@ -102,18 +101,16 @@ def _three(spacing: Sequence[float]) -> tuple[float, float, float]:
 
 
 def choose_architecture(
-    preset: Preset, initial: PretrainedWeights | None, *, classes: int, channels: int
+    preset: Preset,
+    initial: PretrainedWeights | None,
+    *,
+    classes: int,
+    channels: int,
+    network: str | None = None,
+    variant: str | None = None,
 ) -> dict[str, Any]:
-    """The network that learns, as `registry.segmentation_architecture` tells it: that of a segmentation model to start
-    from; else the one for the starting weights' encoder; else the preset's. The paper's preset learns with UNETR."""
-    if initial and initial.is_segmentation:
-        assert initial.description is not None
-        known = dict(initial.description.architecture)
-        return {**known, "arguments": {**known["arguments"], "classes": classes, "in_channels": channels}}
-    try:
-        variant = get_variant(initial.variant if initial else preset.variant)
-    except ValueError as error:
-        raise InputError("weights_unknown", f"The starting weights cannot be used: {error}.") from error
-    if preset.paper:
-        variant = replace(variant, segmentation="UNETR")
-    return segmentation_architecture(variant, classes=classes, in_channels=channels)
+    """Return the architecture to train, see `network_choice.choose_architecture`; the paper's preset uses UNETR."""
+    return network_choice.choose_architecture(
+        preset.variant, initial, classes=classes, channels=channels, network=network, variant=variant,
+        vit_network="UNETR" if preset.paper else None,
+    )  # fmt: skip

@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
 
 from HiEndMAECore.data.crop_store import CropStore
 from HiEndMAECore.errors import Cancelled, HiEndMAEError, InputError
-from HiEndMAECore.networks import HiEndMAE
 from HiEndMAECore.networks.hi_end_mae import Reconstruction
 from HiEndMAECore.reporting.reporter import Reporter
 from HiEndMAECore.runtime.devices import autocast, gradient_scaler
@@ -22,7 +22,7 @@ from HiEndMAECore.runtime.distributed import DistributedContext, init_distribute
 from .checkpoints import checkpoint_file, delete_old_checkpoints, load_checkpoint, newest_checkpoint, save_checkpoint
 from .crop_sampling import Batch, CropSampler
 from .monitor import NUM_VALIDATION_CROPS, ValidationCrops
-from .objectives.inpainting import Inpainting
+from .objectives.base import PretrainingObjective
 from .optimizer import build_adamw, weight_decay_groups
 from .plans import PretrainingPlan
 from .schedule import cosine_schedule, set_learning_rate
@@ -49,7 +49,7 @@ class PretrainingResult:
 
 def pretrain(
     store: CropStore,
-    model: HiEndMAE | Inpainting,
+    model: PretrainingObjective,
     *,
     plan: PretrainingPlan,
     device: torch.device,
@@ -69,7 +69,7 @@ def pretrain(
     model.to(device).train()
     model.set_grad_checkpointing(plan.recompute)
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = learning if plan.decay_all else weight_decay_groups(model, plan.weight_decay)
+    groups = learning if plan.decay_all else weight_decay_groups(cast(nn.Module, model), plan.weight_decay)
     optimizer = build_adamw(groups, learning_rate=plan.learning_rate, betas=plan.betas, weight_decay=plan.weight_decay)
     scaler = gradient_scaler(device, plan.precision)
     result = PretrainingResult()
@@ -78,7 +78,7 @@ def pretrain(
             folder, on_damage=lambda e: report.warning(e.code, e.message, "An older one is used.")
         )
         if start is not None:
-            values = load_checkpoint(start, {"model": model}, optimizer)
+            values = load_checkpoint(start, {"model": cast(nn.Module, model)}, optimizer)
             if values.get("store", store.digest) != store.digest:
                 message = f"The snapshot {start} has learned from a store of other scans."
                 raise InputError("snapshot_unfit", message, "Resume with the store it was started with.")
@@ -114,7 +114,7 @@ def pretrain(
         if save:
             values = {"step": result.steps, "seconds": result.seconds, "scaler": scaler.state_dict()}
             values |= {"store": store.digest, "start": plan.start}
-            save_checkpoint(checkpoint_file(folder, result.steps), {"model": model}, optimizer, values)
+            save_checkpoint(checkpoint_file(folder, result.steps), {"model": cast(nn.Module, model)}, optimizer, values)
             delete_old_checkpoints(folder, plan.keep)
         loss, output = watch.loss(model, device, plan.precision)
         result.watched.append((result.steps, loss))
@@ -158,7 +158,7 @@ def pretrain(
 class _Loop:
     """One process's part of the run: forward and backward of its crops, then the step that all take."""
 
-    model: HiEndMAE | Inpainting
+    model: PretrainingObjective
     plan: PretrainingPlan
     device: torch.device
     processes: DistributedContext
@@ -238,7 +238,7 @@ class _Loop:
             self.batches.close()
 
 
-def _watch(store: CropStore, model: HiEndMAE | Inpainting, plan: PretrainingPlan) -> ValidationCrops:
+def _watch(store: CropStore, model: PretrainingObjective, plan: PretrainingPlan) -> ValidationCrops:
     """The watched crops, drawn with another seed than the run's."""
     sampler = CropSampler.for_model(store, model, plan.seed + 1)
     part = max(1, min(8, plan.batch_size // plan.accumulate))
