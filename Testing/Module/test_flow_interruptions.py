@@ -100,16 +100,15 @@ import errno, os, sys
 from pathlib import Path
 sys.path.insert(0, os.getcwd())
 from HiEndMAECore import finetune
-from HiEndMAECore.models import folder as model_folder
-from HiEndMAECore.training import finetuning
+from HiEndMAECore.training import finetune_pipeline, finetuning
 finetuning._CHECKPOINT_SECONDS = 0
-flag, write = Path({flag!r}), model_folder.write_model
+flag, write = Path({flag!r}), finetune_pipeline.write_model
 def full_once(*arguments, **options):
     if flag.exists():
         return write(*arguments, **options)
     flag.touch()
     raise OSError(errno.ENOSPC, "No space left on device")
-model_folder.write_model = full_once
+finetune_pipeline.write_model = full_once
 sys.exit(finetune.main(sys.argv[3:]))
 """
 
