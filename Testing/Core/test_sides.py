@@ -162,7 +162,7 @@ def test_mirrored_crops_keep_each_side_its_name() -> None:
     image, classes = only(2, 3)
     scan = TrainingCase("body", torch.from_numpy(image)[None], torch.from_numpy(classes))
     mirroring = decide_mirroring(["kidney_right", "kidney_left"], [(image, classes)])
-    plan = FinetuningPlan(crop=(80, 48, 40), steps=1, batch_size=8, mirrored=0.5)
+    plan = FinetuningPlan(crop=(80, 48, 40), steps=1, batch_size=8, mirror_probability=0.5)
 
     class Centred(finetuning.DefaultRecipe):
         turned = 0
