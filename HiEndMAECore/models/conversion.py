@@ -1,8 +1,8 @@
 """From the authors' checkpoint to a model folder, and back.
 
-    python -m HiEndMAECore.checkpoints.conversion hi_end_mae_10k.pth authors-model
-    python -m HiEndMAECore.checkpoints.conversion run/model for-their-code.pth
-    python -m HiEndMAECore.checkpoints.conversion run/model small-model --half
+    python -m HiEndMAECore.models.conversion hi_end_mae_10k.pth authors-model
+    python -m HiEndMAECore.models.conversion run/model for-their-code.pth
+    python -m HiEndMAECore.models.conversion run/model small-model --half
 
 Nothing is lost on the way: both hold the same tensors, bit by bit; but for --half, a copy in 16 bits to give away.
 """
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from HiEndMAECore.errors import HiEndMAEError, InputError
+from HiEndMAECore.preprocessing.defaults import CT_WINDOW_HU
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".pth", ".pt")
 _PAPER = {  # section 4.1: what the authors' weights were trained on
     "spacing": [1.5, 1.5, 1.5],
-    "normalisation": {"kind": "window", "low": -175.0, "high": 250.0},
+    "normalisation": {"kind": "window", "low": CT_WINDOW_HU[0], "high": CT_WINDOW_HU[1]},
     "orientation": "RAS",
 }
 
@@ -130,7 +131,7 @@ def _crop(state: dict[str, Tensor], patch: int) -> tuple[int, int, int] | None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m HiEndMAECore.checkpoints.conversion",
+        prog="python -m HiEndMAECore.models.conversion",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
