@@ -5,7 +5,7 @@ from __future__ import annotations
 import nibabel as nib
 import numpy as np
 import pytest
-from geometries import balls, dice, few, geometries, irregular, world_of_voxels
+from geometries import balls, dice, few, geometries, irregular, world_of_grid, world_of_voxels
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
@@ -19,10 +19,6 @@ from HiEndMAECore.preprocessing.resampling import (
     resample_label_map,
     resample_to_stack,
 )
-
-
-def world_of_grid(affine: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    return world_of_voxels(Geometry(shape, affine))
 
 
 @given(geometries(), st.booleans(), st.booleans())
