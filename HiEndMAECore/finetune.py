@@ -14,6 +14,7 @@ from .cli.options import CommandConfig, option, require_positive
 from .cli.runner import run_command
 from .errors import UsageError
 from .models.folder import check_output_free
+from .networks.registry import check_network_options, list_networks
 from .reporting.reporter import Reporter
 
 BUDGETS = {"1min": 60.0, "5min": 300.0, "20min": 1200.0, "good": 3600.0}  # seconds
@@ -40,6 +41,10 @@ class FinetuneConfig(CommandConfig):
         help="Initial weights: a model, a pretraining run, the authors' checkpoint, a catalogue name, or none (default: "
         "the packaged weights).",
     )
+    network: str | None = option(
+        None, help=f"Network to train (default: that of the weights): {', '.join(list_networks())}."
+    )
+    variant: str | None = option(None, help="Size of the network, one of its variants (default: the network's first).")
     output: Path = option(help="Model to write: a folder, or a file ending in .zip.", required=True)
     name: str | None = option(None, help="Name of the model (default: the name of the output).")
     budget: str = option(
@@ -71,6 +76,11 @@ class FinetuneConfig(CommandConfig):
             raise UsageError("usage", "--share needs a data set.", "Give --dataset as well, or leave --share out.")
         if self.improve is not None and self.init is not None:
             raise UsageError("usage", "--improve and --init exclude each other.", "Give one of the two.")
+        if self.improve is not None and (self.network or self.variant):
+            raise UsageError(
+                "usage", "--improve keeps the model's network and size.", "Leave out --network and --variant."
+            )
+        check_network_options(self.network, self.variant)
 
 
 def run(config: FinetuneConfig, report: Reporter | None = None) -> dict[str, Any]:
@@ -88,7 +98,8 @@ def run(config: FinetuneConfig, report: Reporter | None = None) -> dict[str, Any
 
     device = choose_device(config.device)
     preset = choose_preset(config.preset, device)
-    initial = pipeline.read_initial_weights(preset, init=config.init, improve=config.improve)
+    choice = pipeline.NetworkChoice(config.network, config.variant)
+    initial = pipeline.read_initial_weights(preset, choice, init=config.init, improve=config.improve, report=report)
     selection = pipeline.select_cases(
         images=config.image, labels=config.label, dataset=config.dataset, names=config.cases,
         share=config.share, structures=config.names, seed=config.seed,
@@ -97,7 +108,7 @@ def run(config: FinetuneConfig, report: Reporter | None = None) -> dict[str, Any
         selection, preset, initial,
         spacing=config.spacing, retain_structures=config.improve is not None, report=report,
     )  # fmt: skip
-    model = pipeline.build_model(data, preset, initial, seed=config.seed, report=report)
+    model = pipeline.build_model(data, preset, initial, choice, seed=config.seed, report=report)
     run_directory = pipeline.run_directory_of(config.output)
     preview = pipeline.make_preview(data, run_directory, report) if config.preview else None
     schedule = pipeline.choose_schedule(

@@ -17,9 +17,10 @@ from typing import Any
 from .cli.options import CommandConfig, option, require_positive, to_json
 from .cli.runner import run_command
 from .errors import UsageError
-from .networks.variants import INPAINTING, OBJECTIVES, list_variants
+from .networks.registry import list_variants
 from .reporting.reporter import Reporter
 from .runtime.devices import PRECISIONS, choose_device, require_torch
+from .training.objectives import find_objective, list_objectives
 from .training.plans import PretrainingPlan
 
 
@@ -33,7 +34,7 @@ class PretrainConfig(CommandConfig):
     objective: str = option(
         "hi-end-mae",
         help="Pretraining objective; inpainting trains the segmentation network on top of a frozen encoder.",
-        choices=(*OBJECTIVES, INPAINTING),
+        choices=list_objectives(),
     )
     init: str | None = option(
         None, help="Encoder for inpainting: a pretraining run, a model, the authors' checkpoint or a catalogue name."
@@ -69,10 +70,12 @@ class PretrainConfig(CommandConfig):
             self, "steps", "batch_size", "accumulate", "learning_rate", "warm_up", "clip", "crop", "spacing"
         )
         require_positive(self, "snapshot_minutes", "keep")
-        if (self.objective == INPAINTING) != (self.init is not None):
-            message = f"--objective {INPAINTING} needs a pretrained encoder, and the other objectives accept none."
-            raise UsageError("usage", message, f"Give --init with --objective {INPAINTING}, and only there.")
-        if self.objective == INPAINTING and self.recompute:
+        objective = find_objective(self.objective)
+        if objective.needs_init != (self.init is not None):
+            names = ", ".join(name for name in list_objectives() if find_objective(name).needs_init)
+            message = f"--objective {names} needs a pretrained encoder, and the other objectives accept none."
+            raise UsageError("usage", message, f"Give --init with --objective {names}, and only there.")
+        if objective.frozen_encoder and self.recompute:
             message = "--recompute saves memory of the encoder, which is frozen for inpainting."
             raise UsageError("usage", message, "Leave it out.")
         processes = int(os.environ.get("WORLD_SIZE", "1"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
@@ -99,12 +100,16 @@ def read_case(job: CaseJob, predictor: Predictor, options: SegmentationOptions) 
 
 
 def is_done(job: CaseJob, predictor: Predictor, options: SegmentationOptions) -> bool:
-    """Is the result there, made from these very files by this very model with these options?"""
+    """Is the result there, whole, made from these very files by this very model with these options?"""
     try:
         record = json.loads(job.record.read_text(encoding="utf-8"))
         wanted = _made_from(job, predictor, options)
-        return job.path.is_file() and all(record.get(key) == value for key, value in wanted.items())
-    except (OSError, ValueError, AttributeError):
+        if any(record.get(key) != value for key, value in wanted.items()):
+            return False
+        written, results = record.get("files"), _results(job, options)
+        sizes = [entry["bytes"] for entry in written or ()]  # a file that was cut short is known without reading it
+        return sizes == [path.stat().st_size for path in results] and written == [_digest(path) for path in results]
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
         return False
 
 
@@ -112,6 +117,7 @@ def _made_from(job: CaseJob, predictor: Predictor, options: SegmentationOptions)
     """What decides a result, as plain JSON."""
     asked = {name: list(v) if isinstance(v, tuple) else v for name, v in vars(options).items()}
     return {
+        "model_sha256": predictor.description.model_sha256,
         "weights_sha256": predictor.description.weights_sha256,
         "options": asked,
         "input": [_stamp(path) for path in job.case.channels],
@@ -124,3 +130,18 @@ def _stamp(path: Path) -> dict[str, Any]:
     stats = [file.stat() for file in files]
     newest = max((stat.st_mtime_ns for stat in stats), default=0)
     return {"files": len(stats), "bytes": sum(stat.st_size for stat in stats), "modified": newest // 1_000_000}
+
+
+def _results(job: CaseJob, options: SegmentationOptions) -> list[Path]:
+    """The files that a case leaves beside its report."""
+    return [job.path, job.entropy] if options.uncertainty else [job.path]
+
+
+def _digest(path: Path) -> dict[str, Any]:
+    """Name, size and SHA-256 of a file."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+            size += len(block)
+    return {"name": path.name, "bytes": size, "sha256": digest.hexdigest()}

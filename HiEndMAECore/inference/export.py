@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from HiEndMAECore.errors import InputError
 from HiEndMAECore.io.atomic import write_text
 from HiEndMAECore.io.dicom_seg import series_files, write_dicom_seg
 from HiEndMAECore.io.writers import write_label_map, write_scalar_map
 from HiEndMAECore.reporting.run_record import versions
 
-from .batch_segmentation import DICOM, CaseInProgress, CaseJob, SegmentationOptions, _made_from
+from .batch_segmentation import DICOM, CaseInProgress, CaseJob, SegmentationOptions, _digest, _made_from, _results
 from .postprocessing import fill_holes, keep_largest_component, remove_small_components
 from .predictor import Predictor
 
@@ -24,17 +26,17 @@ NOTHING_FOUND = "nothing_found"  # the one warning that only the result shows
 def write_case(
     job: CaseJob, work: CaseInProgress, predictor: Predictor, options: SegmentationOptions
 ) -> dict[str, Any]:
-    """Bring the result home, clean it, write it with its report; returns the report. The label map comes last: where it
-    is, all is there."""
+    """Bring the result home, clean it, write it with its report; returns the report.
+
+    An older report goes first and the new one comes last, with digests of the files it was written with: a run that
+    ends in between leaves no report, or one that does not fit, and `is_done` is false for both.
+    """
     started = time.monotonic()
     assert work.result is not None
     native = work.prepared.original
     result = predictor.resample_to_original(work.result, work.prepared, uncertainty=options.uncertainty)
     values = [structure.value for structure in predictor.structures]
     labels, cleaned = _postprocess(result.labels, values, native.voxel_ml, options)
-    job.path.parent.mkdir(parents=True, exist_ok=True)
-    if result.entropy is not None:
-        write_scalar_map(job.entropy, result.entropy, native)
     structures = []
     for structure in predictor.structures:
         value = structure.value
@@ -58,13 +60,26 @@ def write_case(
         "seconds": round(sum(work.seconds.values()), 2),
         "seconds_of_parts": {name: round(seconds, 2) for name, seconds in work.seconds.items()},
     }
-    write_text(job.record, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    job.path.parent.mkdir(parents=True, exist_ok=True)
+    _remove(job.record)
+    if result.entropy is not None:
+        write_scalar_map(job.entropy, result.entropy, native)
     if job.suffix == DICOM:
         sources = series_files(job.case.channels[0], options.series)
         write_dicom_seg(job.path, labels, native, structures=predictor.structures, sources=sources)
     else:
         write_label_map(job.path, labels, native, structures=predictor.structures)
+    record["files"] = [_digest(path) for path in _results(job, options)]
+    write_text(job.record, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return record
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        message = f"{path} cannot be replaced ({error.strerror})."
+        raise InputError("output_unwritable", message, "Choose another place, or ask for permission.") from error
 
 
 def _postprocess(

@@ -9,6 +9,8 @@ Both are written beside their place and renamed into it: a killed run leaves the
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,3 +47,18 @@ class ModelDescription:
     weights_sha256: str = ""
     format_version: int = FORMAT_VERSION
     engine_version: str = __version__
+
+    @property
+    def model_sha256(self) -> str:
+        """What two models share that give the same labels: a digest of the description's parts that decide a result
+        and of the weights. Names of the model and facts of its training do not count."""
+        deciding = {
+            "architecture": self.architecture,
+            "channels": list(self.channels),
+            "preparation": self.preparation,
+            "labels": list(self.labels),
+            "mirroring": self.training.get("mirroring") if isinstance(self.training, Mapping) else None,
+            "weights_sha256": self.weights_sha256,
+        }
+        text = json.dumps(deciding, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        return hashlib.sha256(text.encode("ascii")).hexdigest()

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from HiEndMAECore.data.crop_store import CropStore
-from HiEndMAECore.networks import HiEndMAE
+from HiEndMAECore.networks.masking import random_masking
 
 from .augmentation import Flip, apply_flips, draw_flip, draw_unrotated_flip, flip_only, sample_generator
-from .objectives.inpainting import Inpainting
+from .objectives.base import PretrainingObjective
 
 CROPS_PER_EPOCH = 8  # crops of each scan in one epoch (paper section 4.1)
 _TISSUE_FRACTION = 0.75  # of the crops are centered on tissue (positive : negative = 3 : 1)
@@ -74,10 +74,10 @@ class CropSampler:
     unrotated: bool = False
 
     @classmethod
-    def for_model(cls, store: CropStore, model: HiEndMAE | Inpainting, seed: int) -> CropSampler:
+    def for_model(cls, store: CropStore, model: PretrainingObjective, seed: int) -> CropSampler:
         """Return the sampler of crops of the size that `model` takes."""
         h, w, d = (edge * model.patch_size for edge in model.grid)
-        return cls(store, (h, w, d), model.grid[0] * model.grid[1] * model.grid[2], seed, isinstance(model, Inpainting))
+        return cls(store, (h, w, d), model.grid[0] * model.grid[1] * model.grid[2], seed, model.unrotated_crops)
 
     def draw(self, index: int) -> Batch:
         """Draw sample `index` of the run, as a batch of one crop."""
@@ -86,8 +86,8 @@ class CropSampler:
         start = draw_start(self.store, scan, self.size, rng)
         flip = draw_unrotated_flip(rng) if self.unrotated else draw_flip(rng, square=self.size[0] == self.size[1])
         crop = self.store.crop(scan, start=start, size=self.size)
-        permutation = torch.from_numpy(rng.random(self.patches).argsort())
-        return Batch(torch.from_numpy(crop)[None], permutation[None], (flip,), self._valid_mask(scan, start))
+        permutation = random_masking(1, self.patches, rng=rng)
+        return Batch(torch.from_numpy(crop)[None], permutation, (flip,), self._valid_mask(scan, start))
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """Draw the samples `indices` as one batch."""
@@ -146,7 +146,7 @@ class CropSampler:
 
     def _valid_mask(self, scan: int, start: Sequence[int]) -> Tensor | None:
         """Return the valid mask (1, 1, *size) of the crop at `start`, or None when the crop lies within the scan."""
-        edges = self.store.inside(scan, start=start, size=self.size)
+        edges = self.store.valid_box(scan, start=start, size=self.size)
         if all(edge == (0, length) for edge, length in zip(edges, self.size)):
             return None
         valid_mask = torch.zeros((1, 1, *self.size), dtype=torch.bool)

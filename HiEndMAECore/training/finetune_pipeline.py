@@ -21,10 +21,9 @@ from HiEndMAECore.data.labelled_cases import (
 )
 from HiEndMAECore.errors import InputError
 from HiEndMAECore.io.structure import Structure
-from HiEndMAECore.models.catalogue import DEFAULT_WEIGHTS
 from HiEndMAECore.models.folder import write_model
-from HiEndMAECore.models.pretrained import PretrainedWeights, load_pretrained, read_pretrained
-from HiEndMAECore.networks import UNETR, HybridUNETR, build_network
+from HiEndMAECore.models.pretrained import PretrainedWeights, load_pretrained
+from HiEndMAECore.networks import SegmentationNetwork, build_network
 from HiEndMAECore.preprocessing.laterality import Mirroring
 from HiEndMAECore.preprocessing.pipeline import PreprocessingPlan
 from HiEndMAECore.reporting.reporter import Reporter
@@ -34,26 +33,45 @@ from .default_recipe import Recipe
 from .finetuning import FinetuningResult
 from .mirroring import decide_case_mirroring, mirroring_to_json
 from .model_card import describe_model
+from .network_choice import choose_initial_weights, choose_learning_rates
 from .paper_recipe import PaperRecipe, paper_plan, warn_about_flips
 from .performance_estimate import BUDGET_SHARE, PerformanceEstimate, estimate_performance, plan_estimate
-from .plans import PRETRAINED_RATE, FinetuningPlan
+from .plans import FinetuningPlan
 from .presets import Preset, choose_architecture, choose_preprocessing
 from .preview import Preview
 from .training_cases import TrainingCase, preprocess_training_cases
 
 
-def read_initial_weights(preset: Preset, *, init: str | None, improve: Path | None) -> PretrainedWeights | None:
+@dataclass(frozen=True)
+class NetworkChoice:
+    """Network and variant that the options name; None chooses them by the initial weights and the preset."""
+
+    network: str | None = None
+    variant: str | None = None
+
+
+def read_initial_weights(
+    preset: Preset, choice: NetworkChoice, *, init: str | None, improve: Path | None, report: Reporter
+) -> PretrainedWeights | None:
     """Read the weights that training starts from; None for a network from scratch.
 
     Args:
         preset: Sizes for this machine; the paper's preset starts from scratch unless weights are given.
-        init: Weights as in `--init`; None: the packaged weights.
+        choice: Network and variant to train.
+        init: Weights as in `--init`; None: the packaged weights, where they suit the network.
         improve: Segmentation model to continue training from.
+        report: Receives a message when the packaged weights do not suit the network.
 
     Raises:
         InputError: The weights cannot be read, or `improve` is not a segmentation model.
     """
-    initial = read_pretrained(str(improve or init or ("none" if preset.paper else DEFAULT_WEIGHTS)))
+    initial = choose_initial_weights(
+        str(improve) if improve else init,
+        paper=preset.paper,
+        network=choice.network,
+        variant=choice.variant,
+        report=report,
+    )
     if improve and not (initial and initial.is_segmentation):
         raise InputError("model_not_for_segmentation", f"{improve} is not a segmentation model.", "Use it as --init.")
     return initial
@@ -163,7 +181,7 @@ class InitialModel:
         is_pretrained: True when the network has initial weights, False when they are random.
     """
 
-    network: UNETR | HybridUNETR
+    network: SegmentationNetwork
     architecture: dict[str, Any]
     origin: dict[str, Any]
     is_pretrained: bool
@@ -175,7 +193,13 @@ class InitialModel:
 
 
 def build_model(
-    data: TrainingData, preset: Preset, initial: PretrainedWeights | None, *, seed: int, report: Reporter
+    data: TrainingData,
+    preset: Preset,
+    initial: PretrainedWeights | None,
+    choice: NetworkChoice,
+    *,
+    seed: int,
+    report: Reporter,
 ) -> InitialModel:
     """Build the network and load the initial weights.
 
@@ -183,6 +207,7 @@ def build_model(
         data: Training cases and structures.
         preset: Sizes for this machine.
         initial: Initial weights.
+        choice: Network and variant to train.
         seed: Seed of the random weights.
         report: Receives a message about the initial weights.
 
@@ -190,7 +215,12 @@ def build_model(
         InputError: The initial weights do not fit.
     """
     architecture = choose_architecture(
-        preset, initial, classes=len(data.structures) + 1, channels=len(data.cases[0].image)
+        preset,
+        initial,
+        classes=len(data.structures) + 1,
+        channels=len(data.cases[0].image),
+        network=choice.network,
+        variant=choice.variant,
     )
     torch.manual_seed(seed)
     network = build_network(architecture)
@@ -261,7 +291,7 @@ def choose_schedule(
         seconds=budget_seconds * (1 - BUDGET_SHARE - (preview.share if preview else 0)),
         batch_size=preset.batch_size,
         seed=seed,
-        **({"encoder_rate": PRETRAINED_RATE} if model.is_pretrained else {}),
+        **choose_learning_rates(model.network, pretrained=model.is_pretrained),
     )
     return Schedule(plan, mirroring=mirroring)
 

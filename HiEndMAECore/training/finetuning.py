@@ -20,16 +20,17 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from HiEndMAECore.errors import HiEndMAEError, InputError
-from HiEndMAECore.networks import UNETR, HybridUNETR
+from HiEndMAECore.networks import SegmentationNetwork
 from HiEndMAECore.preprocessing.laterality import Mirroring
 from HiEndMAECore.reporting.reporter import Reporter
 from HiEndMAECore.runtime.devices import autocast
 
 from .checkpoints import load_checkpoint, read_checkpoint_values, save_checkpoint
+from .deep_supervision import deep_supervision_loss
 from .default_recipe import DefaultRecipe, Recipe, draw_batch
 from .ema import update_average
 from .loop import Interval, RunClock, schedule_learning_rate
-from .optimizer import build_adamw, layer_decay_groups
+from .optimizer import build_adamw, freeze_encoder, layer_decay_groups
 from .plans import FinetuningPlan
 from .time_budget import BudgetMonitor, StepTiming, time_steps
 from .training_cases import TrainingCase
@@ -64,7 +65,7 @@ class FinetuningResult:
         losses: (step, loss) of every step.
     """
 
-    network: UNETR | HybridUNETR
+    network: SegmentationNetwork
     steps: int = 0
     planned: int = 0
     seconds: float = 0.0
@@ -79,7 +80,7 @@ class FinetuningResult:
 
 def finetune(
     cases: Sequence[TrainingCase],
-    network: UNETR | HybridUNETR,
+    network: SegmentationNetwork,
     *,
     plan: FinetuningPlan,
     device: torch.device,
@@ -112,7 +113,7 @@ def finetune(
         HiEndMAEError: `loss_not_finite`.
     """
     network.to(device).train()
-    network.encoder.requires_grad_(plan.encoder_rate > 0)
+    freeze_encoder(network.layer_groups(), plan.encoder_rate <= 0)
     run_digest = digest_run(plan, cases)
     cases = [TrainingCase(case.name, case.image.to(device), case.classes.to(device)) for case in cases]
     if recipe is None:
@@ -140,7 +141,7 @@ class _FinetuningRun:
         self,
         cases: Sequence[TrainingCase],
         recipe: Recipe,
-        network: UNETR | HybridUNETR,
+        network: SegmentationNetwork,
         *,
         plan: FinetuningPlan,
         device: torch.device,
@@ -153,7 +154,7 @@ class _FinetuningRun:
         self.checkpoint, self.digest, self.fastest = checkpoint, digest, fastest
         self.optimizer = build_optimizer(network, plan)
         self.averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(plan.ema))
-        self.result = FinetuningResult(cast(UNETR, self.averaged.module), planned=planned)
+        self.result = FinetuningResult(cast(SegmentationNetwork, self.averaged.module), planned=planned)
 
     @property
     def _modules(self) -> dict[str, nn.Module]:
@@ -221,7 +222,7 @@ class _FinetuningRun:
 def train_step(
     cases: Sequence[TrainingCase],
     recipe: Recipe,
-    network: UNETR | HybridUNETR,
+    network: SegmentationNetwork,
     optimizer: torch.optim.Optimizer,
     *,
     step: int,
@@ -245,9 +246,9 @@ def train_step(
         The loss before the step.
     """
     image, classes = draw_batch(cases, recipe, step=step, plan=plan)
-    with autocast(device, smallest_edge=min(plan.crop) // network.encoder.patch_size):
+    with autocast(device, smallest_edge=network.smallest_feature_edge(network.config, plan.crop)):
         logits = network(image)
-    loss = recipe.criterion(logits.float(), classes, done=done)
+    loss = deep_supervision_loss(recipe.criterion, logits, classes, done=done)
     loss.backward()
     if plan.clip is not None:
         torch.nn.utils.clip_grad_norm_(network.parameters(), plan.clip)
@@ -256,14 +257,13 @@ def train_step(
     return float(loss.detach())
 
 
-def build_optimizer(network: UNETR | HybridUNETR, plan: FinetuningPlan) -> torch.optim.Optimizer:
+def build_optimizer(network: SegmentationNetwork, plan: FinetuningPlan) -> torch.optim.Optimizer:
     """Return AdamW with the plan's rates: one for the convolutions, and one for the encoder or for each of its layers."""
-    encoder = list(network.encoder.parameters())
-    encoder_ids = {id(parameter) for parameter in encoder}
-    rest = [parameter for parameter in network.parameters() if id(parameter) not in encoder_ids]
+    layers = network.layer_groups()
+    rest = [parameter for group in layers if not group.is_encoder for parameter in group.parameters]
     groups = [{"params": rest, "lr": plan.learning_rate}]
     if plan.encoder_rate > 0:
-        groups += layer_decay_groups(network.encoder, plan.encoder_rate, decay=plan.layer_decay)
+        groups += layer_decay_groups(layers, plan.encoder_rate, decay=plan.layer_decay)
     return build_adamw(groups, learning_rate=plan.learning_rate, betas=(0.9, 0.999), weight_decay=plan.weight_decay)
 
 
@@ -291,7 +291,7 @@ def _read_checkpoint_of_run(path: Path, digest: str) -> dict[str, Any] | None:
 def _plan_steps(
     cases: Sequence[TrainingCase],
     recipe: Recipe,
-    network: UNETR | HybridUNETR,
+    network: SegmentationNetwork,
     *,
     plan: FinetuningPlan,
     device: torch.device,
@@ -321,7 +321,7 @@ def _plan_steps(
 def _time_steps(
     cases: Sequence[TrainingCase],
     recipe: Recipe,
-    network: UNETR | HybridUNETR,
+    network: SegmentationNetwork,
     plan: FinetuningPlan,
     device: torch.device,
 ) -> StepTiming:

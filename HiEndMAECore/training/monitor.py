@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from HiEndMAECore.networks import HiEndMAE
 from HiEndMAECore.networks.hi_end_mae import Reconstruction, mean_over_crops
 from HiEndMAECore.networks.layers.patches import gather_tokens, patchify
+from HiEndMAECore.networks.masking import split_patches
 from HiEndMAECore.runtime.devices import autocast
 
 from .crop_sampling import Batch
-from .objectives.inpainting import Inpainting
+from .objectives.base import PretrainingObjective
 
 NUM_VALIDATION_CROPS = 32
 
@@ -30,7 +30,7 @@ class ValidationCrops:
     batches: tuple[Batch, ...]
 
     @torch.no_grad()
-    def loss(self, model: HiEndMAE | Inpainting, device: torch.device, precision: str) -> tuple[float, Reconstruction]:
+    def loss(self, model: PretrainingObjective, device: torch.device, precision: str) -> tuple[float, Reconstruction]:
         """Compute the loss of `model` on the validation crops. Its training mode is preserved.
 
         Args:
@@ -54,7 +54,7 @@ class ValidationCrops:
         assert first is not None
         return total / sum(len(batch.volume) for batch in self.batches), first
 
-    def trivial_losses(self, model: HiEndMAE | Inpainting) -> tuple[float, float]:
+    def trivial_losses(self, model: PretrainingObjective) -> tuple[float, float]:
         """Return the losses of the predictors "zero" and "nearest" on the validation crops, computed on the CPU."""
         sums, crops = torch.zeros(2), 0
         for batch in self.batches:
@@ -62,7 +62,7 @@ class ValidationCrops:
             if valid_mask is None:
                 valid_mask = torch.ones_like(volume, dtype=torch.bool)
             patches = model.targets(volume)
-            visible, masked = permutation[:, : model.visible], permutation[:, model.visible :]
+            visible, masked = split_patches(permutation, model.visible)
             target = gather_tokens(patches, masked)
             copied = gather_tokens(patches, nearest_visible_patch(visible, masked, model.grid))
             weights = patchify(valid_mask.expand_as(volume).float(), model.patch_size)

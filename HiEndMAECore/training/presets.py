@@ -10,13 +10,12 @@ import numpy as np
 import torch
 
 from HiEndMAECore.data.labelled_cases import LabelledCase
-from HiEndMAECore.errors import InputError
 from HiEndMAECore.models.pretrained import PretrainedWeights
-from HiEndMAECore.networks.variants import get_variant, segmentation_architecture
 from HiEndMAECore.preprocessing.cropping import body_bounding_box
 from HiEndMAECore.preprocessing.intensity import suggest_normalization
 from HiEndMAECore.preprocessing.pipeline import PreprocessingPlan
 
+from . import network_choice
 from .training_cases import MIN_VOXELS
 
 _MAX_COARSENING = 1.5  # the pretraining voxel edge may be this many times finer than the scan's
@@ -138,33 +137,16 @@ def _spacing(spacing: Sequence[float]) -> tuple[float, float, float]:
 
 
 def choose_architecture(
-    preset: Preset, initial: PretrainedWeights | None, *, classes: int, channels: int
+    preset: Preset,
+    initial: PretrainedWeights | None,
+    *,
+    classes: int,
+    channels: int,
+    network: str | None = None,
+    variant: str | None = None,
 ) -> dict[str, Any]:
-    """Choose the network to train.
-
-    It is that of the initial segmentation model; otherwise the one for the encoder of the initial weights; otherwise the
-    preset's. The paper's preset trains UNETR.
-
-    Args:
-        preset: Sizes for this machine.
-        initial: Initial weights.
-        classes: Number of classes with the background.
-        channels: Channels of the scans.
-
-    Returns:
-        The architecture as in `model.json`: network, variant and arguments.
-
-    Raises:
-        InputError: `weights_unknown`, when the variant of the initial weights is not known.
-    """
-    if initial and initial.is_segmentation:
-        assert initial.description is not None
-        known = dict(initial.description.architecture)
-        return {**known, "arguments": {**known["arguments"], "classes": classes, "in_channels": channels}}
-    try:
-        variant = get_variant(initial.variant if initial else preset.variant)
-    except ValueError as error:
-        raise InputError("weights_unknown", f"The starting weights cannot be used: {error}.") from error
-    if preset.paper:
-        variant = replace(variant, segmentation="UNETR")
-    return segmentation_architecture(variant, classes=classes, in_channels=channels)
+    """Choose the network to train, see `network_choice.choose_architecture`; the paper's preset trains UNETR."""
+    return network_choice.choose_architecture(
+        preset.variant, initial, classes=classes, channels=channels, network=network, variant=variant,
+        vit_network="UNETR" if preset.paper else None,
+    )  # fmt: skip

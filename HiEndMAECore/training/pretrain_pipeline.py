@@ -15,9 +15,9 @@ from HiEndMAECore.reporting.reporter import Reporter
 
 from .monitor import ValidationCrops
 from .objectives.base import (
+    ObjectiveRequest,
     PretrainingSetup,
-    build_autoencoder,
-    build_inpainting,
+    build_objective,
     read_initial_encoder,
     warn_preprocessing_mismatch,
 )
@@ -69,20 +69,22 @@ def build_setup(
     """
     torch.manual_seed(seed)
     try:
-        if initial is None:
-            return build_autoencoder(
-                variant,
+        setup = build_objective(
+            ObjectiveRequest(
                 objective=objective,
-                cross_stages=cross_stages,
-                mask_ratio=mask_ratio,
+                variant=variant,
                 in_channels=store.channels,
                 image_size=crop,
+                mask_ratio=mask_ratio,
+                cross_stages=cross_stages,
+                initial=initial,
             )
-        setup = build_inpainting(initial, mask_ratio=mask_ratio, in_channels=store.channels, image_size=crop)
-        warn_preprocessing_mismatch(initial, store, report)
-        return setup
+        )
     except ValueError as error:
         raise UsageError("network_impossible", f"This network cannot be built: {error}.") from error
+    if initial is not None:
+        warn_preprocessing_mismatch(initial, store, report)
+    return setup
 
 
 def train(

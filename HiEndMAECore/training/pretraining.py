@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import torch
+from torch import nn
 
 from HiEndMAECore.data.crop_store import CropStore
 from HiEndMAECore.errors import Cancelled, HiEndMAEError, InputError
-from HiEndMAECore.networks import HiEndMAE
 from HiEndMAECore.networks.hi_end_mae import Reconstruction
 from HiEndMAECore.reporting.reporter import Reporter
 from HiEndMAECore.runtime.devices import gradient_scaler
@@ -22,7 +23,7 @@ from .checkpoints import checkpoint_file, delete_old_checkpoints, load_checkpoin
 from .crop_sampling import CropSampler
 from .loop import Interval, RunClock
 from .monitor import NUM_VALIDATION_CROPS, ValidationCrops
-from .objectives.inpainting import Inpainting
+from .objectives.base import PretrainingObjective
 from .optimizer import build_adamw, weight_decay_groups
 from .plans import PretrainingPlan
 from .pretraining_steps import PretrainingSteps, sample_indices
@@ -61,7 +62,7 @@ ValidationCallback = Callable[[PretrainingResult, ValidationCrops, Reconstructio
 
 def pretrain(
     store: CropStore,
-    model: HiEndMAE | Inpainting,
+    model: PretrainingObjective,
     *,
     plan: PretrainingPlan,
     device: torch.device,
@@ -111,7 +112,7 @@ class _PretrainingRun:
     def __init__(
         self,
         store: CropStore,
-        model: HiEndMAE | Inpainting,
+        model: PretrainingObjective,
         *,
         plan: PretrainingPlan,
         device: torch.device,
@@ -125,7 +126,7 @@ class _PretrainingRun:
         model.to(device).train()
         model.set_grad_checkpointing(plan.recompute)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        groups = trained if plan.decay_all else weight_decay_groups(model, plan.weight_decay)
+        groups = trained if plan.decay_all else weight_decay_groups(cast(nn.Module, model), plan.weight_decay)
         self.optimizer = build_adamw(
             groups, learning_rate=plan.learning_rate, betas=plan.betas, weight_decay=plan.weight_decay
         )
@@ -142,7 +143,7 @@ class _PretrainingRun:
         )
         if path is None:
             return
-        values = load_checkpoint(path, {"model": self.model}, self.optimizer)
+        values = load_checkpoint(path, {"model": cast(nn.Module, self.model)}, self.optimizer)
         if values.get("store", self.store.digest) != self.store.digest:
             message = f"The checkpoint {path} was trained on a store of other scans."
             raise InputError("snapshot_unfit", message, "Resume with the store that the run was started with.")
@@ -162,7 +163,12 @@ class _PretrainingRun:
             "store": self.store.digest,
             "start": self.plan.initial_sha256,
         }
-        save_checkpoint(checkpoint_file(self.folder, self.result.steps), {"model": self.model}, self.optimizer, values)
+        save_checkpoint(
+            checkpoint_file(self.folder, self.result.steps),
+            {"model": cast(nn.Module, self.model)},
+            self.optimizer,
+            values,
+        )
         delete_old_checkpoints(self.folder, self.plan.max_checkpoints)
 
     def open_log(self) -> None:
@@ -260,7 +266,7 @@ class _PretrainingRun:
             self.log.close()
 
 
-def _choose_validation_crops(store: CropStore, model: HiEndMAE | Inpainting, plan: PretrainingPlan) -> ValidationCrops:
+def _choose_validation_crops(store: CropStore, model: PretrainingObjective, plan: PretrainingPlan) -> ValidationCrops:
     """Draw the validation crops, with another seed than the run's."""
     sampler = CropSampler.for_model(store, model, plan.seed + 1)
     size = max(1, min(_MAX_VALIDATION_BATCH, plan.batch_size // plan.accumulate))

@@ -10,14 +10,13 @@ import torch
 from torch import nn
 
 from HiEndMAECore.errors import Cancelled
-from HiEndMAECore.networks import HiEndMAE
 from HiEndMAECore.reporting.reporter import Reporter
 from HiEndMAECore.runtime.devices import autocast
 from HiEndMAECore.runtime.distributed import DistributedContext
 
 from .crop_sampling import Batch, CropSampler
 from .loop import schedule_learning_rate
-from .objectives.inpainting import Inpainting
+from .objectives.base import PretrainingObjective
 from .plans import PretrainingPlan
 from .training_log import StepRecord
 
@@ -36,7 +35,7 @@ class PretrainingSteps:
         sampler: Sampler of the crops.
     """
 
-    model: HiEndMAE | Inpainting
+    model: PretrainingObjective
     plan: PretrainingPlan
     device: torch.device
     processes: DistributedContext

@@ -102,7 +102,7 @@ def _on_meta(kind: Callable[..., Any], variant: str, stages: int) -> tuple[Any, 
 
 
 def _no_target(voxels: int) -> Callable[[Any, Tensor], Tensor]:
-    return lambda model, volume: torch.empty(1, len(model.encoder_positions), voxels, device="meta")
+    return lambda model, volume: torch.empty(1, len(model.encoder_position_embedding), voxels, device="meta")
 
 
 @contextmanager

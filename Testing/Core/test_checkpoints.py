@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import zipfile
@@ -82,6 +83,32 @@ def test_folder_to_zip_and_back(tmp_path: Path, network: UNETR) -> None:
     assert zipfile.ZipFile(tmp_path / "b.zip").namelist() == ["model.json", "model.safetensors"]
     assert folder.read_description(tmp_path / "c").weights_sha256 == written.weights_sha256
     assert (tmp_path / "c" / "model.safetensors").read_bytes() == (tmp_path / "a" / "model.safetensors").read_bytes()
+
+
+def test_a_digest_names_what_decides_a_result(tmp_path: Path, network: UNETR) -> None:
+    """The same in memory, in a folder and in a zip; another one for each part that counts, and for no other."""
+    written = folder.write_model(tmp_path / "a", describe(), network.state_dict())
+    folder.copy_model(tmp_path / "a", tmp_path / "b.zip")
+    assert written.model_sha256 == folder.read_description(tmp_path / "a").model_sha256
+    assert written.model_sha256 == folder.read_description(tmp_path / "b.zip").model_sha256
+    plain = describe()
+    parts = {
+        "architecture": plain.architecture, "channels": ["CT"], "labels": plain.labels, "mirroring": None,
+        "preparation": plain.preparation, "weights_sha256": written.weights_sha256,
+    }  # fmt: skip
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    assert written.model_sha256 == hashlib.sha256(text.encode("ascii")).hexdigest()
+    assert describe(name="another", training={"steps": 4}).model_sha256 == plain.model_sha256
+    others = [
+        describe(architecture={**plain.architecture, "variant": "large"}),
+        describe(channels=["MR"]),
+        describe(preparation={**plain.preparation, "spacing": [4.0, 4.0, 5.0]}),
+        describe(labels=[{**plain.labels[0], "value": 3}, plain.labels[1]]),
+        describe(labels=[{**plain.labels[0], "name": "Leber"}, plain.labels[1]]),
+        describe(training={"mirroring": {"allowed": True, "swaps": [], "reason": "wanted"}}),
+        describe(weights_sha256="0" * 64),
+    ]
+    assert len({plain.model_sha256, *(other.model_sha256 for other in others)}) == len(others) + 1
 
 
 @pytest.mark.parametrize(

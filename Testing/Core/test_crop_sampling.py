@@ -57,7 +57,7 @@ def test_batch_augmentation_transforms_valid_mask_like_the_volume(store: CropSto
 
 def test_loss_ignores_padded_patches() -> None:
     model = small_mae().eval()
-    volume, order = torch.rand(2, 1, 16, 16, 16), model.draw_permutation(2)
+    volume, order = torch.rand(2, 1, 16, 16, 16), model.random_masking(2)
     valid_mask = torch.ones(2, 1, 16, 16, 16, dtype=torch.bool)
     complete = model(volume, order)
     assert torch.allclose(model(volume, order, valid_mask).loss, complete.loss, atol=1e-6)

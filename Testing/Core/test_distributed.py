@@ -109,7 +109,8 @@ def test_pretrain_after_a_lost_process_on_another_machine_continues_with_the_sam
         free.bind(("127.0.0.1", 0))
         endpoint = f"127.0.0.1:{free.getsockname()[1]}"
     line = command("--data", store, "--output", run, "--snapshot-minutes", 0.0001, processes=1)
-    machine = ["--nnodes=2", "--nproc-per-node=1", "--max-restarts=1", "--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}"]
+    rendezvous = ("--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}")
+    machine = ["--nnodes=2", "--nproc-per-node=1", "--max-restarts=1", *rendezvous]
     torchrun = [sys.executable, "-m", "torch.distributed.run", *machine, *line[1:]]
     log = store.parent / "machines.txt"
     with log.open("w") as stream:

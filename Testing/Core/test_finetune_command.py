@@ -175,9 +175,7 @@ def test_finetune_trains_on_two_channels(tmp_path: Path) -> None:
     assert segment(tmp_path / "model", images).shape == SHAPE
 
 
-def test_finetune_trains_a_pretrained_encoder_at_a_lower_rate(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_finetune_trains_a_pretrained_encoder_at_a_lower_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rates, run_loop = {}, finetuning.finetune
     for init in ("hi-end-mae-tiny", "none"):
 
@@ -252,7 +250,8 @@ raise SystemExit(finetune.main(sys.argv[1:]))
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
 def test_finetune_resumed_after_sigkill_equals_an_uninterrupted_run(tmp_path: Path) -> None:
     image, labels = write(tmp_path, "scan", scan()[0]), write(tmp_path, "labels", blocks(2))
-    command = [sys.executable, "-c", CHECKPOINT_EVERY_STEP, "--image", image, "--label", labels, "--steps", 8, "--device", "cpu"]
+    options = ("--image", image, "--label", labels, "--steps", 8, "--device", "cpu")
+    command = [sys.executable, "-c", CHECKPOINT_EVERY_STEP, *options]
 
     def start(name: str, *more: str) -> subprocess.Popen[str]:
         arguments = [str(part) for part in (*command, "--output", tmp_path / name, "--events", *more)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from dicom_series import write_series
 from HiEndMAECore.data.cases import find_cases
 from HiEndMAECore.data.fingerprint import scan_fingerprint
 from HiEndMAECore.errors import Cancelled, HiEndMAEError, InputError, MissingDependencyError, UsageError
+from HiEndMAECore.inference import export
 from HiEndMAECore.inference.batch_pipeline import gather_rows, run_pipeline, shard
 from HiEndMAECore.inference.predictor import Predictor
 from HiEndMAECore.inference.quality import compare_with_training_data
@@ -149,6 +151,95 @@ def test_a_rerun_does_only_what_is_missing(model: Path, tmp_path: Path) -> None:
     assert all(written()[name] != third[name] for name in third)
 
 
+def other_model(model: Path, path: Path) -> Path:
+    """A model with the same description and other weights."""
+    torch.manual_seed(1)
+    write_model(path, read_description(model), UNETR(**ARGUMENTS).state_dict())  # type: ignore[arg-type]
+    return path
+
+
+def labels_in(folder: Path) -> dict[str, bytes]:
+    """The label maps in a folder, by name."""
+    return {path.name: read_label_map(path, allow_empty=True).array.tobytes() for path in folder.glob("?.nii.gz")}
+
+
+@pytest.mark.parametrize("interrupted", ["write_scalar", "write_labels", "write_text"])
+def test_a_result_is_never_taken_for_that_of_another_model(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted: str
+) -> None:
+    """A run with another model ends while it writes; the next run with it makes every result again."""
+    for index in range(2):
+        write_scan(tmp_path / "in" / f"{index}.nii.gz", seed=index)
+    other = other_model(model, tmp_path / "other")
+    run(config(other, tmp_path / "in", tmp_path / "expected", uncertainty=True))
+    run(config(model, tmp_path / "in", tmp_path / "out", uncertainty=True))
+    assert labels_in(tmp_path / "out") != labels_in(tmp_path / "expected")
+
+    def stopped(*_: object, **__: object) -> None:
+        raise InputError("output_unwritable", "The disk is full.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(export, interrupted, stopped)
+        with pytest.raises(InputError):
+            run(config(other, tmp_path / "in", tmp_path / "out", uncertainty=True))
+    run(config(other, tmp_path / "in", tmp_path / "out", uncertainty=True))
+    assert labels_in(tmp_path / "out") == labels_in(tmp_path / "expected")
+    digest = read_description(other).model_sha256
+    for index in range(2):
+        record = json.loads((tmp_path / "out" / f"{index}.json").read_text(encoding="utf-8"))
+        assert record["model_sha256"] == digest
+
+
+def test_a_result_of_another_description_is_made_again(model: Path, tmp_path: Path) -> None:
+    for index in range(2):
+        write_scan(tmp_path / "in" / f"{index}.nii.gz", seed=index)
+    changed = tmp_path / "model"
+    shutil.copytree(model, changed)
+    run(config(changed, tmp_path / "in", tmp_path / "out"))
+    assert 7 not in read_label_map(tmp_path / "out" / "0.nii.gz").array
+    description = json.loads((changed / "model.json").read_text(encoding="utf-8"))
+    description["labels"][0]["value"] = 7
+    (changed / "model.json").write_text(json.dumps(description), encoding="utf-8")
+    run(config(changed, tmp_path / "in", tmp_path / "out"))
+    for index in range(2):
+        values = np.unique(read_label_map(tmp_path / "out" / f"{index}.nii.gz").array)
+        assert 3 not in values
+        assert 7 in values
+
+
+def test_a_result_that_was_damaged_is_made_again(model: Path, tmp_path: Path) -> None:
+    names = ("emptied", "cut", "changed", "gone", "half", "old_report", "odd_report", "whole")
+    for index, name in enumerate(names):
+        write_scan(tmp_path / "in" / f"{name}.nii.gz", seed=index)
+    out = tmp_path / "out"
+    wanted = config(model, tmp_path / "in", out, uncertainty=True)
+    run(wanted)
+    before = {path.name: path.read_bytes() for path in out.glob("*.nii.gz")}
+    stamps = {path.name: path.stat().st_mtime_ns for path in out.glob("*.nii.gz")}
+    (out / "emptied.nii.gz").write_bytes(b"")
+    (out / "cut.nii.gz").write_bytes(before["cut.nii.gz"][:40])
+    changed = bytearray(before["changed.nii.gz"])
+    changed[len(changed) // 2] ^= 4
+    (out / "changed.nii.gz").write_bytes(changed)
+    os.utime(out / "changed.nii.gz", ns=(stamps["changed.nii.gz"],) * 2)
+    (out / "gone.nii.gz").unlink()
+    (out / "half_entropy.nii.gz").unlink()
+    old = json.loads((out / "old_report.json").read_text(encoding="utf-8"))
+    (out / "old_report.json").write_text(json.dumps({key: old[key] for key in old if key != "model_sha256"}))
+    odd = json.loads((out / "odd_report.json").read_text(encoding="utf-8"))
+    (out / "odd_report.json").write_text(json.dumps({**odd, "files": [3, None]}))
+    run(wanted)
+    after = {path.name: read_volume(path).array for path in out.glob("*.nii.gz")}
+    assert after.keys() == before.keys()
+    for name, content in before.items():
+        (tmp_path / name).write_bytes(content)
+        np.testing.assert_array_equal(after[name], read_volume(tmp_path / name).array)
+    again = {name for name, stamp in stamps.items() if (out / name).stat().st_mtime_ns != stamp}
+    assert {name for name in again if "_entropy." not in name} == {
+        f"{name}.nii.gz" for name in names if name != "whole"
+    }
+
+
 def test_no_result_takes_the_place_of_a_scan(model: Path, tmp_path: Path) -> None:
     scan = write_scan(tmp_path / "in" / "a.nii.gz")
     before = scan.read_bytes()
@@ -187,8 +278,9 @@ def test_killed_in_the_middle_of_a_batch(model: Path, tmp_path: Path) -> None:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    there = {path.name: path.stat().st_mtime_ns for path in out.glob("[0-9].nii.gz")}
-    assert 3 <= len(there) < 10
+    reports = {path.stem for path in out.glob("[0-9].json")}  # of the last map, the report may not be there yet
+    there = {path.name: path.stat().st_mtime_ns for path in out.glob("[0-9].nii.gz") if path.name[0] in reports}
+    assert 2 <= len(there) < 10
     for name in there:
         assert nib.load(out / name).get_fdata().shape == (40, 40, 40)
     run(config(model, tmp_path / "in", out))
@@ -404,6 +496,25 @@ def test_a_dicom_segmentation_names_the_slices_it_was_drawn_on(model: Path, tmp_
     np.testing.assert_array_equal(frames[heights], expected.transpose(2, 1, 0))
 
 
+def test_a_dicom_segmentation_is_no_scan_and_no_label_map(model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("highdicom", reason="highdicom is an extra")
+    scan = dicom_scan(tmp_path / "scan")
+    run(config(model, scan, tmp_path / "out", format="dcm"))
+    for path in (tmp_path / "out" / "scan.dcm", tmp_path / "out"):
+        for read in (read_label_map, read_volume):
+            with pytest.raises(InputError) as caught:
+                read(path)
+            assert caught.value.code == "dicom_segmentation"
+            assert "scan.dcm" in caught.value.message
+            assert caught.value.advice
+    before = read_volume(scan)
+    shutil.copy(tmp_path / "out" / "scan.dcm", scan / "drawn.dcm")  # beside its slices it is not a second series
+    np.testing.assert_array_equal(read_volume(scan).array, before.array)
+    with pytest.raises(InputError) as caught:
+        read_label_map(scan / "drawn.dcm")
+    assert caught.value.code == "dicom_segmentation"
+
+
 def test_a_dicom_segmentation_needs_dicom_and_its_package(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -436,9 +547,9 @@ A_FEW = 4  # of a data set's scans, which are all alike
 def test_real_scans_keep_their_shape_and_affine(model: Path, tmp_path: Path, real_data: Path, place: str) -> None:
     if not (real_data / place).exists():
         pytest.skip(f"there is no {place}")
-    cases, report = find_cases([real_data / place]), Reporter(quiet=True)
-    assert cases
-    for case in cases[:A_FEW]:
+    export, report = find_cases([real_data / place]), Reporter(quiet=True)
+    assert export
+    for case in export[:A_FEW]:
         scan, output = case.channels[0], tmp_path / f"{case.name}.nii.gz"
         run(config(model, scan, output, spacing=(12.0, 12.0, 12.0)), report)
         given, made = read_volume(case.channels), read_label_map(output, allow_empty=True)

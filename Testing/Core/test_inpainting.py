@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_training import CPU, StopAt
+from training_examples import CPU, RequestAt
 
 from HiEndMAECore import pretrain
 from HiEndMAECore.data import crop_store
@@ -94,7 +94,7 @@ def test_crops_lie_as_patients_do(store: Path) -> None:
     sampler = CropSampler.for_model(CropStore.open(store), inpainting(), seed=0)
     flips = [sampler.draw(index).flips[0] for index in range(40)]
     assert {flip.axes for flip in flips} == {(), (0,)}
-    assert {flip.turns for flip in flips} == {0}
+    assert {flip.quarter_turns for flip in flips} == {0}
     assert len({flip.scale for flip in flips}) == 40
 
 
@@ -117,7 +117,7 @@ def test_convolutions_learn_beneath_the_encoder_as_it_is(taught: Path, store: Pa
 def test_a_stopped_second_stage_goes_on_as_if_never_stopped(taught: Path, store: Path) -> None:
     halves = store.parent / "halves"
     with pytest.raises(Cancelled):
-        pretrain.run(config(store, halves), StopAt(2, "cancel"))
+        pretrain.run(config(store, halves), RequestAt(2, "cancel"))
     pretrain.run(config(store, halves, resume=True))
     whole, joined = (pretrained.read_pretrained(str(run)) for run in (taught, halves))
     assert whole is not None
@@ -171,7 +171,7 @@ def test_a_second_stage_goes_on_with_its_own_encoder(taught: Path, store: Path) 
         pretrain.run(config(store, run, seed=seed, **alone))
     run = store.parent / "second"
     with pytest.raises(Cancelled):
-        pretrain.run(config(store, run, init=str(first)), StopAt(2, "cancel"))
+        pretrain.run(config(store, run, init=str(first)), RequestAt(2, "cancel"))
     shutil.rmtree(first)
     (store.parent / "other").rename(first)
     with pytest.raises(InputError, match="other starting weights"):

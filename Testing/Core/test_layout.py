@@ -44,6 +44,7 @@ BARE = [
     "HiEndMAECore.reporting.events",
     "HiEndMAECore.io.structure",
     "HiEndMAECore.models.description",
+    "HiEndMAECore.io.itk_headers",
     "HiEndMAECore.models.folder",
     "HiEndMAECore.models.catalogue",
     "HiEndMAECore.networks.registry",

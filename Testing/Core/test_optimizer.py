@@ -38,7 +38,7 @@ def test_weight_decay_groups_spare_norms_and_biases() -> None:
 
 def test_layer_decay_groups_have_higher_rates_in_deeper_layers() -> None:
     network = small_unetr()
-    groups = layer_decay_groups(network.encoder, 1e-3, decay=0.5)
+    groups = layer_decay_groups(network.layer_groups(), 1e-3, decay=0.5)
     rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
     named = dict(network.encoder.named_parameters())
     assert len(rates) == len(named) == sum(len(group["params"]) for group in groups)
@@ -50,9 +50,9 @@ def test_layer_decay_groups_have_higher_rates_in_deeper_layers() -> None:
     assert rate_of("blocks.2.mlp.fc1.bias") == pytest.approx(5e-4)
     assert rate_of("blocks.0.norm1.weight") == pytest.approx(1.25e-4)
     assert rate_of("patch_embed.proj.weight") == rate_of("cls_token") == pytest.approx(6.25e-5)
-    assert len(layer_decay_groups(network.encoder, 1e-3, decay=1.0)) == 1
+    assert len(layer_decay_groups(network.layer_groups(), 1e-3, decay=1.0)) == 1
     with pytest.raises(ValueError, match="is 0"):
-        layer_decay_groups(network.encoder, 1e-3, decay=0)
+        layer_decay_groups(network.layer_groups(), 1e-3, decay=0)
 
 
 def test_cosine_schedule_rises_and_decays_without_a_zero_rate() -> None:

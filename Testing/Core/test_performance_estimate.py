@@ -102,9 +102,7 @@ def test_deformed_dice_of_tiles_equals_that_of_the_whole_copy() -> None:
         for v in (1, 2)
     ]
     result = estimate(network, work=EstimateWorkload(1, 99))
-    assert [structure.deformed for structure in result.structures] == pytest.approx(
-        [float(d) for d in dice], abs=1e-6
-    )
+    assert [structure.deformed for structure in result.structures] == pytest.approx([float(d) for d in dice], abs=1e-6)
     assert result.tiles == 8
 
 

@@ -24,11 +24,10 @@ from HiEndMAECore.networks import (
     HiEndMAE,
     build_network,
     build_pretraining_model,
-    list_variants,
     segmentation_architecture,
 )
 from HiEndMAECore.networks.masking import num_visible_patches
-from HiEndMAECore.networks.variants import pretraining_arguments
+from HiEndMAECore.networks.variants import list_vit_variants, pretraining_arguments
 from HiEndMAECore.runtime.distributed import DistributedContext
 from HiEndMAECore.training.checkpoints import newest_checkpoint
 from HiEndMAECore.training.crop_sampling import CROPS_PER_EPOCH, CropSampler
@@ -57,7 +56,7 @@ def config(store: Path, output: Path, **options: object) -> pretrain.PretrainCon
 
 def test_1_the_default_variant_exists() -> None:
     variant = pretrain.PretrainConfig(data=Path("a"), output=Path("b")).variant
-    assert variant in list_variants()
+    assert variant in list_vit_variants()
     with torch.device("meta"):
         assert isinstance(build_pretraining_model(variant), HiEndMAE)
 
@@ -96,14 +95,14 @@ def test_5_crops_differ_from_lap_to_lap(store: Path) -> None:
 
 def test_6_processes_draw_different_crops_and_masks(store: Path) -> None:
     sampler = CropSampler(CropStore.open(store), (16, 16, 16), 8, seed=0)
-    shares = [DistributedContext(rank, 2).share(range(8, 16)) for rank in (0, 1)]
+    shares = [DistributedContext(rank, 2).shard(range(8, 16)) for rank in (0, 1)]
     assert sorted([*shares[0], *shares[1]]) == list(range(8, 16))
     masks = [sampler.draw(index).permutation.tolist() for share in shares for index in share]
     assert len({str(mask) for mask in masks}) == len(masks)
 
 
 def test_7_the_patch_is_the_variants_and_the_crop_is_free(store: Path, tmp_path: Path) -> None:
-    for variant in list_variants():
+    for variant in list_vit_variants():
         assert pretraining_arguments(variant)["patch_size"] == int(re.findall(r"(\d+)p$", variant)[0])
     pretrain.run(config(store, tmp_path / "box", crop=(16, 24, 8)))
     with pytest.raises(UsageError, match="not divisible"):
@@ -126,7 +125,7 @@ def test_10_checkpoints_are_read_by_todays_torch(tmp_path: Path) -> None:
 def test_11_a_scan_smaller_than_the_crop_is_used(store: Path) -> None:
     opened = CropStore.open(store)
     small = CropSampler(opened, (16, 16, 16), 8, seed=0)
-    padded = [batch for batch in map(small.draw, range(16)) if batch.inside is not None]
+    padded = [batch for batch in map(small.draw, range(16)) if batch.valid_mask is not None]
     assert len(padded) == CROPS_PER_EPOCH  # the scan that is 12 voxels deep, eight times a lap
 
 
@@ -152,7 +151,7 @@ def test_19_no_step_has_a_rate_of_zero() -> None:
     assert all(cosine_schedule(step, 100, warm_up=10) > 0 for step in range(100))
 
 
-@pytest.mark.parametrize("variant", list_variants())
+@pytest.mark.parametrize("variant", list_vit_variants())
 def test_20_every_variant_can_be_fine_tuned(variant: str) -> None:
     with torch.device("meta"):
         model, network = (

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_training import cube_scan
+from training_examples import cube_case
 
 from HiEndMAECore.data.labelled_cases import cases_from_dataset, collect_structures, read_labelled_case
 from HiEndMAECore.preprocessing.laterality import (
@@ -162,7 +162,7 @@ def test_mirrored_crops_keep_each_side_its_name() -> None:
     image, classes = only(2, 3)
     scan = TrainingCase("body", torch.from_numpy(image)[None], torch.from_numpy(classes))
     mirroring = decide_mirroring(["kidney_right", "kidney_left"], [(image, classes)])
-    plan = FinetuningPlan(crop=(80, 48, 40), steps=1, batch_size=8, mirrored=0.5)
+    plan = FinetuningPlan(crop=(80, 48, 40), steps=1, batch_size=8, mirror_probability=0.5)
 
     class Centred(finetuning.DefaultRecipe):
         turned = 0
@@ -183,7 +183,7 @@ def test_mirrored_crops_keep_each_side_its_name() -> None:
 
 
 def test_without_leave_no_crop_is_mirrored() -> None:
-    scan = cube_scan()
+    scan = cube_case()
     plan = FinetuningPlan(crop=(16, 16, 16), steps=1)
     off = decide_mirroring(["liver", "ball"], [(scan.image[0].numpy(), scan.classes.numpy())])
     for mirroring in (None, off):

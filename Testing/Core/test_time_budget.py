@@ -88,9 +88,7 @@ def metrics_of(report: RecordingReporter) -> dict[str, float | None]:
     return {metric["name"]: metric["value"] for metric in report.metrics}
 
 
-def test_finetune_keeps_its_budget_and_reports_the_expected_time(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_finetune_keeps_its_budget_and_reports_the_expected_time(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     result, report, _ = finetune_with_clock(monkeypatch, clock, lambda call: 1.0, seconds=50.0)
     # Two untimed and four timed steps: a tenth of the budget, and the step that exceeded it.
     assert result.steps == result.planned == 50 - 6
@@ -100,9 +98,7 @@ def test_finetune_keeps_its_budget_and_reports_the_expected_time(
 
 
 def test_finetune_on_a_slower_machine_warns_and_stops(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    result, report, _ = finetune_with_clock(
-        monkeypatch, clock, lambda call: 1.0 if call < 20 else 3.0, seconds=50.0
-    )
+    result, report, _ = finetune_with_clock(monkeypatch, clock, lambda call: 1.0 if call < 20 else 3.0, seconds=50.0)
     assert result.planned == 44
     assert result.steps == 31  # 14 s, and 17 steps of 3 s: 65 s is the first beyond 62.5
     assert 62.5 < result.seconds <= 65.5
