@@ -94,7 +94,7 @@ def test_crops_differ_between_epochs(store: Path) -> None:
 
 def test_processes_draw_different_crops_and_masks(store: Path) -> None:
     sampler = CropSampler(CropStore.open(store), (16, 16, 16), 8, seed=0)
-    shares = [DistributedContext(rank, 2).share(range(8, 16)) for rank in (0, 1)]
+    shares = [DistributedContext(rank, 2).shard(range(8, 16)) for rank in (0, 1)]
     assert sorted([*shares[0], *shares[1]]) == list(range(8, 16))
     masks = [sampler.draw(index).permutation.tolist() for share in shares for index in share]
     assert len({str(mask) for mask in masks}) == len(masks)
@@ -124,7 +124,7 @@ def test_authors_checkpoint_is_read_by_current_torch(tmp_path: Path) -> None:
 def test_scan_smaller_than_the_crop_is_used(store: Path) -> None:
     opened = CropStore.open(store)
     small = CropSampler(opened, (16, 16, 16), 8, seed=0)
-    padded = [batch for batch in map(small.draw, range(16)) if batch.inside is not None]
+    padded = [batch for batch in map(small.draw, range(16)) if batch.valid_mask is not None]
     assert len(padded) == CROPS_PER_EPOCH  # the scan that is 12 voxels deep, eight times in each epoch
 
 
