@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from HiEndMAECore.data.cases import Case, find_cases
 from HiEndMAECore.data.fingerprint import scan_fingerprint
@@ -27,7 +26,7 @@ from .export import (
     is_done,
     write_case,
 )
-from .input_files import describe_input
+from .input_files import describe_inputs
 from .memory_plan import has_memory_for_overlap
 from .predictor import Predictor
 from .quality import compare_with_training_data
@@ -85,7 +84,7 @@ def _find_input_cases(channels: Sequence[tuple[Path, ...]], inputs: Sequence[str
     if any(path.is_dir() and path.resolve() == output for path in single):
         message = f"The results would lie among the scans of {output}, and the next run would take them for scans."
         raise UsageError("output_is_input", message, "Give another --output; a folder within it is possible.")
-    cases = find_cases(single, leave_out=output) if single else []
+    cases = find_cases(single, exclude=output) if single else []
     # A segmentation file beside the scans is not a scan, unless it was named itself.
     cases = [case for case in cases if file_suffix(case.channels[0]) != ".seg.nrrd" or case.channels[0] in single]
     cases += [Case(case_name(files[0]), files) for files in channels if len(files) > 1]
@@ -175,8 +174,9 @@ def read_case(job: CaseJob, predictor: Predictor, options: SegmentationOptions) 
     if job.suffix == DICOM_SUFFIX:  # checked now and not after the computation
         require_highdicom()
         series_files(job.case.channels[0], options.series)
+    # Described before they are read: a file that changes in between does not match its description, and is read again.
+    inputs = describe_inputs(job.case.channels)
     volume = read_volume(job.case.channels, name=job.case.name, series=options.series, frame=options.frame)
-    inputs = [describe_input(path) for path in job.case.channels]
     prepared = predictor.preprocess(volume, spacing=options.spacing)
     fingerprint = scan_fingerprint(volume.geometry, prepared.array, options.spacing or predictor.plan.spacing)
     training_fingerprints = predictor.description.training.get("teaching", ())

@@ -25,7 +25,7 @@ from HiEndMAECore.io.writers import write_label_map, write_scalar_map
 from HiEndMAECore.preprocessing.pipeline import PreprocessedScan
 from HiEndMAECore.reporting.run_record import versions
 
-from .input_files import is_same_input
+from .input_files import are_same_inputs
 from .postprocessing import postprocess
 from .predictor import NetworkSegmentation, Predictor, Segmentation
 
@@ -87,7 +87,7 @@ class CaseInProgress:
     Args:
         prepared: The preprocessed scan.
         warnings: Warnings about the scan, {"code", "message", "advice"}.
-        inputs: Description of the input files of each channel, from `input_files.describe_input`.
+        inputs: Description of the input files of each channel, from `input_files.describe_inputs`.
         seconds: Duration of each step: read (with preprocessing), compute, write (resampling and post-processing).
         result: The result on the network's grid, once computed.
     """
@@ -160,8 +160,7 @@ def is_done(job: CaseJob, predictor: Predictor, options: SegmentationOptions) ->
         # Sizes are compared first, so that a file that was cut short is found without reading any.
         if [entry["bytes"] for entry in written] != [path.stat().st_size for path in paths]:
             return False
-        inputs = report["input"]
-        if len(inputs) != len(job.case.channels) or not all(map(is_same_input, job.case.channels, inputs)):
+        if not are_same_inputs(job.case.channels, report["input"]):
             return False
         return bool(written == [_describe_file(path) for path in paths])
     except (OSError, ValueError, AttributeError, KeyError, TypeError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +17,34 @@ _HEADER_BYTES = 1 << 16
 _DATA_FILE = re.compile(rb"^\s*(?:data ?file|ElementDataFile)\s*[:=]\s*(\S.*?)\s*$", re.IGNORECASE | re.MULTILINE)
 
 
-def describe_input(path: Path) -> dict[str, Any]:
-    """Return number, size, time of change (ms) and SHA-256 of the files of one channel of a scan, as plain JSON.
+def describe_inputs(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """Describe the files of each channel of a scan as plain JSON.
 
     Args:
-        path: A file or a DICOM folder.
+        paths: A file or a DICOM folder for each channel.
 
-    Raises:
-        OSError: A file cannot be read.
+    Returns:
+        {"files": number, "bytes": size, "modified": time of the newest change in ms, "sha256": digest} for each channel; an
+        empty list, which matches no input, if a file cannot be read. Reading the scan reports the reason.
     """
-    return {**_describe_size(path), "sha256": _digest(path)}
+    try:
+        return [{**_describe_size(path), "sha256": _digest(path)} for path in paths]
+    except OSError:
+        return []
 
 
-def is_same_input(path: Path, described: dict[str, Any]) -> bool:
-    """Return whether the files of `path` are those that `describe_input` described.
+def are_same_inputs(paths: Sequence[Path], described: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether the files of `paths` are those that `describe_inputs` described.
 
     Only files of the same size and time of change are read.
 
     Raises:
         OSError: A file cannot be read.
     """
-    size = _describe_size(path)
-    if any(described.get(key) != value for key, value in size.items()):
+    sizes = [_describe_size(path) for path in paths]
+    if [{key: entry[key] for key in ("files", "bytes", "modified")} for entry in described] != sizes:
         return False
-    return described.get("sha256") == _digest(path)
+    return [entry["sha256"] for entry in described] == [_digest(path) for path in paths]
 
 
 def scan_files(path: Path) -> list[Path]:

@@ -1,8 +1,4 @@
-"""Scans and label maps between disk and `Volume`: NIfTI, NRRD, MHA/MHD and DICOM series.
-
-NIfTI goes through nibabel (stored axes and affine stay as they are); the rest through SimpleITK, whose LPS millimetres
-become RAS. DICOM geometry is read from each slice's tags, because a series need not be a regular grid.
-"""
+"""Label maps on the grid of their image: flips, permutations of axes and padding, never interpolation."""
 
 from __future__ import annotations
 
@@ -14,15 +10,27 @@ from .volume import Geometry, Volume
 
 
 def check_same_geometry(image: Volume, labels: Volume) -> None:
-    """InputError('geometry_mismatch') unless both have the same voxels in the same order (see also `on_grid_of`)."""
+    """Raise `InputError` `geometry_mismatch` unless both have the same voxels in the same order."""
     if not image.geometry.matches(labels.geometry):
         raise _mismatch(image, labels)
 
 
 def align_label_map(image: Volume, labels: Volume) -> Volume:
-    """`labels` stored exactly as `image` is: axes permuted or flipped, and padded with background where a label file
-    covers only a part (3D Slicer crops its .seg.nrrd files). InputError('geometry_mismatch') if voxels would have to be
-    interpolated, or if labelled ones lie outside the scan."""
+    """Return `labels` on exactly the grid of `image`, without interpolation.
+
+    Axes are permuted and flipped, and background is added where a label file covers only a part of the image (3D Slicer
+    crops its .seg.nrrd files).
+
+    Args:
+        image: The image whose grid is wanted.
+        labels: A label map on the same voxels.
+
+    Returns:
+        The label map on the image's grid.
+
+    Raises:
+        InputError: `geometry_mismatch`, when voxels would have to be interpolated, or labelled ones lie outside the image.
+    """
     if image.geometry.matches(labels.geometry):
         return labels
     matrix = np.linalg.inv(image.affine) @ labels.affine
@@ -33,18 +41,18 @@ def align_label_map(image: Volume, labels: Volume) -> Volume:
     order = [int(np.abs(row).argmax()) for row in whole[:3, :3]]
     if sorted(order) != [0, 1, 2]:
         raise _mismatch(image, labels)
-    turned = labels.array[0].transpose(order)
+    reoriented = labels.array[0].transpose(order)
     flips = [bool(whole[row, axis] < 0) for row, axis in enumerate(order)]
-    turned = turned[tuple(slice(None, None, -1) if flip else slice(None) for flip in flips)]
+    reoriented = reoriented[tuple(slice(None, None, -1) if flip else slice(None) for flip in flips)]
     start = [
-        int(whole[row, 3]) - (size - 1 if flip else 0) for row, (size, flip) in enumerate(zip(turned.shape, flips))
+        int(whole[row, 3]) - (size - 1 if flip else 0) for row, (size, flip) in enumerate(zip(reoriented.shape, flips))
     ]
-    result = np.zeros(image.shape, turned.dtype)
-    into = [(max(0, s), min(n, s + size)) for s, n, size in zip(start, image.shape, turned.shape)]
+    result = np.zeros(image.shape, reoriented.dtype)
+    into = [(max(0, s), min(n, s + size)) for s, n, size in zip(start, image.shape, reoriented.shape)]
     if all(low < high for low, high in into):
-        taken = turned[tuple(slice(low - s, high - s) for (low, high), s in zip(into, start))]
+        taken = reoriented[tuple(slice(low - s, high - s) for (low, high), s in zip(into, start))]
         result[tuple(slice(*span) for span in into)] = taken
-    if np.count_nonzero(result) != np.count_nonzero(turned):
+    if np.count_nonzero(result) != np.count_nonzero(reoriented):
         raise _mismatch(image, labels)
     return Volume(result[None], image.geometry, labels.name, labels.source, labels.notes)
 
@@ -59,6 +67,7 @@ def _mismatch(image: Volume, labels: Volume) -> InputError:
 
 
 def describe_difference(one: Geometry, other: Geometry) -> str:
+    """Return in words how two grids differ."""
     if one.shape != other.shape:
         return f"{'x'.join(map(str, other.shape))} voxels instead of {'x'.join(map(str, one.shape))}"
     last = np.array(one.shape) - 1

@@ -1,8 +1,4 @@
-"""Scans and label maps between disk and `Volume`: NIfTI, NRRD, MHA/MHD and DICOM series.
-
-NIfTI goes through nibabel (stored axes and affine stay as they are); the rest through SimpleITK, whose LPS millimetres
-become RAS. DICOM geometry is read from each slice's tags, because a series need not be a regular grid.
-"""
+"""Checks that hold for every format, and the typed errors that all readers raise."""
 
 from __future__ import annotations
 
@@ -20,7 +16,7 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 @dataclass(frozen=True)
 class LoadedImage:
-    """A file's voxels (X, Y, Z) in their own type, where they lie, and what was noted."""
+    """Voxels (X, Y, Z) in the type of their file, with their geometry and the warnings of the reader."""
 
     array: np.ndarray
     geometry: Geometry
@@ -28,7 +24,22 @@ class LoadedImage:
 
 
 def check_loaded(path: Path, array: np.ndarray, affine: np.ndarray, frame: int | None, notes: list) -> LoadedImage:
-    """Checks that hold for every format: three dimensions or a chosen frame, and an affine that can be inverted."""
+    """Check what holds for every format: three dimensions or a chosen frame, and an affine that can be inverted.
+
+    Args:
+        path: The file, for messages.
+        array: Voxels (X, Y, Z) or (X, Y, Z, frames).
+        affine: (4, 4), from voxel index to RAS mm.
+        frame: Which frame of a 4D file, counted from 0.
+        notes: Warnings of the reader so far.
+
+    Returns:
+        The volume with its geometry.
+
+    Raises:
+        InputError: `two_dimensional`, `not_a_volume`, `colour_image`, `four_dimensional`, `frame_unknown` or
+            `geometry_degenerate`.
+    """
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.ndim < 3:
@@ -38,7 +49,7 @@ def check_loaded(path: Path, array: np.ndarray, affine: np.ndarray, frame: int |
     if array.ndim > 3:
         if array.ndim > 4 and array.shape[3] == 1:
             raise color_image(path)
-        array = _frame_of(path, array.reshape(*array.shape[:3], -1), frame)
+        array = _select_frame(path, array.reshape(*array.shape[:3], -1), frame)
     edges = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.isfinite(affine).all() or (edges <= 1e-6).any() or abs(np.linalg.det(affine[:3, :3] / edges)) < 1e-3:
         raise InputError(
@@ -50,7 +61,7 @@ def check_loaded(path: Path, array: np.ndarray, affine: np.ndarray, frame: int |
     return LoadedImage(array, Geometry((x, y, z), affine), tuple(notes))
 
 
-def _frame_of(path: Path, array: np.ndarray, frame: int | None) -> np.ndarray:
+def _select_frame(path: Path, array: np.ndarray, frame: int | None) -> np.ndarray:
     count = array.shape[3]
     if frame is None:
         raise InputError(
@@ -64,6 +75,7 @@ def _frame_of(path: Path, array: np.ndarray, frame: int | None) -> np.ndarray:
 
 
 def check_finite(array: np.ndarray, path: Path) -> None:
+    """Raise `InputError` `not_finite` when a voxel is NaN or infinite."""
     if array.dtype.kind != "f":
         return
     # A finite sum means finite voxels, without a second array; only a suspicious one is counted.
@@ -72,12 +84,13 @@ def check_finite(array: np.ndarray, path: Path) -> None:
     if suspicious and (count := int(np.count_nonzero(~np.isfinite(array)))):
         raise InputError(
             "not_finite",
-            f"{path} has {count} voxels that are no finite numbers (NaN or infinite).",
+            f"{path} has {count} voxels that are not finite numbers (NaN or infinite).",
             "Replace them, by 0 or by the value of air, before using the file.",
         )
 
 
 def not_a_volume(path: Path) -> InputError:
+    """Return the error for a file of no known format."""
     return InputError(
         "not_a_volume",
         f"{path} is not a volume that can be read here.",
@@ -86,16 +99,19 @@ def not_a_volume(path: Path) -> InputError:
 
 
 def truncated(path: Path) -> InputError:
+    """Return the error for a file that ends early or is damaged."""
     return InputError("file_truncated", f"The file {path} is cut short or damaged.", "Copy or export it again.")
 
 
 def two_dimensional(path: Path) -> InputError:
+    """Return the error for a file with fewer than three dimensions."""
     return InputError(
         "two_dimensional", f"{path} is a flat picture, not a volume.", "Give the whole stack of slices as one volume."
     )
 
 
 def color_image(path: Path) -> InputError:
+    """Return the error for a file with several values in each voxel."""
     return InputError(
         "colour_image",
         f"{path} has colours or vectors, not one number in each voxel.",
@@ -104,4 +120,5 @@ def color_image(path: Path) -> InputError:
 
 
 def note(code: str, message: str, advice: str) -> dict[str, str]:
+    """Return a warning of a reader, as `Volume.notes` holds them."""
     return {"code": code, "message": message, "advice": advice}

@@ -1,8 +1,4 @@
-"""Scans and label maps between disk and `Volume`: NIfTI, NRRD, MHA/MHD and DICOM series.
-
-NIfTI goes through nibabel (stored axes and affine stay as they are); the rest through SimpleITK, whose LPS millimetres
-become RAS. DICOM geometry is read from each slice's tags, because a series need not be a regular grid.
-"""
+"""File names: the suffixes of scans, names of cases, and how a DICOM file is known."""
 
 from __future__ import annotations
 
@@ -13,18 +9,18 @@ WRITTEN_SUFFIXES = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".mha")
 
 
 def file_suffix(path: Path) -> str:
-    """The scan suffix of a file, double ones included (".nii.gz"), in lower case; "" if it is none of `SUFFIXES`."""
+    """Return the suffix of a scan in lower case (".nii.gz" counts as one), or "" if it is not in `SUFFIXES`."""
     name = path.name.lower()
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix) and name != suffix), "")
 
 
 def is_scan_file(path: Path) -> bool:
-    """Does the name of this file end like a volume's? (DICOM: see `is_dicom_file`.)"""
+    """Tell whether the name of this file has the suffix of a volume. For DICOM see `is_dicom_file`."""
     return bool(file_suffix(Path(path)))
 
 
 def is_dicom_file(path: Path) -> bool:
-    """A DICOM file, by its mark at byte 128 (names and suffixes say nothing); a directory record is none."""
+    """Tell whether this is a DICOM file, by the mark at byte 128; its name does not matter. A DICOMDIR is none."""
     if path.name.upper() == "DICOMDIR" or not path.is_file():
         return False
     try:
@@ -36,12 +32,12 @@ def is_dicom_file(path: Path) -> bool:
 
 
 def split_channels(text: str) -> tuple[Path, ...]:
-    """The files of one case: its channels joined by commas, or one path, which may have commas of its own."""
+    """Split the files of one case at commas, which separate channels. An existing path may contain commas itself."""
     return (Path(text),) if Path(text).exists() else tuple(Path(part) for part in text.split(","))
 
 
 def case_name(path: Path) -> str:
-    """NAME of `NAME_0000.nii.gz` (the first channel), `NAME.nii.gz` or a folder `NAME`; of a DICOM file, its folder's."""
+    """Return NAME for `NAME_0000.nii.gz` (first channel), `NAME.nii.gz` or a folder `NAME`; for DICOM, the folder's name."""
     path = Path(path)
     if suffix := file_suffix(path):
         return path.name[: -len(suffix)].removesuffix("_0000") or path.name

@@ -1,8 +1,4 @@
-"""Scans and label maps between disk and `Volume`: NIfTI, NRRD, MHA/MHD and DICOM series.
-
-NIfTI goes through nibabel (stored axes and affine stay as they are); the rest through SimpleITK, whose LPS millimetres
-become RAS. DICOM geometry is read from each slice's tags, because a series need not be a regular grid.
-"""
+"""NRRD and MetaImage files, and single DICOM files, through SimpleITK; its LPS millimetres become RAS."""
 
 from __future__ import annotations
 
@@ -18,14 +14,17 @@ from .file_names import file_suffix
 from .itk_headers import META_SUFFIXES, NRRD_SUFFIXES, check_header
 
 DICOM_IO = "GDCMImageIO"
-
-
 _T = TypeVar("_T")
 
 
 def itk_reader(path: Path) -> sitk.ImageFileReader:
-    """A reader for this NRRD, MetaImage or DICOM file, of that format alone: ITK is never left to guess a format, and
-    reads a header only after `check_header` has accepted it. Raises `InputError`."""
+    """Return a reader for this NRRD, MetaImage or DICOM file, restricted to that format.
+
+    ITK never guesses a format, and reads a header only after `check_header` has accepted it.
+
+    Raises:
+        InputError: The header is refused.
+    """
     suffix = path.suffix.lower()
     if suffix not in NRRD_SUFFIXES + META_SUFFIXES:
         return dicom_reader(path)
@@ -37,10 +36,20 @@ def itk_reader(path: Path) -> sitk.ImageFileReader:
 
 
 def load_itk(path: Path, frame: int | None, *, dicom: bool = False) -> LoadedImage:
+    """Read a NRRD or MetaImage file, or a single DICOM file.
+
+    Args:
+        path: The file.
+        frame: Which frame of a 4D file, counted from 0.
+        dicom: The file is DICOM, whatever its name.
+
+    Raises:
+        InputError: The file cannot be used; the message names it and the reason.
+    """
     reader = dicom_reader(path) if dicom else itk_reader(path)
     image = quietly(reader.Execute, path)
     components, array = image.GetNumberOfComponentsPerPixel(), sitk.GetArrayFromImage(image)
-    if components > 1:  # a list of volumes (Slicer's sequences) or colours: the last numpy axis
+    if components > 1:  # several volumes (Slicer's sequences) or colors, along the last axis
         if components in (3, 4) and array.dtype == np.uint8 and file_suffix(path) != ".seg.nrrd":
             raise color_image(path)
         array = np.moveaxis(array, -1, 0)
@@ -55,7 +64,7 @@ def load_itk(path: Path, frame: int | None, *, dicom: bool = False) -> LoadedIma
 
 
 def quietly(read: Callable[[], _T], path: Path) -> _T:
-    """Run a reader of SimpleITK's without its warnings, and make its failure ours."""
+    """Run a reader of SimpleITK without its warnings; its failure becomes an `InputError`."""
     shown = sitk.ProcessObject.GetGlobalWarningDisplay()
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     try:
@@ -70,7 +79,7 @@ def quietly(read: Callable[[], _T], path: Path) -> _T:
 
 
 def dicom_reader(file: Path) -> sitk.ImageFileReader:
-    """A reader of DICOM alone, whatever the file is called."""
+    """Return a reader for DICOM, whatever the file is called."""
     reader = sitk.ImageFileReader()
     reader.SetImageIO(DICOM_IO)
     reader.SetFileName(str(file))
@@ -78,6 +87,7 @@ def dicom_reader(file: Path) -> sitk.ImageFileReader:
 
 
 def as_itk(array: np.ndarray, affine: np.ndarray, meta: Mapping[str, str]) -> sitk.Image:
+    """Return the image (X, Y, Z) with `affine` (voxel index to RAS mm) and the header fields `meta`."""
     image = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
     lps = LPS_TO_RAS @ affine
     spacing = np.linalg.norm(lps[:3, :3], axis=0)

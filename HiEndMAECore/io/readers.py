@@ -1,7 +1,7 @@
-"""Scans and label maps between disk and `Volume`: NIfTI, NRRD, MHA/MHD and DICOM series.
+"""Read scans and label maps: dispatch by format, and the checks that hold for both.
 
-NIfTI goes through nibabel (stored axes and affine stay as they are); the rest through SimpleITK, whose LPS millimetres
-become RAS. DICOM geometry is read from each slice's tags, because a series need not be a regular grid.
+NIfTI is read by nibabel, NRRD and MetaImage by SimpleITK, DICOM series by SimpleITK with the geometry of each slice's tags.
+Stored axes stay as they are; all affines map voxel indices to RAS mm.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .itk import load_itk
 from .nifti import NIFTI_SUFFIXES, load_nifti
 from .volume import Volume
 
-_ROUNDING = 1e-3  # how far off a whole number a label may be: floats saved with a slope are
+_ROUNDING = 1e-3  # labels may be this far from a whole number, because a slope in the file moves them
 
 
 def read_volume(
@@ -32,12 +32,19 @@ def read_volume(
     frame: int | None = None,
     name: str | None = None,
 ) -> Volume:
-    """A scan, float32 (C, X, Y, Z).
+    """Read a scan as float32 (C, X, Y, Z).
 
-    path: a file, a DICOM folder (or one of its files), or several: the channels of one case, on one grid.
-    series: UID of the DICOM series when a folder has several. frame: which of a 4D file, from 0.
-    name: the case's name, when not the file's (`case_name`).
-    Raises InputError for whatever cannot be used as it is.
+    Args:
+        path: A file, a DICOM folder (or one of its files), or several: the channels of one case, on one grid.
+        series: UID of the DICOM series, when a folder has several.
+        frame: Which frame of a 4D file, counted from 0.
+        name: The name of the case, when it is not that of the file (`case_name`).
+
+    Returns:
+        The scan with its geometry and the warnings of its reader.
+
+    Raises:
+        InputError: A file cannot be read, or channels lie on different grids. The message names the file.
     """
     paths = [Path(path)] if isinstance(path, str | Path) else [Path(one) for one in path]
     if not paths:
@@ -67,14 +74,30 @@ def read_volume(
 def read_label_map(
     path: str | Path, *, series: str | None = None, frame: int | None = None, allow_empty: bool = False
 ) -> Volume:
-    """A label map, (1, X, Y, Z) of the smallest unsigned type that holds its values.
+    """Read a label map as (1, X, Y, Z) of the smallest unsigned type that holds its values.
 
-    allow_empty: a prediction may have found nothing; a label to learn from may not.
+    Args:
+        path: A file, a DICOM folder, or one of its files.
+        series: UID of the DICOM series, when a folder has several.
+        frame: Which frame of a 4D file, counted from 0.
+        allow_empty: Accept a map without any label, as a prediction may be.
+
+    Returns:
+        The label map with its geometry.
+
+    Raises:
+        InputError: The file cannot be read, or its values are no labels (negative, not whole, too large, all zero).
     """
     path = Path(path)
     loaded = _load(path, series=series, frame=frame)
-    array = loaded.array
-    check_finite(array, path)
+    check_finite(loaded.array, path)
+    array = _whole_numbers(loaded.array, path, allow_empty=allow_empty)
+    kind = np.min_scalar_type(int(array.max(initial=0)))
+    return Volume(array.astype(kind, copy=False)[None], loaded.geometry, case_name(path), path, loaded.notes)
+
+
+def _whole_numbers(array: np.ndarray, path: Path, *, allow_empty: bool) -> np.ndarray:
+    """Return the values of a label map, rounded where a float type holds whole numbers; raise `InputError` otherwise."""
     if array.dtype.kind == "f":
         whole = np.rint(array)
         if (np.abs(array - whole) > _ROUNDING).any():
@@ -97,11 +120,11 @@ def read_label_map(
         )
     if high > np.iinfo(np.uint32).max:
         raise InputError("labels_too_large", f"The label map {path} has values up to {high:.0f}.", "Renumber them.")
-    kind = np.min_scalar_type(int(high))
-    return Volume(array.astype(kind, copy=False)[None], loaded.geometry, case_name(path), path, loaded.notes)
+    return array
 
 
 def _load(path: Path, *, series: str | None, frame: int | None) -> LoadedImage:
+    """Read one file or DICOM folder by the reader of its format."""
     if not path.exists():
         raise InputError("file_missing", f"There is no file or folder {path}.", "Check the path.")
     if path.is_dir():

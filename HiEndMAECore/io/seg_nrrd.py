@@ -1,8 +1,4 @@
-"""Scans and label maps between disk and `Volume`: NIfTI, NRRD, MHA/MHD and DICOM series.
-
-NIfTI goes through nibabel (stored axes and affine stay as they are); the rest through SimpleITK, whose LPS millimetres
-become RAS. DICOM geometry is read from each slice's tags, because a series need not be a regular grid.
-"""
+"""The header of `.seg.nrrd`, 3D Slicer's segmentation file: names, colors and terminology of the segments."""
 
 from __future__ import annotations
 
@@ -13,15 +9,23 @@ import numpy as np
 
 from .structure import Structure
 
+DEFAULT_CONTEXT = "Segmentation category and type - 3D Slicer General Anatomy list"
+DEFAULT_ANATOMIC_CONTEXT = "Anatomic codes - DICOM master list"
+
 
 def segmentation_header(labels: np.ndarray, structures: Sequence[Structure]) -> dict[str, str]:
-    """The keys by which 3D Slicer's segmentation reader (vtkMRMLSegmentationStorageNode) knows its segments."""
+    """Return the header fields that 3D Slicer's reader of segmentations expects (vtkMRMLSegmentationStorageNode).
+
+    Args:
+        labels: Label map (X, Y, Z).
+        structures: The segments; without any, one is made for each value of the map.
+    """
     if not structures:
         structures = [Structure(int(v), f"Segment_{int(v)}") for v in _values(labels)]
     x, y, z = labels.shape
     extent = f"0 {x - 1} 0 {y - 1} 0 {z - 1}"
     header = {
-        "Segmentation_MasterRepresentation": "Binary labelmap",  # Slicer 5.0 to 5.2 ask for this name
+        "Segmentation_MasterRepresentation": "Binary labelmap",  # the name that Slicer 5.0 to 5.2 read
         "Segmentation_SourceRepresentation": "Binary labelmap",
         "Segmentation_ContainedRepresentationNames": "Binary labelmap|",
         "Segmentation_ReferenceImageExtentOffset": "0 0 0",
@@ -48,8 +52,11 @@ def _values(labels: np.ndarray) -> Iterable[int]:
 
 
 def terminology_entry(entry: Mapping[str, Any]) -> str:
-    """3D Slicer's one-line form of a terminology entry: `context~category~type~modifier~context~region~modifier`, each
-    code as scheme^value^meaning. "" if there is no type."""
+    """Return 3D Slicer's one-line form of a terminology entry, or "" if the entry has no type.
+
+    The form is `context~category~type~modifier~context~region~modifier`, each code as scheme^value^meaning. An entry
+    without a context gets the default contexts of Slicer.
+    """
 
     def code(key: str) -> str:
         part = entry.get(key) or {}
@@ -59,11 +66,11 @@ def terminology_entry(entry: Mapping[str, Any]) -> str:
         return ""
     return "~".join(
         [
-            str(entry.get("contextName", "Segmentation category and type - 3D Slicer General Anatomy list")),
+            str(entry.get("contextName", DEFAULT_CONTEXT)),
             code("category"),
             code("type"),
             code("typeModifier"),
-            str(entry.get("anatomicContextName", "Anatomic codes - DICOM master list")),
+            str(entry.get("anatomicContextName", DEFAULT_ANATOMIC_CONTEXT)),
             code("anatomicRegion"),
             code("anatomicRegionModifier"),
         ]

@@ -1,21 +1,25 @@
-"""What a scan is here: voxels, where they lie in the patient, and what is known of their origin.
-
-World coordinates are RAS millimetres (NIfTI's convention) everywhere in the engine; files that speak LPS (DICOM, NRRD,
-MHA) are turned on reading and turned back on writing.
-"""
+"""A labelled structure: value, name, color and terminology. Standard library only."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
 
+DEFAULT_COLOR = (128, 174, 128)  # 3D Slicer's color for tissue, where a file names none
+
 
 @dataclass(frozen=True)
 class Structure:
-    """One labelled structure: its value in label maps, name, colour (red, green, blue, 0 to 255) and terminology codes
-    (Slicer's terminology entry as plain JSON, or empty)."""
+    """One labelled structure of a label map.
+
+    Attributes:
+        value: Its value in label maps, above 0.
+        name: Its name, as a person reads it.
+        color: Red, green and blue, 0 to 255 each.
+        terminology: 3D Slicer's terminology entry as plain JSON, or empty.
+    """
 
     value: int
     name: str
-    color: tuple[int, int, int] = (128, 174, 128)
+    color: tuple[int, int, int] = DEFAULT_COLOR
     terminology: dict[str, Any] = field(default_factory=dict)

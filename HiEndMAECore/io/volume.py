@@ -1,7 +1,7 @@
-"""What a scan is here: voxels, where they lie in the patient, and what is known of their origin.
+"""Scans and label maps in memory: voxels and the geometry of their grid.
 
-World coordinates are RAS millimetres (NIfTI's convention) everywhere in the engine; files that speak LPS (DICOM, NRRD,
-MHA) are turned on reading and turned back on writing.
+World coordinates are RAS millimeters (the convention of NIfTI) everywhere in the engine. Formats that use LPS (DICOM, NRRD,
+MetaImage) are converted on reading and converted back on writing.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ import numpy as np
 class Geometry:
     """The grid of a scan.
 
-    shape: voxels along the three stored axes (X, Y, Z).
-    affine: (4, 4) float64, voxel index -> RAS mm; any orientation, obliqueness, anisotropy or shear.
-    slice_origins: (Z, 3) float64 RAS mm or None. Where the slices of a DICOM series truly lie when they form no regular
-        grid (gantry tilt, uneven gaps): the position of voxel (0, 0, k). `affine` then is the first slice's with the mean gap.
+    Attributes:
+        shape: Voxels along the three stored axes (X, Y, Z).
+        affine: (4, 4) float64, from voxel index to RAS mm; any orientation, obliqueness, anisotropy or shear.
+        slice_origins: (Z, 3) float64 in RAS mm, the position of voxel (0, 0, k) of each slice, for a DICOM series whose
+            slices form no regular grid (gantry tilt, uneven gaps). `affine` then holds the first slice and the mean gap.
+            None for a regular grid.
     """
 
     shape: tuple[int, int, int]
@@ -28,17 +30,25 @@ class Geometry:
 
     @property
     def spacing(self) -> tuple[float, float, float]:
-        """Voxel edge lengths in mm along the stored axes."""
+        """Return the voxel edge lengths in mm along the stored axes."""
         x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
         return float(x), float(y), float(z)
 
     @property
     def voxel_ml(self) -> float:
-        """Volume of one voxel in ml."""
+        """Return the volume of one voxel in ml."""
         return float(abs(np.linalg.det(self.affine[:3, :3])) / 1000.0)
 
     def matches(self, other: Geometry, tolerance: float = 1e-2) -> bool:
-        """Same shape, and no corner voxel further apart than `tolerance` of the smallest voxel edge."""
+        """Tell whether two grids hold the same voxels.
+
+        Args:
+            other: The other grid.
+            tolerance: Largest distance between corner voxels, as a share of the smallest voxel edge.
+
+        Returns:
+            True for equal shapes whose corner voxels lie together.
+        """
         if self.shape != other.shape:
             return False
         last = np.array(self.shape) - 1
@@ -51,11 +61,12 @@ class Geometry:
 class Volume:
     """A scan or a label map.
 
-    array: (C, X, Y, Z); float32 for scans, an integer type for label maps (then C is 1).
-    geometry: the grid.
-    name: the case's name, as results will be called.
-    source: the file or folder it was read from, if any.
-    notes: what was corrected or doubted on reading, each {"code", "message", "advice"}, for the person to know.
+    Attributes:
+        array: (C, X, Y, Z); float32 for scans, an integer type for label maps (then C is 1).
+        geometry: The grid.
+        name: The name of the case, by which results are called.
+        source: The file or folder that it was read from, if any.
+        notes: Warnings of the reader, each {"code", "message", "advice"}: what it corrected, and what is uncertain.
     """
 
     array: np.ndarray
@@ -66,6 +77,7 @@ class Volume:
 
     @property
     def channels(self) -> int:
+        """Return the number of channels."""
         return int(self.array.shape[0])
 
     @property

@@ -1,12 +1,7 @@
-"""Scans and label maps between disk and `Volume`: NIfTI, NRRD, MHA/MHD and DICOM series.
-
-NIfTI goes through nibabel (stored axes and affine stay as they are); the rest through SimpleITK, whose LPS millimetres
-become RAS. DICOM geometry is read from each slice's tags, because a series need not be a regular grid.
-"""
+"""Write label maps and scalar maps in the format of the file's suffix; a file is complete or absent."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +11,7 @@ import SimpleITK as sitk
 
 from HiEndMAECore.errors import UsageError
 
+from .atomic import atomic_path
 from .file_names import WRITTEN_SUFFIXES, file_suffix
 from .itk import as_itk
 from .nifti import NIFTI_SUFFIXES, as_nifti
@@ -27,9 +23,17 @@ from .volume import Geometry
 def write_label_map(
     path: str | Path, labels: np.ndarray, geometry: Geometry, *, structures: Sequence[Structure] = ()
 ) -> None:
-    """A label map (X, Y, Z) in the format of the file's suffix (`WRITTEN_SUFFIXES`), written beside and renamed.
+    """Write a label map in the format of the file's suffix.
 
-    .seg.nrrd carries names, colours and terminology as 3D Slicer's segmentations do.
+    Args:
+        path: The file to write, with one of `WRITTEN_SUFFIXES`. It is complete or absent.
+        labels: Label map (X, Y, Z) of whole numbers from 0 on.
+        geometry: Its grid.
+        structures: Names, colors and terminology, which `.seg.nrrd` carries.
+
+    Raises:
+        UsageError: `format_unknown`.
+        OSError: The file cannot be written; an older one is unchanged.
     """
     path, highest = Path(path), int(labels.max(initial=0))
     if labels.dtype.kind not in "uib" or int(labels.min(initial=0)) < 0:
@@ -42,7 +46,7 @@ def write_label_map(
 
 
 def write_scalar_map(path: str | Path, array: np.ndarray, geometry: Geometry) -> None:
-    """A map of numbers (X, Y, Z), float32, in the format of the file's suffix, written beside and renamed."""
+    """Write a map of numbers (X, Y, Z) as float32; otherwise as `write_label_map`."""
     _write(Path(path), array.astype(np.float32, copy=False), geometry, {})
 
 
@@ -54,15 +58,11 @@ def _write(path: Path, array: np.ndarray, geometry: Geometry, meta: Mapping[str,
         )
     if array.shape != geometry.shape:
         raise ValueError(f"array has shape {array.shape}, its geometry {geometry.shape}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".part.{path.name}")  # hidden; what a killed run leaves, the next one writes over
     try:
-        if suffix in NIFTI_SUFFIXES:
-            nib.save(as_nifti(array, geometry.affine), beside)
-        else:
-            sitk.WriteImage(as_itk(array, geometry.affine, meta), str(beside), True)
-        os.replace(beside, path)
-    except RuntimeError as error:  # SimpleITK's only kind: no space, no permission
+        with atomic_path(path, suffix=suffix) as temporary:
+            if suffix in NIFTI_SUFFIXES:
+                nib.save(as_nifti(array, geometry.affine), temporary)
+            else:
+                sitk.WriteImage(as_itk(array, geometry.affine, meta), str(temporary), True)
+    except RuntimeError as error:  # SimpleITK has no other kind, for a full disk and for permissions alike
         raise OSError(f"{path} could not be written: {error}") from error
-    finally:
-        beside.unlink(missing_ok=True)

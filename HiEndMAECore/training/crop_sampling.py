@@ -121,7 +121,7 @@ class CropSampler:
 
     def _inside(self, scan: int, start: Sequence[int]) -> Tensor | None:
         """(1, 1, *size) bool: which voxels of the crop at `start` are the scan's; None: all."""
-        edges = self.store.inside(scan, start=start, size=self.size)
+        edges = self.store.valid_box(scan, start=start, size=self.size)
         if all(edge == (0, wanted) for edge, wanted in zip(edges, self.size)):
             return None
         inside = torch.zeros((1, 1, *self.size), dtype=torch.bool)

@@ -40,7 +40,7 @@ def test_everything_below_a_folder(tmp_path: Path) -> None:
         "f": ["f.hdr"],
         "patient 7": ["patient 7"],
     }
-    assert "c" not in {case.name for case in find_cases([tmp_path], leave_out=(tmp_path / "a").resolve())}
+    assert "c" not in {case.name for case in find_cases([tmp_path], exclude=(tmp_path / "a").resolve())}
 
 
 def test_channels_of_one_case(tmp_path: Path) -> None:

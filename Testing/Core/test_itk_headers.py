@@ -275,11 +275,12 @@ def test_no_header_ends_the_process(tmp_path: Path, name: str) -> None:
         "import sys\n"
         "from pathlib import Path\n"
         "from HiEndMAECore.errors import InputError\n"
-        "from HiEndMAECore.volumes import files, intake\n"
-        "from HiEndMAECore.volumes.datasets import Case\n"
+        "from HiEndMAECore.data.ingest import count_voxels\n"
+        "from HiEndMAECore.data.cases import Case\n"
+        "from HiEndMAECore.io.readers import read_label_map, read_volume\n"
         "path = Path(sys.argv[1])\n"
-        "assert intake.voxels_of(Case('a', (path,))) == 0\n"
-        "for read in (files.read_volume, files.read_labels):\n"
+        "assert count_voxels(Case('a', (path,))) == 0\n"
+        "for read in (read_volume, read_label_map):\n"
         "    try:\n"
         "        read(path)\n"
         "    except InputError as error:\n"
@@ -312,7 +313,7 @@ import json, random, sys
 from pathlib import Path
 
 from HiEndMAECore.errors import InputError
-from HiEndMAECore.volumes.files import read_volume
+from HiEndMAECore.io.readers import read_volume
 
 try:
     import resource
