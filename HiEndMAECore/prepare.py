@@ -86,7 +86,7 @@ def run(config: PrepareConfig, report: Reporter | None = None) -> dict[str, Any]
     def needed(case: Case) -> float:
         return BYTES_PER_VOXEL_READING * ingest.count_voxels(case)
 
-    how: dict[str, Any] = {"workers": workers, "watch": report.check, "cost": needed, "budget": memory}
+    how: dict[str, Any] = {"workers": workers, "check": report.check, "cost": needed, "budget": memory}
 
     unknown = [case for case in held if ingest.case_source(case) not in shelf.held]
     for done, (case, outcome) in enumerate(run_jobs(read_voxel_digest, unknown, **how), 1):

@@ -8,7 +8,6 @@ torchrun --nproc-per-node 8 -m HiEndMAECore.pretrain --data store --output run â
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from .errors import UsageError
 from .networks.variants import INPAINTING, OBJECTIVES, list_variants
 from .reporting.reporter import Reporter
 from .runtime.devices import PRECISIONS, choose_device, require_torch
+from .runtime.processes import rank_from_environment, world_size_from_environment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ class PretrainConfig(CommandConfig):
             raise UsageError("usage", message, f"Give --init with --objective {INPAINTING}, and only there.")
         if self.objective == INPAINTING and self.recompute:
             raise UsageError("usage", "--recompute saves memory of the encoder, which is frozen here.", "Leave it out.")
-        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        processes = world_size_from_environment()
         if self.batch_size % (self.accumulate * processes):
             raise UsageError(
                 "usage",
@@ -102,7 +102,7 @@ def run(config: PretrainConfig, report: Reporter | None = None) -> dict[str, Any
     from .training.pretraining import PretrainingResult, pretrain
     from .training.run_directory import RunDirectory, require_same_run
 
-    rank = int(os.environ.get("RANK", "0"))
+    rank = rank_from_environment()
     if rank > 0:
         report.mute()
     device = choose_device(config.device)
@@ -110,7 +110,7 @@ def run(config: PretrainConfig, report: Reporter | None = None) -> dict[str, Any
     require_same_run(config.output, to_json(config), read_record(config.output), resume=resume)
     initial = read_initial_encoder(config.init, config.variant) if config.init else None
     store = CropStore.open(_store(config, report))
-    report.info(f"Computing on {device}, {os.environ.get('WORLD_SIZE', '1')} process(es).")
+    report.info(f"Computing on {device}, {world_size_from_environment()} process(es).")
     torch.manual_seed(config.seed)
     sizes: dict[str, Any] = {
         "mask_ratio": config.mask_ratio, "in_channels": store.channels, "image_size": config.crop
@@ -161,7 +161,7 @@ def _store(config: PretrainConfig, report: Reporter) -> Path:
     assert config.output is not None
     if (config.data / MANIFEST).is_file():
         return config.data
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if world_size_from_environment() > 1:
         raise UsageError("usage", f"{config.data} is no store.", "Run prepare first: many processes need a store.")
     from .prepare import PrepareConfig
     from .prepare import run as prepare

@@ -5,7 +5,6 @@ python -m HiEndMAECore.segment --model my-model --input scans/ --output results/
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from .cli.options import CommandConfig, option, require_positive
 from .cli.runner import run_command
 from .errors import HiEndMAEError, InputError, UsageError
 from .reporting.reporter import Reporter
+from .runtime.processes import rank_from_environment
 
 if TYPE_CHECKING:
     from .inference.batch_segmentation import CaseInProgress, CaseJob
@@ -63,7 +63,7 @@ def run(config: SegmentConfig, report: Reporter | None = None) -> dict[str, Any]
     from .inference.test_time_augmentation import mirrored_classes
     from .runtime.devices import choose_device
 
-    if int(os.environ.get("RANK", "0")) > 0:
+    if rank_from_environment() > 0:
         report.mute()  # one of many processes speaks for all
     jobs = _jobs(config)
     predictor = Predictor.load(config.model, device=choose_device(config.device))

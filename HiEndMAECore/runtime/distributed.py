@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -10,6 +9,8 @@ from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
+
+from .processes import rank_from_environment, restarted_by_torchrun, world_size_from_environment
 
 _ASKING = timedelta(seconds=1)  # between two looks at whether the name that was found is still the newest
 
@@ -53,8 +54,8 @@ class DistributedContext:
 
 def init_distributed(device: torch.device) -> DistributedContext:
     """Join the group that `torchrun` started, if it did (nccl on CUDA, gloo elsewhere)."""
-    count, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    count, rank = world_size_from_environment(), rank_from_environment()
+    again = restarted_by_torchrun()
     if count == 1:
         return DistributedContext(restarted=again)
     if device.type == "cuda":

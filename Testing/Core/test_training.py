@@ -43,7 +43,7 @@ class StopAt(Reporter):
 
     def progress(self, stage: str, step: int, total: int, **values: object) -> None:
         if step == self.step and self.word == "finish":
-            self._finish.set()
+            self.request_finish()
         if step == self.step and self.word == "cancel":
             self.cancel()
         super().progress(stage, step, total, **values)
