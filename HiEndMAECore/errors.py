@@ -44,25 +44,25 @@ class HiEndMAEError(Exception):
 
 
 class UsageError(HiEndMAEError):
-    """Raised for a wrong argument: an unknown option or an impossible value (exit code 2)."""
+    """A wrong argument: an unknown option or an impossible value (exit code 2)."""
 
     exit_code = EXIT_USAGE
 
 
 class InputError(HiEndMAEError):
-    """Raised for an unusable file: a scan, a label map, a model, a store (exit code 3)."""
+    """An unusable file: a scan, a label map, a model or a store (exit code 3)."""
 
     exit_code = EXIT_INPUT
 
 
 class OutOfMemoryError(HiEndMAEError):
-    """Raised when the device or the machine has too little memory for the run (exit code 4)."""
+    """Too little memory on the device or in the machine (exit code 4)."""
 
     exit_code = EXIT_MEMORY
 
 
 class MissingDependencyError(HiEndMAEError):
-    """Raised when a required Python package is not installed (exit code 5)."""
+    """A required Python package that is not installed (exit code 5)."""
 
     exit_code = EXIT_DEPENDENCY
 
@@ -82,7 +82,7 @@ class MissingDependencyError(HiEndMAEError):
 
 
 class Cancelled(HiEndMAEError):
-    """Raised when the run is cancelled: by the control file, Ctrl-C, SIGTERM, or the end of its parent process (exit code 130)."""
+    """A run cancelled by the control file, Ctrl-C, SIGTERM, or the end of its parent process (exit code 130)."""
 
     exit_code = EXIT_CANCELLED
 

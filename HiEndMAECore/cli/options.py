@@ -42,9 +42,8 @@ def option(
 ) -> Any:
     """Return a dataclass field that is an option of a command.
 
-    A required option without a default is a dataclass field without a default, so its type needs no None: `parse` raises
-    `UsageError` when the command line and the config file lack it, and Python raises `TypeError` when a call lacks it. A
-    required option with a default may be left out in Python, and `parse` still demands it.
+    The type of a required option needs no None: a config without it cannot be built, neither by `parse` nor in Python. Where
+    a required option has a default, only `parse` demands it.
 
     Args:
         default: Value when the option is not given. Options that are not required default to None.
@@ -53,15 +52,14 @@ def option(
         required: True when the command line or the config file must give the option.
         aliases: Old spellings such as "--teacher". Command lines and config files may use them; `--help` hides them.
     """
-    if default is MISSING and not required:
-        default = None
     metadata = {
         "help": help,
         "choices": tuple(choices) if choices else None,
         "required": required,
+        "has_default": default is not MISSING,
         "aliases": tuple(aliases),
     }
-    return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
+    return field(default=None if default is MISSING else default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +67,8 @@ class CommandConfig:
     """The options that every command takes.
 
     Raises:
-        UsageError: `device_unknown`, `value_negative` or `choice_unknown`, for a value that is not allowed.
+        UsageError: `usage`, for a missing required option; `device_unknown`, `value_negative` or `choice_unknown`, for a
+            value that is not allowed.
     """
 
     device: str = option("auto", help="Where to compute: auto, cpu, cuda, cuda:1, mps.")
@@ -91,6 +90,8 @@ class CommandConfig:
             raise UsageError("value_negative", f"--seed is {self.seed}.", "It must be 0 or more.")
         for item in dataclasses.fields(self):
             choices, value = item.metadata.get("choices"), getattr(self, item.name)
+            if item.metadata.get("required") and not item.metadata["has_default"] and value in (None, ()):
+                raise UsageError("usage", f"{flag(item.name)} is missing.")
             if choices and value is not None and value not in choices:
                 names = ", ".join(map(str, choices))
                 raise UsageError(
@@ -208,7 +209,7 @@ def _argument_settings(item: dataclasses.Field, field_type: _FieldType) -> dict[
 def _help_text(item: dataclasses.Field) -> str:
     """Return the help of a field, with its default where it says something."""
     text = str(item.metadata["help"])
-    if item.default is not MISSING and item.default not in (None, False, ()):
+    if item.default not in (None, False, ()):
         default = " ".join(map(str, item.default)) if isinstance(item.default, tuple) else str(item.default)
         text = f"{text} (default: {default})"
     return text.replace("%", "%%")
