@@ -137,7 +137,7 @@ def _jobs(config: SegmentConfig) -> list[CaseJob]:
     if any(path.is_dir() and path.resolve() == output for path in alone):
         message = f"The results would lie among the scans of {output}, and the next run would take them for scans."
         raise UsageError("output_is_input", message, "Give another --output; a folder within it will do.")
-    export = find_cases(alone, leave_out=output) if alone else []
+    export = find_cases(alone, exclude=output) if alone else []
     # A segmentation that lies beside the scans is none of them; who names it means it.
     export = [case for case in export if file_suffix(case.channels[0]) != ".seg.nrrd" or case.channels[0] in alone]
     export += [Case(case_name(files[0]), files) for files in inputs if len(files) > 1]

@@ -1,4 +1,4 @@
-"""HiEndMAE Segmentation: label one scan, segment the rest."""
+"""The Slicer module HiEndMAE Segmentation: label one scan, segment the rest."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy
 import qt
 import slicer
 import slicer.util
-from HiEndMAESegmentationLib import samples
-from HiEndMAESegmentationLib.apply import ApplyPanel
-from HiEndMAESegmentationLib.improve import ImprovePanel
-from HiEndMAESegmentationLib.models import ModelsPanel
-from HiEndMAESegmentationLib.panel import Session, dimmed, load
+from HiEndMAESegmentationLib import sample_data
+from HiEndMAESegmentationLib.panels.apply import ApplyPanel
+from HiEndMAESegmentationLib.panels.base import Session, load_ui, make_gray
+from HiEndMAESegmentationLib.panels.models import ModelsPanel
+from HiEndMAESegmentationLib.panels.refine import RefinePanel
+from HiEndMAESegmentationLib.panels.train import TrainPanel
 from HiEndMAESegmentationLib.parameters import Parameters
-from HiEndMAESegmentationLib.scene import segments_of
-from HiEndMAESegmentationLib.teach import TeachPanel
+from HiEndMAESegmentationLib.scene.nodes import segments_of
 from slicer.i18n import tr as _
 from slicer.i18n import translate
 from slicer.ScriptedLoadableModule import (
@@ -31,7 +31,7 @@ from slicer.util import VTKObservationMixin
 
 
 class HiEndMAESegmentation(ScriptedLoadableModule):
-    """What Slicer shows of the module before it is opened."""
+    """Title, category and help of the module."""
 
     def __init__(self, parent: Any) -> None:
         ScriptedLoadableModule.__init__(self, parent)
@@ -40,25 +40,26 @@ class HiEndMAESegmentation(ScriptedLoadableModule):
         parent.dependencies = ["Segmentations", "Volumes", "SubjectHierarchy", "Plots", "CropVolume"]
         parent.contributors = ["HiEndMAE contributors"]
         parent.helpText = _(
-            "Label one scan in the Segment Editor, press Teach, and segment other scans with what was learned. "
+            "Label one scan in the Segment Editor, press Train, and segment other scans with the trained model. "
             "Research use only, not for clinical decisions."
         )
         parent.acknowledgementText = _(
             "Hi-End-MAE: F. Tang et al., Hierarchical encoder-driven masked autoencoders are stronger vision learners "
             "for medical image segmentation. Medical Image Analysis, 2025. https://arxiv.org/abs/2502.08347"
         )
-        slicer.app.connect("startupCompleted()", samples.register)
+        slicer.app.connect("startupCompleted()", sample_data.register)
 
 
 class HiEndMAESegmentationLogic(ScriptedLoadableModuleLogic):
-    """Keeps the parameters in the scene."""
+    """The parameters of the module, stored in the scene."""
 
     def getParameterNode(self) -> Parameters:
+        """Return the parameters of the current scene."""
         return Parameters(super().getParameterNode())
 
 
 class HiEndMAESegmentationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
-    """Four panels, one below the other; the life cycle is that of Slicer's own module template."""
+    """The four panels, one below the other; the life cycle is that of Slicer's module template."""
 
     def __init__(self, parent: Any = None) -> None:
         ScriptedLoadableModuleWidget.__init__(self, parent)
@@ -68,18 +69,19 @@ class HiEndMAESegmentationWidget(ScriptedLoadableModuleWidget, VTKObservationMix
         self._gui_tag: Any = None
 
     def setup(self) -> None:
+        """Make the panels, and observe the scene."""
         ScriptedLoadableModuleWidget.setup(self)
-        widget, self.ui = load("HiEndMAESegmentation")
+        widget, self.ui = load_ui("HiEndMAESegmentation")
         self.layout.addWidget(widget)
         self.layout.addStretch(1)
-        dimmed(self.ui.introLabel)
+        make_gray(self.ui.introLabel)
         self.logic = HiEndMAESegmentationLogic()
         self.session = Session()
-        self.teach = TeachPanel(self.session, self.ui.teachSection.layout())
+        self.train = TrainPanel(self.session, self.ui.trainSection.layout())
         self.apply = ApplyPanel(self.session, self.ui.applySection.layout())
-        self.improve = ImprovePanel(self.session, self.ui.improveSection.layout())
+        self.refine = RefinePanel(self.session, self.ui.refineSection.layout())
         self.models = ModelsPanel(self.session, self.ui.modelsSection.layout())
-        self.panels = (self.teach, self.apply, self.improve, self.models)
+        self.panels = (self.train, self.apply, self.refine, self.models)
         for panel in self.panels:
             panel.widget.setMRMLScene(slicer.mrmlScene)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
@@ -88,37 +90,40 @@ class HiEndMAESegmentationWidget(ScriptedLoadableModuleWidget, VTKObservationMix
         self.initializeParameterNode()
 
     def cleanup(self) -> None:
-        """No process and no observer stays behind."""
+        """End the running job, and remove all observers."""
         self.session.close()
         self.setParameterNode(None)
         self.removeObservers()
-        self.teach.removeObservers()
+        self.train.removeObservers()
         self.apply.removeObservers()
 
     def enter(self) -> None:
+        """Connect the panels to the parameters: the user opened the module."""
         self.initializeParameterNode()
 
     def exit(self) -> None:
+        """Disconnect the panels from the parameters: the user left the module."""
         self.setParameterNode(None)
 
     def onSceneStartClose(self, _caller: Any, _event: str) -> None:
-        """The scans go away: what segments them is cancelled. What learns goes on, its files are its own."""
+        """Cancel segmentation, because its scans are removed; training has its own files and goes on."""
         self.apply.forget()
         self.setParameterNode(None)
 
     def onSceneEndClose(self, _caller: Any, _event: str) -> None:
+        """Connect the panels to the parameters of the new scene."""
         if self.parent.isEntered:
             self.initializeParameterNode()
 
     def initializeParameterNode(self) -> None:
-        """The scene's parameters; what can be found out is not asked."""
+        """Connect the panels to the scene's parameters, and choose the first segmentation if none is chosen."""
         parameters = self.logic.getParameterNode()
         if parameters.teachSegmentation is None:
             parameters.teachSegmentation = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSegmentationNode")
         self.setParameterNode(parameters)
 
     def setParameterNode(self, parameters: Any) -> None:
-        """Tie the panels to a parameter node, or to none."""
+        """Connect the panels to a parameter node, or disconnect them if it is None."""
         if self._parameters is not None:
             self._parameters.disconnectGui(self._gui_tag)
             self.removeObserver(self._parameters.parameterNode, "ModifiedEvent", self.show)
@@ -131,21 +136,25 @@ class HiEndMAESegmentationWidget(ScriptedLoadableModuleWidget, VTKObservationMix
             self.show()
 
     def show(self, *_args: Any) -> None:
+        """Update all panels from the parameters."""
         for panel in self.panels:
             panel.show()
 
 
 class HiEndMAESegmentationTest(ScriptedLoadableModuleTest):
-    """The whole flow inside Slicer, on scans made of boxes, three steps each time: Teach, Apply, Improve, share, import."""
+    """The whole flow inside Slicer, on scans made of boxes, with three training steps: train, apply, improve, share, import."""
 
     def setUp(self) -> None:
+        """Clear the scene."""
         slicer.mrmlScene.Clear(0)
 
     def runTest(self) -> None:
+        """Run the test of the whole flow."""
         self.setUp()
         self.test_whole_flow()
 
     def test_whole_flow(self) -> None:
+        """Train on one scan, segment another, correct the result, continue training, share and import the model."""
         parent = slicer.qMRMLWidget()
         parent.setLayout(qt.QVBoxLayout())
         parent.setMRMLScene(slicer.mrmlScene)
@@ -153,36 +162,36 @@ class HiEndMAESegmentationTest(ScriptedLoadableModuleTest):
         widget.setup()
         library = widget.session.library
         before = {model.key for model in library.models()}
-        widget.teach.steps = widget.improve.steps = 3
+        widget.train.steps = widget.refine.steps = 3
         try:
-            taught, other = self.boxes("taught"), self.boxes("other")
-            widget.session.parameters.teachSegmentation = self.labels(taught)
+            training_scan, other = self.boxes("labelled"), self.boxes("other")
+            widget.session.parameters.teachSegmentation = self.labels(training_scan)
             widget.session.parameters.start = "none"
-            widget.teach.ui.teachButton.click()
-            self.wait(widget, widget.teach.strip)
+            widget.train.ui.trainButton.click()
+            self.wait(widget, widget.train.strip)
 
             widget.session.parameters.targets = [other]
             widget.apply.ui.applyButton.click()
             self.wait(widget, widget.apply.strip)
-            self.assertEqual([case.state for case in widget.apply.cases], ["done"])
-            result = widget.apply.results[0]
+            self.assertEqual([case.state for case in widget.apply.queue.cases], ["done"])
+            result = widget.apply.queue.results[0]
             self.assertEqual([segment.name for segment in segments_of(result)], ["box"])
 
             mask = (slicer.util.arrayFromVolume(other) > 0).astype("uint8")
             segment_id = segments_of(result)[0].id
             slicer.util.updateSegmentBinaryLabelmapFromArray(mask, result, segment_id, other)
             widget.session.parameters.corrected = result
-            widget.improve.ui.improveButton.click()
-            self.wait(widget, widget.improve.strip)
+            widget.refine.ui.refineButton.click()
+            self.wait(widget, widget.refine.strip)
 
-            better = library.find(widget.session.parameters.model)
-            self.assertEqual(better.description.training["cases"], 2)
+            refined = library.find(widget.session.parameters.model)
+            self.assertEqual(refined.description.training["cases"], 2)
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / "shared.zip"
-                widget.models.share_as(better, file)
-                library.delete(better)
-                widget.models.take_in_from(file)
-            self.assertEqual(widget.models.chosen().description.weights_sha256, better.description.weights_sha256)
+                widget.models.share_as(refined, file)
+                library.delete(refined)
+                widget.models.import_from(file)
+            self.assertEqual(widget.models.chosen().description.weights_sha256, refined.description.weights_sha256)
         finally:
             widget.cleanup()
             for model in library.models():
@@ -190,7 +199,7 @@ class HiEndMAESegmentationTest(ScriptedLoadableModuleTest):
                     library.delete(model)
 
     def labels(self, volume: Any) -> Any:
-        """A segmentation with the box of `volume` in it."""
+        """Return a segmentation with the box of `volume`."""
         segmentation = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "labels")
         segmentation.CreateDefaultDisplayNodes()
         segmentation.SetReferenceImageGeometryParameterFromVolumeNode(volume)
@@ -200,7 +209,7 @@ class HiEndMAESegmentationTest(ScriptedLoadableModuleTest):
         return segmentation
 
     def boxes(self, name: str) -> Any:
-        """A CT of water with a box of contrast medium in it, 36 voxels of 6 mm along each side."""
+        """Return a CT of water with a box of contrast medium, 36 voxels of 6 mm along each side."""
         voxels = numpy.full((36, 36, 36), -30, "int16")
         voxels[10:22, 12:26, 8:20] = 120
         node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", name)
@@ -210,7 +219,7 @@ class HiEndMAESegmentationTest(ScriptedLoadableModuleTest):
         return node
 
     def wait(self, widget: Any, strip: Any, seconds: float = 600.0) -> None:
-        """Until no job runs any more; the last one must have finished."""
+        """Wait until no job is running, and check that the last one has finished."""
         end = time.monotonic() + seconds
         while widget.session.busy:
             slicer.app.processEvents()

@@ -21,7 +21,7 @@ def main() -> int:
     failed = []
     # torch's compiler reads its own files in the machine's encoding, and fails where that is ASCII.
     environment = {**os.environ, "PYTHONUTF8": "1"}
-    environment.setdefault("GOMP_SPINCOUNT", "3000")  # as HiEndMAECore.reporting.front_door.wait_briefly has it
+    environment.setdefault("GOMP_SPINCOUNT", "3000")  # as HiEndMAECore.cli.runner.limit_openmp_spinning has it
     for check in CHECKS:
         sys.stderr.write(f"-- {' '.join(check)}\n")
         if subprocess.run([sys.executable, "-m", *check], cwd=REPOSITORY, env=environment, check=False).returncode:

@@ -1,4 +1,4 @@
-"""Which files make a case: scans found in folders and lists, and the nnU-Net and Decathlon dataset layouts."""
+"""Find the scans of cases among files, folders and lists."""
 
 from __future__ import annotations
 
@@ -18,21 +18,30 @@ _NUMBERED = re.compile(r"(.+)_(\d{4})$")
 
 @dataclass(frozen=True)
 class Case:
-    """One patient's scan: a file or DICOM folder for each channel, and its label map if there is one."""
+    """One scan of a patient: a file or DICOM folder for each channel, and its label map if there is one."""
 
     name: str
     channels: tuple[Path, ...]
     label: Path | None = None
 
 
-def find_cases(inputs: Sequence[str | Path], *, leave_out: Path | None = None) -> list[Case]:
-    """Every scan among files, folders (and what they contain) and .txt lists, sorted by name.
+def find_cases(inputs: Sequence[str | Path], *, exclude: Path | None = None) -> list[Case]:
+    """Find every scan among files, folders (with all folders below) and .txt lists.
 
     `NAME_0000`, `NAME_0001`, … of one folder are the channels of one case; a folder that holds DICOM files is one case.
-    Folders of label maps (labelsTr, labelsTs), hidden ones and `leave_out` (resolved; results of an earlier run, say) are
-    passed over. Same names get their folder in front.
+    Folders of label maps (labelsTr, labelsTs) and hidden ones are skipped.
+
+    Args:
+        inputs: Files, folders and lists.
+        exclude: A resolved folder to skip, such as that of earlier results.
+
+    Returns:
+        The cases, sorted by name; equal names get their folder in front.
+
+    Raises:
+        InputError: `no_scans`, `file_missing` or `not_a_volume`.
     """
-    paths = list(dict.fromkeys(found for one in inputs for found in _scans(Path(one), leave_out)))
+    paths = list(dict.fromkeys(found for one in inputs for found in _scans(Path(one), exclude)))
     if not paths:
         raise InputError(
             "no_scans",
@@ -46,30 +55,34 @@ def find_cases(inputs: Sequence[str | Path], *, leave_out: Path | None = None) -
     cases: list[Case] = []
     taken: set[Path] = set()
     for (_, name, _), channels in groups.items():
-        if set(channels) == set(range(len(channels))):  # else the numbers count patients, not channels
+        if set(channels) == set(range(len(channels))):  # otherwise the numbers count patients, not channels
             cases.append(Case(name, tuple(channels[index] for index in sorted(channels))))
             taken.update(channels.values())
-    cases += [Case(_own_name(path), (path,)) for path in paths if path not in taken]
-    return sorted(_told_apart(cases), key=lambda case: case.name)
+    cases += [Case(_stem(path) or case_name(path), (path,)) for path in paths if path not in taken]
+    return sorted(with_unique_names(cases), key=lambda case: case.name)
+
+
+def case_source(case: Case) -> str:
+    """Return folder and file of a case, which distinguish it from another of the same name.
+
+    The rest of the path describes the machine and not the scan.
+    """
+    return "/".join(case.channels[0].absolute().parts[-2:])
 
 
 def _stem(path: Path) -> str:
     return path.name[: len(path.name) - len(file_suffix(path))] if is_scan_file(path) else ""
 
 
-def _own_name(path: Path) -> str:
-    return _stem(path) or case_name(path)
-
-
-def _scans(path: Path, leave_out: Path | None, *, listed: bool = False) -> Iterator[Path]:
+def _scans(path: Path, exclude: Path | None, *, listed: bool = False) -> Iterator[Path]:
     if path.is_dir():
-        yield from _scans_below(path, leave_out)
+        yield from _scans_below(path, exclude)
     elif not path.exists():
         raise InputError("file_missing", f"There is no file or folder {path}.", "Check the path.")
     elif path.suffix.lower() == ".txt" and not listed:
         for line in path.read_text(encoding="utf-8-sig").splitlines():
             if line.strip():
-                yield from _scans(path.parent / line.strip(), leave_out, listed=True)
+                yield from _scans(path.parent / line.strip(), exclude, listed=True)
     elif is_scan_file(path):
         yield path
     elif is_dicom_file(path):
@@ -82,12 +95,12 @@ def _scans(path: Path, leave_out: Path | None, *, listed: bool = False) -> Itera
         )
 
 
-def _scans_below(folder: Path, leave_out: Path | None) -> Iterator[Path]:
+def _scans_below(folder: Path, exclude: Path | None) -> Iterator[Path]:
     for here, folders, names in os.walk(folder):
         folders[:] = sorted(
             n
             for n in folders
-            if not n.startswith(".") and n.lower() not in _LABEL_FOLDERS and Path(here, n).resolve() != leave_out
+            if not n.startswith(".") and n.lower() not in _LABEL_FOLDERS and Path(here, n).resolve() != exclude
         )
         files = [Path(here, name) for name in sorted(names) if not name.startswith(".")]
         scans = [file for file in files if is_scan_file(file)]
@@ -100,12 +113,15 @@ def _header_of(image: Path) -> str:
     return image.name[:-4] + ".hdr"
 
 
-def _told_apart(cases: list[Case]) -> list[Case]:
-    """Names that clash get their format behind if they share a folder, else as many folders in front as it takes."""
-    here = Counter((case.channels[0].parent, case.name) for case in cases)
+def with_unique_names(cases: list[Case]) -> list[Case]:
+    """Return the cases with unique names.
+
+    Cases of equal names in one folder get their format appended; others get as many folders in front as are needed.
+    """
+    in_folder = Counter((case.channels[0].parent, case.name) for case in cases)
     bases = [
         case.name + file_suffix(case.channels[0]).replace(".", "_")
-        if here[case.channels[0].parent, case.name] > 1
+        if in_folder[case.channels[0].parent, case.name] > 1
         else case.name
         for case in cases
     ]

@@ -1,13 +1,13 @@
-"""The store of prepared scans that pretraining reads: crops come off the disk without their volumes.
+"""The store of preprocessed scans that pretraining reads: crops come from the disk without their volumes.
 
-    STORE/manifest.json   how the scans were prepared; each scan kept, each left out with its reason
+    STORE/manifest.json   how the scans were preprocessed; an entry for each scan, and each skipped scan with its reason
     STORE/NAME.b2nd       (C, H, W, D) uint8, 0 to 255 for 0 to 1, in compressed cubes that are read one by one;
                           without the package blosc2 NAME.npy, the same voxels uncompressed, memory-mapped
-    STORE/NAME.tissue.npy (N, 3) int16, voxels on tissue, drawn evenly, for positive crops
+    STORE/NAME.tissue.npy (N, 3) int16, voxels of tissue, drawn evenly, as centers of positive crops
 
-256 levels cost 0.5 HU of a CT window of 425 HU at most on average, far below the noise of a scan; format, cubes and
-compression were chosen by measuring (Testing/Benchmarks/crops.py, results.md). A scan counts once its entry is in the
-manifest; every file is written beside its place and renamed.
+256 levels cost at most 0.5 HU of a CT window of 425 HU on average, far below the noise of a scan. Format, cubes and
+compression were chosen by measuring (Testing/Benchmarks/crops.py, results.md). A scan is in the store once its entry is in
+the manifest; every file is complete or absent.
 """
 
 from __future__ import annotations
@@ -26,20 +26,23 @@ from HiEndMAECore.errors import InputError, MissingDependencyError
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 2
 FORMATS = ("b2nd", "npy")
-_LEVELS = 255.0
-Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]  # first and end voxel along H, W, D
+LEVELS = 255.0  # stored value of an intensity of 1
+Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]  # first and end voxel along H, W and D
 
 
 @dataclass(frozen=True)
 class CropStore:
-    """A store opened for reading. Usage: `CropStore.open(path).crop(0, start=(0, 0, 0), size=(48, 48, 48))`."""
+    """A store that is open for reading.
+
+    Usage: `CropStore.open(path).crop(0, start=(0, 0, 0), size=(48, 48, 48))`.
+    """
 
     path: Path
     manifest: Mapping[str, Any]
 
     @classmethod
     def open(cls, path: Path) -> CropStore:
-        """Raises `InputError` where there is no readable store with at least one scan."""
+        """Open the store at `path`. Raises `InputError` when there is no readable store with at least one scan."""
         manifest = read_manifest(path)
         if not manifest or not manifest.get("scans"):
             raise InputError(
@@ -54,52 +57,62 @@ class CropStore:
 
     @property
     def digest(self) -> str:
-        """What two stores of the same scans, prepared alike, share."""
+        """Return what identifies the scans and their preprocessing: equal for two stores of the same scans."""
         scans = [[entry["name"], entry.get("content"), entry["shape"]] for entry in self.manifest["scans"]]
-        message = json.dumps([self.manifest.get("preparation"), scans], sort_keys=True)
-        return hashlib.blake2b(message.encode(), digest_size=16).hexdigest()
+        identity = json.dumps([self.manifest.get("preparation"), scans], sort_keys=True)
+        return hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
 
     @property
     def channels(self) -> int:
+        """Return the number of channels of every scan."""
         return int(self.manifest["channels"])
 
     def shape(self, index: int) -> tuple[int, int, int]:
-        """(H, W, D) of a prepared scan."""
+        """Return (H, W, D) of the preprocessed scan with this index."""
         h, w, d = self.manifest["scans"][index]["shape"][1:]
         return h, w, d
 
     def tissue(self, index: int) -> np.ndarray:
-        """(N, 3) int16 voxels on tissue; may be empty."""
-        return np.load(_files_of(self.path, self.manifest["scans"][index])[1], mmap_mode="r")
+        """Return (N, 3) int16, voxels of tissue; N may be 0."""
+        return np.load(scan_files(self.path, self.manifest["scans"][index])[1], mmap_mode="r")
 
-    def inside(self, index: int, *, start: Sequence[int], size: Sequence[int]) -> Box:
-        """Per axis, first and end voxel of the crop at `start` that lie inside the scan, in the crop's own
-        coordinates: what is outside is padding. (0, 0) along an axis where no voxel does. Reads nothing."""
+    def valid_box(self, index: int, *, start: Sequence[int], size: Sequence[int]) -> Box:
+        """Return which part of a crop lies inside the scan; the rest is padding. No file is read.
+
+        Args:
+            index: The scan.
+            start: First voxel of the crop in the scan; may be negative.
+            size: Voxels of the crop along H, W and D.
+
+        Returns:
+            First and end voxel along each axis, in the coordinates of the crop; (0, 0) where no voxel is inside.
+        """
         pairs = []
-        for first, wanted, there in zip(start, size, self.shape(index)):
-            low, high = max(-first, 0), min(there - first, wanted)
+        for first, wanted, length in zip(start, size, self.shape(index)):
+            low, high = max(-first, 0), min(length - first, wanted)
             pairs.append((low, high) if low < high else (0, 0))
         return pairs[0], pairs[1], pairs[2]
 
     def crop(self, index: int, *, start: Sequence[int], size: Sequence[int]) -> np.ndarray:
-        """(C, *size) float32; what lies outside the scan is 0 (air, or the darkest)."""
+        """Return a crop (C, *size) as float32 in [0, 1]; voxels outside the scan are 0. Arguments as of `valid_box`."""
         entry = self.manifest["scans"][index]
         out = np.zeros((entry["shape"][0], *size), dtype=np.float32)
-        inside = self.inside(index, start=start, size=size)
-        source = tuple(
-            slice(first + low, first + high) if high else slice(0) for first, (low, high) in zip(start, inside)
-        )
-        target = out[(slice(None), *(slice(*pair) for pair in inside))]
-        np.multiply(self._read(entry, source), np.float32(1 / _LEVELS), out=target)
+        box = self.valid_box(index, start=start, size=size)
+        source = tuple(slice(first + low, first + high) if high else slice(0) for first, (low, high) in zip(start, box))
+        target = out[(slice(None), *(slice(*pair) for pair in box))]
+        np.multiply(self._read(entry, source), np.float32(1 / LEVELS), out=target)
         return out
 
     def _read(self, entry: Mapping[str, Any], where: tuple[slice, ...]) -> np.ndarray:
-        """Opened anew for each crop: it costs little beside unpacking, and no thread or process shares a handle."""
-        file, _ = _files_of(self.path, entry)
+        """Read a box of a scan.
+
+        The file is opened for each crop: that costs little beside decompression, and no thread shares a handle.
+        """
+        file, _ = scan_files(self.path, entry)
         try:
             if entry["format"] == "npy":
                 return np.load(file, mmap_mode="r")[(slice(None), *where)]
-            if not (blosc2 := _blosc2()):
+            if not (blosc2 := import_blosc2()):
                 raise MissingDependencyError.of("blosc2", "to read this store of compressed scans")
             return blosc2.open(str(file), mode="r", dparams=blosc2.DParams(nthreads=1))[(slice(None), *where)]
         except (OSError, RuntimeError, ValueError) as error:
@@ -109,7 +122,7 @@ class CropStore:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of the store at `path`, empty when there is none; raises `InputError` when it is damaged."""
+    """Return the manifest of the store at `path`, empty when there is none. Raises `InputError` when it is damaged."""
     file = path / MANIFEST
     if not file.is_file():
         return {}
@@ -131,33 +144,45 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not isinstance(scans, list):
         raise _bad_entry(path, scans, "is not a list of scans")
     for entry in scans:
-        _files_of(path, entry)
+        scan_files(path, entry)
     return manifest
 
 
-def _files_of(store: Path, entry: Any) -> tuple[Path, Path]:
-    """The two files of a scan, voxels and tissue, by its manifest entry. Raises `InputError` unless both lie in the
-    store: an entry is text from a file, and must not lead reading or deleting to other places."""
+def scan_files(store: Path, entry: Any) -> tuple[Path, Path]:
+    """Return the two files of a scan by its manifest entry.
+
+    An entry is text from a file, and must not lead reading or deleting to other places.
+
+    Args:
+        store: Folder of the store.
+        entry: The entry of the scan in the manifest.
+
+    Returns:
+        The file of voxels and the file of tissue voxels.
+
+    Raises:
+        InputError: `store_damaged`, unless both names are plain and lie in the store.
+    """
     if not isinstance(entry, Mapping):
         raise _bad_entry(store, entry, "does not describe a scan")
     name, kind = entry.get("file"), entry.get("format")
-    if not _is_plain(name):
+    if not is_plain_name(name):
         raise _bad_entry(store, entry, f"names the file {name!r}, which is not a plain name")
     if kind not in FORMATS:
         raise _bad_entry(store, entry, f"names the format {kind!r}, which is not one of {', '.join(FORMATS)}")
     voxels, tissue = store / f"{name}.{kind}", store / f"{name}.tissue.npy"
     for file in (voxels, tissue):
         try:
-            inside = file.resolve().parent == store.resolve()
+            in_store = file.resolve().parent == store.resolve()
         except (OSError, RuntimeError):  # a link that leads to itself
-            inside = False
-        if not inside:
+            in_store = False
+        if not in_store:
             raise _bad_entry(store, entry, f"names the file {file.name!r}, which leads out of the store")
     return voxels, tissue
 
 
-def _is_plain(name: object) -> bool:
-    """Is this the name of a file, on every system, without any way to another folder?"""
+def is_plain_name(name: object) -> bool:
+    """Tell whether this is the name of a file on every system, and leads to no other folder."""
     if not isinstance(name, str) or name in ("", ".", "..") or "\0" in name:
         return False
     return not set(name) & set("/\\") and not PureWindowsPath(name).drive
@@ -172,8 +197,8 @@ def _bad_entry(store: Path, entry: Any, reason: str) -> InputError:
     )
 
 
-def _blosc2() -> Any:
-    """The package, or None where it is missing."""
+def import_blosc2() -> Any:
+    """Return the package blosc2, or None where it is not installed."""
     try:
         import blosc2
     except ImportError:

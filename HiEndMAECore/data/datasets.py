@@ -1,4 +1,4 @@
-"""Which files make a case: scans found in folders and lists, and the nnU-Net and Decathlon dataset layouts."""
+"""Data sets in the layouts of nnU-Net and of the Medical Segmentation Decathlon."""
 
 from __future__ import annotations
 
@@ -13,14 +13,22 @@ from HiEndMAECore.errors import InputError
 from HiEndMAECore.io.file_names import case_name
 from HiEndMAECore.io.structure import Structure
 
-from .cases import Case, _told_apart
+from .cases import Case, with_unique_names
 from .label_table import label_colors
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A labelled dataset. `unlabelled`: its scans without a label map; test sets are not among them. `ignore`: the label
-    value of voxels that nobody judged, if there is one; it is none of the structures."""
+    """A labelled data set.
+
+    Attributes:
+        name: Its name.
+        structures: What its label maps label.
+        cases: Its labelled cases.
+        unlabelled: Its scans without a label map; those of test sets are not among them.
+        channel_names: Names of the channels, in order.
+        ignore: Label value of voxels that were not judged, if there is one; it is none of the structures.
+    """
 
     name: str
     structures: tuple[Structure, ...]
@@ -31,8 +39,15 @@ class Dataset:
 
 
 def read_dataset(folder: str | Path) -> Dataset:
-    """A folder in nnU-Net layout (imagesTr, labelsTr; labels as name -> value) or Decathlon's (labels as value -> name,
-    a list of training pairs). InputError when its dataset.json or the files it promises are not there."""
+    """Read a data set.
+
+    Args:
+        folder: A folder with a dataset.json, in nnU-Net's layout (imagesTr, labelsTr; labels as name -> value) or in the
+            Decathlon's (labels as value -> name, a list of training pairs).
+
+    Raises:
+        InputError: dataset.json is missing or ill-formed, or names files that are missing.
+    """
     folder = Path(folder)
     source = folder / "dataset.json"
     if not source.is_file():
@@ -48,7 +63,7 @@ def read_dataset(folder: str | Path) -> Dataset:
     structures, ignore = _structures(source, data)
     channels = data.get("channel_names", data.get("modality", {"0": "scan"}))
     if not isinstance(channels, dict) or not channels:
-        raise _ill_formed(source, "'channel_names' is no object of channel numbers and names")
+        raise _ill_formed(source, "'channel_names' is not an object of channel numbers and names")
     names = tuple(str(channels[key]) for key in sorted(channels, key=lambda key: (len(str(key)), str(key))))
     if isinstance(data.get("training"), list):
         cases, unlabelled = _decathlon_cases(source, data)
@@ -60,8 +75,18 @@ def read_dataset(folder: str | Path) -> Dataset:
 
 
 def nested_subset(cases: Sequence[Case], percent: float, *, seed: int) -> list[Case]:
-    """`percent` of the cases, one at least, sorted by name. Of one seed a smaller share lies within every larger one, also
-    when cases are added later or listed in another order."""
+    """Return a share of the cases such that, for one seed, a smaller share lies within every larger one.
+
+    Adding cases later or listing them in another order does not change which of two cases comes first.
+
+    Args:
+        cases: The cases.
+        percent: The share, above 0 and at most 100. At least one case is returned.
+        seed: Seed of the order.
+
+    Returns:
+        The chosen cases, sorted by name.
+    """
     if not 0 < percent <= 100:
         raise ValueError(f"the share is {percent} percent, must lie above 0 and not above 100")
     drawn = sorted(cases, key=lambda case: hashlib.sha256(f"{seed} {case.name}".encode()).digest())
@@ -69,9 +94,10 @@ def nested_subset(cases: Sequence[Case], percent: float, *, seed: int) -> list[C
 
 
 def _structures(source: Path, data: Mapping[str, Any]) -> tuple[tuple[Structure, ...], int | None]:
+    """Return the structures and the value of the label `ignore` in a dataset.json."""
     labels = data.get("labels")
     if not isinstance(labels, dict) or not labels:
-        raise _ill_formed(source, "'labels' is no object of names and values")
+        raise _ill_formed(source, "'labels' is not an object of names and values")
     if all(str(key).isdigit() for key in labels):
         pairs = [(str(name), int(key)) for key, name in labels.items()]
     else:
@@ -99,7 +125,7 @@ def _decathlon_cases(source: Path, data: Mapping[str, Any]) -> tuple[list[Case],
         ):
             raise _ill_formed(source, f"'training' has an entry without image and label: {entry!r}")
         image, label = source.parent / entry["image"], source.parent / entry["label"]
-        cases.append(Case(case_name(image), (_there(image, source),), _there(label, source)))
+        cases.append(Case(case_name(image), (_existing_file(image, source),), _existing_file(label, source)))
     return sorted(cases, key=lambda case: case.name), []
 
 
@@ -110,8 +136,8 @@ def _nnunet_cases(source: Path, data: Mapping[str, Any], channels: int) -> tuple
             cases = [
                 Case(
                     str(name),
-                    tuple(_there(folder / image, source) for image in entry["images"]),
-                    _there(folder / entry["label"], source),
+                    tuple(_existing_file(folder / image, source) for image in entry["images"]),
+                    _existing_file(folder / entry["label"], source),
                 )
                 for name, entry in data["dataset"].items()
             ]
@@ -120,7 +146,7 @@ def _nnunet_cases(source: Path, data: Mapping[str, Any], channels: int) -> tuple
         return sorted(cases, key=lambda case: case.name), []
 
     def images(of: str, name: str) -> tuple[Path, ...]:
-        return tuple(_there(folder / of / f"{name}_{index:04d}{ending}", source) for index in range(channels))
+        return tuple(_existing_file(folder / of / f"{name}_{index:04d}{ending}", source) for index in range(channels))
 
     def names(of: str) -> list[str]:
         files = sorted((folder / of).glob(f"*_0000{ending}")) if (folder / of).is_dir() else []
@@ -130,10 +156,10 @@ def _nnunet_cases(source: Path, data: Mapping[str, Any], channels: int) -> tuple
     cases = [Case(name, images("imagesTr", name), label) for name, label in labels.items()]
     unlabelled = [Case(name, images("imagesTr", name)) for name in names("imagesTr") if name not in labels]
     unlabelled += [Case(name, images("imagesUnlabelled", name)) for name in names("imagesUnlabelled")]
-    return cases, _told_apart(unlabelled)
+    return cases, with_unique_names(unlabelled)
 
 
-def _there(path: Path, source: Path) -> Path:
+def _existing_file(path: Path, source: Path) -> Path:
     if not path.is_file():
         raise InputError(
             "dataset_file_missing",

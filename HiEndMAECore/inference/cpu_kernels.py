@@ -1,15 +1,15 @@
-"""A network on the CPU without gradients: the same sums in less time and less memory.
+"""CPU inference kernels: the same results as the plain network in less time and less memory.
 
-    with Lean(full=True):
+    with CpuInferenceKernels(full=True, inplace_normalization=True):
         logits = network(tiles)
 
-Three steps of a UNETR's decoder, where its time and memory go, are done otherwise (seconds and bytes: see
-`Testing/Benchmarks/results.md`):
+Three operations of a convolutional decoder, which take most of its time and memory, are computed differently (seconds and
+bytes: see `Testing/Benchmarks/results.md`):
 
-- convolutions go slab by slab, so that the layout oneDNN works in is never held for a whole tile; in 32 bits they go to
-  oneDNN where torch would choose its own, slower one (one tile, up to 20480 values a plane and channel);
+- convolutions go slab by slab, so that the layout oneDNN works in is never kept for a whole tile; in 32 bits they go to
+  oneDNN where torch would choose its own, slower one (one tile, up to 20480 values for each plane and channel);
 - transposed convolutions whose kernel is their stride are one matrix product;
-- instance normalisation works in place: its input is a convolution's output, which nothing else reads.
+- instance normalization overwrites its input, where the network says that nothing else reads it.
 """
 
 from __future__ import annotations
@@ -22,16 +22,21 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-_SLAB = 2**24  # bytes of input; of less than two slabs, all at once is faster
+_SLAB = 2**24  # bytes of input; below two slabs, all at once is faster
 
 
 class CpuInferenceKernels(TorchFunctionMode):
-    """Does these steps so inside the block. full: 32-bit numbers, no autocast. It is for networks in which nothing but
-    the normalisation reads what is normalised, and does nothing where gradients are wanted."""
+    """Context in which these operations are replaced; it changes nothing where gradients are computed.
 
-    def __init__(self, *, full: bool) -> None:
+    full: 32-bit numbers, no autocast. inplace_normalization: the trait of the network (`NetworkTraits`): nothing but the
+    instance normalization reads its input, which may be overwritten. A block that normalizes first and adds its input at
+    the end would compute something else.
+    """
+
+    def __init__(self, *, full: bool, inplace_normalization: bool = False) -> None:
         super().__init__()
         self.full = full and torch.backends.mkldnn.is_available()
+        self.inplace_normalization = inplace_normalization
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -42,25 +47,36 @@ class CpuInferenceKernels(TorchFunctionMode):
                 return self._convolve(*args)
             if func is F.conv_transpose3d and not kwargs and _is_one_product(*args):
                 return _spread(args[0], args[1])
-            if func is F.instance_norm and _is_large(args[0].nbytes) and not _is_learned(**kwargs):
-                return _normalize(*args, **kwargs)
+            if func is F.instance_norm and self._may_overwrite(*args, **kwargs):
+                return _normalize_in_place(*args, **kwargs)
         return func(*args, **kwargs)
+
+    def _may_overwrite(
+        self, x: Tensor, running_mean: Tensor | None = None, running_var: Any = None, weight: Tensor | None = None, *_: Any,
+        **__: Any,
+    ) -> bool:  # fmt: skip
+        """Return whether a large input may be normalized in place, without learned statistics or weights."""
+        return self.inplace_normalization and _is_large(x.nbytes) and running_mean is None and weight is None
 
     def _convolve(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
     ) -> Tensor:
+        """Convolve slab by slab along the first axis where that keeps its length, else at once."""
+
         def convolve(part: Tensor) -> Tensor:
             if self.full and weight.shape[2] > 1 and part.dtype == torch.float32:
                 return torch.mkldnn_convolution(part.contiguous(), weight, bias, padding, stride, dilation, groups)
             return F.conv3d(part, weight, bias, stride, padding, dilation, groups)
 
         size, count = x.nbytes, x.shape[2]
-        if not _is_large(size) or stride != (1, 1, 1) or dilation != (1, 1, 1):
+        # A slab gives as many planes as it has only for an odd kernel with half its edge as padding.
+        same_length = weight.shape[2] == 2 * padding[0] + 1
+        if not _is_large(size) or stride != (1, 1, 1) or dilation != (1, 1, 1) or not same_length:
             return convolve(x)
         rows, reach, result = max(1, count * _SLAB // size), padding[0], None
         for first in range(0, count, rows):
             end = min(count, first + rows)
-            low = max(0, first - reach)  # what a slab lacks at its sides lies beside it; at the tile's ends, padding
+            low = max(0, first - reach)  # a slab reads its neighbors' planes; at the tile's ends, padding
             part = convolve(x[:, :, low : min(count, end + reach)].contiguous())
             if result is None:
                 result = part.new_empty((*part.shape[:2], count, *part.shape[3:]))
@@ -70,23 +86,23 @@ class CpuInferenceKernels(TorchFunctionMode):
         return result
 
 
-def _is_learned(*, running_mean: Tensor | None = None, weight: Tensor | None = None, **_: Any) -> bool:
-    return running_mean is not None or weight is not None
-
-
 def _is_large(size: int) -> bool:
+    """Return whether so many bytes are worth a slab-wise computation."""
     return size >= 2 * _SLAB
 
 
 def _is_one_product(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, more: Any = 0, *_: Any
-) -> bool:
-    spread = bias is None and stride == tuple(weight.shape[2:]) and not any(padding) and not any(more)
-    return spread and _is_large(x.nbytes // x.shape[1] * weight[0].numel())
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = (0,), output_padding: Any = (0,),
+    groups: int = 1, dilation: Any = (1,),
+) -> bool:  # fmt: skip
+    """Return whether a transposed convolution spreads each voxel to a block of its own, and is large."""
+    if bias is not None or groups != 1 or stride != tuple(weight.shape[2:]) or any(padding) or any(output_padding):
+        return False
+    return all(step == 1 for step in dilation) and _is_large(x.nbytes // x.shape[1] * weight[0].numel())
 
 
 def _spread(x: Tensor, weight: Tensor) -> Tensor:
-    """(B, C, H, W, D) and (C, K, p, q, r) -> (B, K, pH, qW, rD): each voxel becomes a block of its own."""
+    """Return (B, K, pH, qW, rD) of x (B, C, H, W, D) and weight (C, K, p, q, r): each voxel becomes a block of its own."""
     b, _, h, w, d = x.shape
     _, k, p, q, r = weight.shape
     matrix, result = weight.flatten(1).T, None
@@ -99,8 +115,8 @@ def _spread(x: Tensor, weight: Tensor) -> Tensor:
     return result.view(b, k, h * p, w * q, d * r)
 
 
-def _normalize(x: Tensor, *_: Any, eps: float = 1e-5, **__: Any) -> Tensor:
-    """Each channel of each tile to mean 0 and variance 1, in place, counted in 32 bits."""
+def _normalize_in_place(x: Tensor, *_: Any, eps: float = 1e-5, **__: Any) -> Tensor:
+    """Normalize each channel of each tile to mean 0 and variance 1, in place, computed in 32 bits."""
     x = x.contiguous()
     for channel in x.view(x.shape[0] * x.shape[1], -1):
         values = channel.float()

@@ -25,7 +25,8 @@ from HiEndMAECore.io.volume import Volume
 from HiEndMAECore.models.authors import load_strict
 from HiEndMAECore.models.description import ModelDescription
 from HiEndMAECore.models.folder import read_description, read_weights
-from HiEndMAECore.networks import UNETR, HybridUNETR, build_network
+from HiEndMAECore.networks import SegmentationNetwork, build_network
+from HiEndMAECore.networks.interface import fit_size
 from HiEndMAECore.preprocessing.pipeline import (
     NetworkGrid,
     PreprocessedScan,
@@ -73,14 +74,14 @@ class Predictor:
     """A network with what one must know to use it: see `ModelDescription`. exact: float32 throughout, no autocast."""
 
     def __init__(
-        self, network: UNETR | HybridUNETR, description: ModelDescription, device: torch.device, *, exact: bool = False
+        self, network: SegmentationNetwork, description: ModelDescription, device: torch.device, *, exact: bool = False
     ) -> None:
         self.network = network.to(device).eval()
         self.description = description
         self.device = device
         self.exact = exact
         self._footprint: Cost | None = None
-        self.tile = tuple(int(edge) for edge in description.architecture["arguments"]["image_size"])
+        self.tile = fit_size(type(network), network.config, description.architecture["arguments"]["image_size"])
         preparation = description.preparation
         try:
             self.plan = PreprocessingPlan.from_json({key: preparation[key] for key in ("spacing", "normalisation")})

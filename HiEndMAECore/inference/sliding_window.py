@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from HiEndMAECore.errors import OutOfMemoryError, classify_exception
+from HiEndMAECore.networks.interface import NetworkTraits
 from HiEndMAECore.reporting.reporter import Reporter
 from HiEndMAECore.runtime.devices import autocast, cpu_has_bf16
 from HiEndMAECore.runtime.memory import CPU, Cost, free_memory
@@ -57,7 +58,14 @@ def forward(network: nn.Module, tiles: Tensor, *, exact: bool) -> Tensor:
             stack.enter_context(autocast(tiles.device, inference=True))
             torch.set_autocast_cache_enabled(False)  # weights are used once a tile: no copy of all of them is kept
         if tiles.device.type == "cpu":
-            stack.enter_context(CpuInferenceKernels(full=exact or not cpu_has_bf16()))
+            traits = getattr(
+                network, "traits", NetworkTraits()
+            )  # a bare module says nothing, and nothing is overwritten
+            stack.enter_context(
+                CpuInferenceKernels(
+                    full=exact or not cpu_has_bf16(), inplace_normalization=traits.inplace_normalization
+                )
+            )
         return network(tiles).float()
 
 

@@ -1,11 +1,10 @@
-"""Label maps as DICOM Segmentation objects beside the series they were drawn on, through highdicom (an extra).
+"""Write label maps as DICOM segmentations (SEG) that refer to the series of the scan, through highdicom (an extra).
 
-Every slice of the series gets its own frame, found by the slice's position: nothing is resampled, nothing assumed of order.
+Every slice of the series gets its own frame by its position; nothing is resampled, and no order of files is assumed.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 from HiEndMAECore import __version__
 from HiEndMAECore.errors import InputError, MissingDependencyError
 
+from .atomic import atomic_path
 from .dicom_series import find_series
 from .file_names import is_dicom_file
 from .structure import Structure
@@ -22,9 +22,11 @@ from .volume import Geometry
 
 _ANATOMY = {"CodingSchemeDesignator": "SCT", "CodeValue": "123037004", "CodeMeaning": "Anatomical structure"}
 
+_SLICE_TOLERANCE_MM = 0.2  # a file this close to a slice of the grid is that slice
+
 
 def require_highdicom() -> Any:
-    """The package, or the typed error that says how to get it."""
+    """Return the package highdicom. Raises `MissingDependencyError` with the command that installs it."""
     try:
         import highdicom
     except ModuleNotFoundError as error:
@@ -33,7 +35,15 @@ def require_highdicom() -> Any:
 
 
 def series_files(path: Path, series: str | None = None) -> tuple[Path, ...]:
-    """The files of the one DICOM series at `path` (a folder, or one of its files). Raises `InputError`."""
+    """Return the files of the one DICOM series at `path`.
+
+    Args:
+        path: A folder, or one of its files.
+        series: Series instance UID, where the folder holds several.
+
+    Raises:
+        InputError: `no_dicom_source`.
+    """
     folder = path if path.is_dir() else path.absolute().parent
     found = find_series(folder) if path.is_dir() or is_dicom_file(path) else []
     if series is not None:
@@ -52,40 +62,30 @@ def series_files(path: Path, series: str | None = None) -> tuple[Path, ...]:
 def write_dicom_seg(
     path: Path, labels: np.ndarray, geometry: Geometry, *, structures: Sequence[Structure], sources: Sequence[Path]
 ) -> None:
-    """A label map (X, Y, Z) on the grid of a series, as one DICOM SEG file, written beside and renamed.
+    """Write a label map on the grid of a series as one DICOM SEG file.
 
-    sources: the series' files; those of other size or place than any slice (localizers) are passed over.
-    Raises `InputError` where a slice has no file or the series lacks mandatory tags; `MissingDependencyError`.
+    Args:
+        path: The file to write; it is complete or absent.
+        labels: Label map (X, Y, Z).
+        geometry: Its grid, that of the series.
+        structures: The segments.
+        sources: The files of the series; those of another size or position than any slice (localizers) are skipped.
+
+    Raises:
+        InputError: A slice has no file of its own, or the series lacks mandatory tags.
+        MissingDependencyError: highdicom is not installed.
     """
     hd = require_highdicom()
-    import pydicom
-
-    origins = geometry.slice_origins
-    if origins is None:
-        origins = geometry.affine[:3, 3] + np.arange(geometry.shape[2])[:, None] * geometry.affine[:3, 2]
-    images: dict[int, Any] = {}
-    for file in sources:
-        image = pydicom.dcmread(file)
-        place = np.array(image.get("ImagePositionPatient", [np.inf] * 3), float) * [-1, -1, 1]  # LPS to RAS
-        apart = np.linalg.norm(origins - place, axis=1)
-        if apart.min() < 0.2 and (image.Columns, image.Rows) == geometry.shape[:2]:
-            images.setdefault(int(apart.argmin()), image)
-    if len(images) < geometry.shape[2] or "NumberOfFrames" in next(iter(images.values())):
-        raise InputError(
-            "slices_without_file",
-            f"Not every slice of the result has its own file in {sources[0].parent}.",
-            "Choose another --format.",
-        )
-    order = range(geometry.shape[2])
+    images = _source_images(geometry, sources)
     frames = np.zeros((geometry.shape[2], geometry.shape[1], geometry.shape[0]), np.uint16)
     for number, structure in enumerate(structures, start=1):
         frames[(labels == structure.value).transpose(2, 1, 0)] = number
     try:
         segmentation = hd.seg.Segmentation(
-            source_images=[images[index] for index in order],
+            source_images=images,
             pixel_array=frames,
             segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-            segment_descriptions=[_described(hd, number, one) for number, one in enumerate(structures, start=1)],
+            segment_descriptions=[_describe_segment(hd, number, one) for number, one in enumerate(structures, start=1)],
             series_instance_uid=hd.UID(),
             series_number=int(images[0].get("SeriesNumber") or 0) + 1000,
             sop_instance_uid=hd.UID(),
@@ -96,29 +96,47 @@ def write_dicom_seg(
             device_serial_number="0",
             series_description="HiEndMAE segmentation",
         )
-    except (ValueError, AttributeError, TypeError) as error:  # what highdicom says of series that lack mandatory tags
+    except (ValueError, AttributeError, TypeError) as error:  # highdicom's errors for series that lack mandatory tags
         raise InputError(
             "dicom_incomplete",
             f"The DICOM files in {sources[0].parent} cannot carry a segmentation: {error}",
             "Choose another --format.",
         ) from error
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".part.{path.name}")
-    try:
-        segmentation.save_as(beside)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with atomic_path(path, suffix=".dcm") as temporary:
+        segmentation.save_as(temporary)
 
 
-def _described(hd: Any, number: int, structure: Structure) -> Any:
+def _source_images(geometry: Geometry, sources: Sequence[Path]) -> list[Any]:
+    """Return the data set of each slice of the grid, in the order of its slices. Raises `InputError`."""
+    import pydicom
+
+    origins = geometry.slice_origins
+    if origins is None:
+        origins = geometry.affine[:3, 3] + np.arange(geometry.shape[2])[:, None] * geometry.affine[:3, 2]
+    images: dict[int, Any] = {}
+    for file in sources:
+        image = pydicom.dcmread(file)
+        position = np.array(image.get("ImagePositionPatient", [np.inf] * 3), float) * [-1, -1, 1]  # LPS to RAS
+        distances = np.linalg.norm(origins - position, axis=1)
+        if distances.min() < _SLICE_TOLERANCE_MM and (image.Columns, image.Rows) == geometry.shape[:2]:
+            images.setdefault(int(distances.argmin()), image)
+    if len(images) < geometry.shape[2] or "NumberOfFrames" in next(iter(images.values())):
+        raise InputError(
+            "slices_without_file",
+            f"Not every slice of the result has its own file in {sources[0].parent}.",
+            "Choose another --format.",
+        )
+    return [images[index] for index in range(geometry.shape[2])]
+
+
+def _describe_segment(hd: Any, number: int, structure: Structure) -> Any:
     def code(key: str) -> Any:
         entry: Mapping[str, Any] = structure.terminology.get(key) or _ANATOMY
         return hd.sr.CodedConcept(entry["CodeValue"], entry["CodingSchemeDesignator"], entry["CodeMeaning"])
 
     return hd.seg.SegmentDescription(
         segment_number=number,
-        segment_label=structure.name[:64],  # what the standard allows
+        segment_label=structure.name[:64],  # the longest that the standard allows
         segmented_property_category=code("category"),
         segmented_property_type=code("type"),
         algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from HiEndMAECore.errors import InputError
+from HiEndMAECore.networks.transfer import load_strict
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 
 _TABLES = {"encoder_pos_embed": "encoder.positions", "decoder_pos_embed": "decoder_position_embedding"}
-_MANY = 6
 
 
 def read_authors_checkpoint(path: Path) -> dict[str, Tensor]:
@@ -72,19 +72,19 @@ def strip_module_prefix(state: Mapping[str, Any]) -> dict[str, Any]:
 
 def infer_variant(state: Mapping[str, Tensor], *, source: str = "the file") -> Variant:
     """Which variant these pretraining weights are, by their shapes; raises `InputError`."""
-    from HiEndMAECore.networks import get_variant, list_variants
+    from HiEndMAECore.networks.variants import get_variant, list_vit_variants
 
     weight, token = state.get("encoder.patch_embed.proj.weight"), state.get("mask_token")
     if weight is not None and token is not None:
         sizes = (weight.shape[2], weight.shape[0], token.shape[-1])
-        for name in list_variants():
+        for name in list_vit_variants():
             variant = get_variant(name)
             if sizes == (variant.patch_size, variant.encoder_dim, variant.decoder_dim):
                 return variant
     raise InputError(
         "weights_unknown",
         f"{source} holds no Hi-End-MAE weights of a known variant.",
-        f"Known variants: {', '.join(list_variants())}.",
+        f"Known variants: {', '.join(list_vit_variants())}.",
     )
 
 
@@ -107,29 +107,3 @@ def load_pretraining_state(model: HiEndMAE, state_dict: Mapping[str, Tensor]) ->
                 "The weights were trained with another crop, or with learned positions, which are not supported.",
             )
     load_strict(model, state, what="pretraining weights")
-
-
-def load_strict(model: Any, state: Mapping[str, Tensor], *, what: str) -> None:
-    """`model.load_state_dict`, refusing with the list of what does not fit."""
-    wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    missing = sorted(set(wanted) - set(state))
-    unknown = sorted(set(state) - set(wanted))
-    wrong = [
-        f"{key} is {tuple(state[key].shape)} instead of {shape}"
-        for key, shape in wanted.items()
-        if key in state and tuple(state[key].shape) != shape
-    ]
-    if missing or unknown or wrong:
-        parts = [f"{title}: {_few(names)}" for title, names in
-                 (("missing", missing), ("unknown", unknown), ("of another shape", wrong)) if names]  # fmt: skip
-        raise InputError(
-            "weights_do_not_fit",
-            f"These {what} do not fit the network; {'; '.join(parts)}.",
-            "Choose matching weights.",
-        )
-    model.load_state_dict(state)
-
-
-def _few(names: list[str]) -> str:
-    rest = len(names) - _MANY
-    return ", ".join(names[:_MANY]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,8 +1,8 @@
 """From the authors' checkpoint to a model folder, and back.
 
-    python -m HiEndMAECore.checkpoints.conversion hi_end_mae_10k.pth authors-model
-    python -m HiEndMAECore.checkpoints.conversion run/model for-their-code.pth
-    python -m HiEndMAECore.checkpoints.conversion run/model small-model --half
+    python -m HiEndMAECore.models.conversion hi_end_mae_10k.pth authors-model
+    python -m HiEndMAECore.models.conversion run/model for-their-code.pth
+    python -m HiEndMAECore.models.conversion run/model small-model --half
 
 Nothing is lost on the way: both hold the same tensors, bit by bit; but for --half, a copy in 16 bits to give away.
 """
@@ -130,7 +130,7 @@ def _crop(state: dict[str, Tensor], patch: int) -> tuple[int, int, int] | None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m HiEndMAECore.checkpoints.conversion",
+        prog="python -m HiEndMAECore.models.conversion",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,7 +1,8 @@
-"""From any starting weights to a segmentation network: what `--init` accepts, and the rule by which they move.
+"""Weights to start from: what `--init` accepts, and how they initialize a segmentation network.
 
-The rule (DESIGN, "From pretraining to fine-tuning"): the same encoder, the same function; positions are computed for the
-grid at hand; the patch embedding is inflated to more channels; every other key is strict.
+Each network says by its transfer rules how weights are adapted to it (`networks.interface`): the same encoder, the same
+function; position embeddings are computed for the grid at hand; input layers are inflated to more channels; every other
+key must fit exactly.
 """
 
 from __future__ import annotations
@@ -14,24 +15,25 @@ from typing import TYPE_CHECKING, Any
 
 from HiEndMAECore.errors import InputError
 from HiEndMAECore.models import folder
+from HiEndMAECore.networks.transfer import inflate_input_weight as inflate_input_weight
 
-from .authors import infer_variant, load_strict, read_authors_checkpoint
+from .authors import infer_variant, read_authors_checkpoint
 from .catalogue import check_known_file, find_entry, packaged_weights
 from .description import ModelDescription
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from HiEndMAECore.networks import UNETR, HybridUNETR
-
-
-_PATCH_WEIGHT = "patch_embed.proj.weight"
+    from HiEndMAECore.networks import SegmentationNetwork
 
 
 @dataclass(frozen=True)
 class PretrainedWeights:
-    """Weights to start from: where they come from (`source`, `sha256`), the sizes of their network (`arguments`, as
-    UNETR's where they are known), the whole `state` and, for a model folder, its `description`."""
+    """Weights to start from.
+
+    source, sha256: where they come from. variant: name of the variant, "" if unknown. state: the whole state dict.
+    description: of a model folder, else None.
+    """
 
     source: str
     sha256: str
@@ -41,21 +43,32 @@ class PretrainedWeights:
 
     @property
     def encoder(self) -> dict[str, Tensor]:
-        """The encoder's weights without their leading `encoder.`."""
+        """The weights of a ViT encoder without their leading `encoder.`."""
         return {key.removeprefix("encoder."): value for key, value in self.state.items() if key.startswith("encoder.")}
 
     @property
     def network(self) -> str:
-        """Which network they are of, as far as is known: "HiEndMAE", "UNETR", "HybridUNETR" or ""."""
+        """The registered name of their network as far as it is known: "HiEndMAE", "UNETR", …, or ""."""
         return str(self.description.architecture.get("network", "")) if self.description else ""
 
     @property
     def is_segmentation(self) -> bool:
+        """Whether they were trained to segment."""
         return self.description is not None and self.description.kind == "segmentation"
 
 
 def read_pretrained(init: str) -> PretrainedWeights | None:
-    """What `--init` names: a model folder or zip, a pretraining run, the authors' file, a catalogue name; None for 'none'."""
+    """Read the weights that `--init` names.
+
+    Args:
+        init: A model folder or zip, a pretraining run, the authors' file, a catalogue name, or "none".
+
+    Returns:
+        The weights; None for "none".
+
+    Raises:
+        InputError: If there are no such weights, or they cannot be read.
+    """
     if init.lower() in ("", "none"):
         return None
     path = Path(init)
@@ -67,8 +80,8 @@ def read_pretrained(init: str) -> PretrainedWeights | None:
         state = read_authors_checkpoint(path)
         return PretrainedWeights(str(path.name), sha256, infer_variant(state, source=str(path)).name, state)
     entry = None if path.exists() else find_entry(init)
-    if entry and (ours := packaged_weights(entry)):
-        path = ours
+    if entry and (packaged := packaged_weights(entry)):
+        path = packaged
     if path.exists():
         description = folder.read_description(path)
         state = folder.read_weights(path, description)
@@ -79,6 +92,7 @@ def read_pretrained(init: str) -> PretrainedWeights | None:
 
 
 def _sha256(path: Path) -> str:
+    """Return the SHA-256 of a file."""
     with path.open("rb") as stream:
         digest = hashlib.sha256()
         while block := stream.read(1 << 20):
@@ -86,66 +100,33 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def load_encoder(network: UNETR | HybridUNETR, weights: Mapping[str, Tensor]) -> None:
-    """Load encoder `weights` (without `encoder.`) into the network's encoder by the rule above; raises `InputError`."""
-    state = dict(weights)
-    if network.encoder.cls_token is None:
-        state.pop("cls_token", None)  # the authors' fine-tuning network has none
-    if _PATCH_WEIGHT in state:
-        state[_PATCH_WEIGHT] = inflate_input_weight(
-            state[_PATCH_WEIGHT], network.encoder.patch_embed.proj.weight.shape[1]
-        )
-    load_strict(network.encoder, {key: value.float() for key, value in state.items()}, what="encoder weights")
+def load_encoder(network: SegmentationNetwork, weights: Mapping[str, Tensor]) -> None:
+    """Load the encoder alone, by the network's transfer rules.
+
+    Args:
+        network: A network with a ViT encoder.
+        weights: The encoder's weights without their leading `encoder.`.
+
+    Raises:
+        InputError: If the weights do not fit.
+    """
+    state = {f"encoder.{name}": value for name, value in weights.items()}
+    network.load_pretrained(PretrainedWeights("the encoder", "", "", state))
 
 
-def _for_channels_of(ours: Mapping[str, Tensor], key: str, weight: Tensor) -> Tensor:
-    """`weight`, inflated where it reads the scan and `ours` reads more channels (it is smaller there, and nowhere else)."""
-    shape = ours[key].shape if key in ours else weight.shape
-    reads = (
-        weight.ndim == 5 and weight.shape != shape and (weight.shape[0], *weight.shape[2:]) == (shape[0], *shape[2:])
-    )
-    return inflate_input_weight(weight, shape[1]) if reads else weight
+def load_pretrained(network: SegmentationNetwork, initial: PretrainedWeights | None) -> dict[str, Any]:
+    """Initialize `network` from pretrained weights.
 
+    Pretraining weights fill the encoder; those of inpainting the decoder too, if `network` is the same, but not the head,
+    which predicts something else. A segmentation model fills everything, but not a head of other structures.
 
-def inflate_input_weight(weight: Tensor, channels: int) -> Tensor:
-    """Patch embedding or convolution (dim, C, p, p, p) that reads the scan, for more input channels: copied, divided by their
-    number, so that equal channels give the old result. Raises `InputError` when the channels cannot be matched."""
-    known = weight.shape[1]
-    if known == channels:
-        return weight
-    if known != 1:
-        raise InputError(
-            "channels_do_not_fit",
-            f"The weights were trained on {known} channels, the scans have {channels}.",
-            "Use weights of one channel, or of the same number.",
-        )
-    return weight.expand(-1, channels, -1, -1, -1) / channels
+    Returns:
+        What `model.json` records of the weights: `init`, `init_sha256` and `init_taken` ("encoder" or "network").
 
-
-def load_pretrained(network: UNETR | HybridUNETR, initial: PretrainedWeights | None) -> dict[str, Any]:
-    """Put the starting weights into `network`; returns what `model.json` tells about them.
-
-    Pretraining weights fill the encoder; those of inpainting the convolutions too, where `network` has the same, but for
-    the last, which predicts something else. A segmentation model fills everything, but for the last convolution where it knows
-    other structures. `init_taken` says which: "encoder" or "network".
+    Raises:
+        InputError: If the weights do not fit the network.
     """
     if initial is None:
         return {"init": "none"}
-    taken = "network"
-    if initial.is_segmentation:
-        state = dict(initial.state)
-        ours = network.state_dict()
-        for key in [key for key in state if key.startswith("out.") and state[key].shape != ours[key].shape]:
-            state[key] = ours[key]
-        load_strict(network, state, what="segmentation weights")
-    elif initial.network == type(network).__name__:
-        ours = network.state_dict()
-        state = {key: _for_channels_of(ours, key, value.float()) for key, value in initial.state.items()}
-        if network.encoder.cls_token is None:
-            state.pop("encoder.cls_token", None)
-        state |= {key: value for key, value in ours.items() if key.startswith("out.")}
-        load_strict(network, state, what="pretrained weights")
-    else:
-        load_encoder(network, initial.encoder)
-        taken = "encoder"
-    return {"init": initial.source, "init_sha256": initial.sha256, "init_taken": taken}
+    part = network.load_pretrained(initial).part
+    return {"init": initial.source, "init_sha256": initial.sha256, "init_taken": part}

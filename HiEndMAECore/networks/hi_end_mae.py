@@ -1,9 +1,17 @@
-"""Hi-End-MAE and MAE: rebuild the masked patches of a crop.
+"""Hi-End-MAE and MAE: reconstruct the masked patches of a crop.
 
-MAE's decoder lets visible and mask tokens attend to one another. Hi-End-MAE's decoder lets them *query the encoder's
-visible tokens* by cross-attention (paper section 3.2, Eqs 1 to 4), stage after stage from the encoder's deep layers to its
-shallow ones (section 3.3, Eq 5): the encoder itself has to carry what reconstruction needs, at every depth that a
-segmentation network reads later.
+The decoder of MAE lets visible tokens and mask tokens attend to one another. The decoder of Hi-End-MAE lets them *query
+the encoder's visible tokens* by cross-attention (paper section 3.2, Eqs 1 to 4), stage after stage from the encoder's
+deep layers to its shallow ones (section 3.3, Eq 5): the encoder itself has to carry what reconstruction needs, at every
+depth that a segmentation network reads later.
+
+One step, as in the paper's method section:
+
+    patches    = patchify(image)                            # (B, L, p * p * p * C)
+    order      = random_masking(B)                          # (B, L), the visible patches first
+    states     = forward_encoder(patches, order)            # {layer: (B, 1 + S, dim)}
+    prediction = forward_decoder(states, order)             # (B, M, p * p * p * C), the masked patches
+    loss       = forward_loss(patches, prediction, order)   # on the masked patches, each normalized
 """
 
 from __future__ import annotations
@@ -15,30 +23,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from HiEndMAECore.networks.layers.patches import gather_tokens, patch_grid, patchify, unpatchify
-from HiEndMAECore.networks.layers.position_embedding import sincos_position_embedding
-from HiEndMAECore.networks.layers.vit import (
-    MLP,
-    NORM_EPS,
-    Attention,
-    Block,
-    ViTEncoder,
-    attention,
-    init_linear_weights,
-    run_block,
-)
+from .layers.patches import gather_tokens, patch_grid, patchify, unpatchify
+from .layers.position_embedding import sincos_position_embedding
+from .layers.vit import MLP, NORM_EPS, Attention, Block, ViTEncoder, attention, init_linear_weights, run_block
+from .masking import num_visible_patches, random_masking, split_patches
 
-from .masking import num_visible_patches
+_TARGET_EPS = 1e-6
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What a pretraining model returns.
+    """The output of a pretraining model.
 
     loss: scalar, mean squared error over the voxels of the masked patches, in the units of the model's `targets`.
     prediction: (B, M, p * p * p * C), the masked patches in shuffled order, in the same units.
     hidden_states: {3, 6, 9, 12: (B, 1 + S, dim)} for 12 blocks, see `ViTEncoder`; {} from `Inpainting`.
-    permutation: (B, L) long; its first S entries are the visible patches, the rest the masked.
+    permutation: (B, L) long; its first S entries are the visible patches, the rest the masked ones.
     """
 
     loss: Tensor
@@ -48,7 +48,7 @@ class Reconstruction:
 
 
 class CrossAttention(nn.Module):
-    """Queries (B, N, dim) over encoder tokens (B, S, dim): encoder tokens are not normalised and carry no position."""
+    """Cross-attention of queries (B, N, dim) to encoder tokens (B, S, dim), which are not normalized and carry no position."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class CrossAttention(nn.Module):
 
 
 class CrossBlock(nn.Module):
-    """Self-attention, cross-attention to the encoder, feed-forward, each residual (Eqs 2 to 4)."""
+    """Self-attention, cross-attention to the encoder, feed-forward, each with a residual connection (Eqs 2 to 4)."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -77,14 +77,14 @@ class CrossBlock(nn.Module):
         self.mlp = MLP(dim)
 
     def forward(self, x: Tensor, encoded: Tensor, last: int | None = None) -> Tensor:
-        """With `last`, only that many of the last tokens come out: (B, last, dim)."""
+        """Return all tokens, or only the last `last` of them: (B, last, dim)."""
         x = (x if last is None else x[:, -last:]) + self.self_attn(self.norm0(x), last)
         x = x + self.cross_attn(self.norm1(x), encoded)
         return x + self.mlp(self.norm2(x))
 
 
 class Decoder(nn.Module):
-    """Self-attention blocks, then one cross block a stage, norm, and a head onto the patch's voxels."""
+    """Self-attention blocks, one cross block for each stage, a norm, and a linear head onto the voxels of a patch."""
 
     def __init__(self, dim: int, heads: int, *, self_blocks: int, cross_stages: int, voxels: int) -> None:
         super().__init__()
@@ -96,8 +96,14 @@ class Decoder(nn.Module):
         init_linear_weights(self)
 
     def forward(self, x: Tensor, encoded: Sequence[Tensor], *, visible: int) -> Tensor:
-        """x (B, 1 + L, dim) in shuffled order, encoded: one (B, 1 + S, dim) a stage -> (B, M, voxels)."""
-        # Only the masked patches are asked for: the last block, norm and head leave out all other tokens.
+        """Return the prediction of the masked patches (B, M, voxels).
+
+        Args:
+            x: Tokens (B, 1 + L, dim) in shuffled order: cls, visible, masked.
+            encoded: Encoder tokens (B, 1 + S, dim), one for each stage.
+            visible: Number of visible patches S.
+        """
+        # Only the masked patches are predicted: the last block, norm and head skip all other tokens.
         steps: list[tuple[nn.Module, tuple[Tensor, ...]]] = [(block, ()) for block in self.blocks]
         steps += [(stage, (tokens,)) for stage, tokens in zip(self.cross_attention_blocks, encoded)]
         for block, queried in steps[:-1]:
@@ -108,7 +114,7 @@ class Decoder(nn.Module):
 
 
 def _projection(encoder_dim: int, decoder_dim: int) -> nn.Linear:
-    """Encoder to decoder width; its bias keeps torch's start, as in the released code."""
+    """Return a projection from encoder to decoder width; its bias keeps torch's default, as in the released code."""
     projection = nn.Linear(encoder_dim, decoder_dim)
     nn.init.xavier_uniform_(projection.weight)
     return projection
@@ -117,8 +123,11 @@ def _projection(encoder_dim: int, decoder_dim: int) -> nn.Linear:
 class HiEndMAE(nn.Module):
     """Masked autoencoder with `cross_stages` stages of hierarchical encoder-driven decoding (0: plain MAE).
 
-    Stage b queries encoder list index 9, then 6, then 3 (for 12 blocks). Raises `ValueError` for sizes that do not fit.
+    Stage b queries the encoder states 9, then 6, then 3 (for 12 blocks).
     """
+
+    unrotated_crops = False  # crops are flipped and turned at random
+    decoder_position_embedding: Tensor
 
     def __init__(
         self,
@@ -135,6 +144,11 @@ class HiEndMAE(nn.Module):
         self_blocks: int = 2,
         cross_stages: int = 3,
     ) -> None:
+        """Build encoder and decoder.
+
+        Raises:
+            ValueError: If sizes do not fit each other; the message names the value.
+        """
         super().__init__()
         if not 0 <= cross_stages <= 3:
             raise ValueError(f"cross_stages is {cross_stages}; it must be 0, 1, 2 or 3")
@@ -159,11 +173,11 @@ class HiEndMAE(nn.Module):
         )
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dim))
         nn.init.normal_(self.mask_token, std=0.02)
-        # One projection a state, named 0 to 3 from shallow to deep; the deepest is the decoder's input, the others are
-        # what the stages query, deepest first.
+        # One projection for each state, named 0 to 3 from shallow to deep; the deepest is the decoder's input, the
+        # stages query the others, deepest first.
         self.stage_layers = tuple(reversed(self.encoder.feature_layers))[:cross_stages]
-        names = {tap: str(index) for index, tap in enumerate((*self.encoder.feature_layers, encoder_depth))}
-        self.projection_names = {tap: names[tap] for tap in (*self.stage_layers, encoder_depth)}
+        names = {layer: str(index) for index, layer in enumerate((*self.encoder.feature_layers, encoder_depth))}
+        self.projection_names = {layer: names[layer] for layer in (*self.stage_layers, encoder_depth)}
         self.encoder_to_decoder = nn.ModuleDict(
             {name: _projection(encoder_dim, decoder_dim) for name in sorted(self.projection_names.values())}
         )
@@ -171,74 +185,87 @@ class HiEndMAE(nn.Module):
             "decoder_position_embedding", sincos_position_embedding(self.grid, decoder_dim), persistent=False
         )
 
-    decoder_position_embedding: Tensor
-
     def set_grad_checkpointing(self, on: bool = True) -> None:
-        """Keep only the blocks' inputs and compute the rest again in the backward pass: less memory, more time."""
+        """Keep only the inputs of blocks and compute the rest again in the backward pass: less memory, more time."""
         self.encoder.recompute = self.decoder.recompute = on
 
-    def draw_permutation(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
-        """(B, L) long: a random order of the patches for each crop, drawn on the processor."""
-        return torch.rand(batch, len(self.decoder_position_embedding), generator=generator).argsort(dim=1)
+    def forward(self, volume: Tensor, permutation: Tensor | None = None, valid: Tensor | None = None) -> Reconstruction:
+        """Mask, encode, decode and compare.
 
-    def forward(
-        self, volume: Tensor, permutation: Tensor | None = None, inside: Tensor | None = None
-    ) -> Reconstruction:
-        """volume (B, C, H, W, D) in [0, 1]; permutation (B, L) long, drawn when None.
-
-        inside: (B, 1, H, W, D), True where a voxel is the scan's and not padding; only those count in the loss. None: all.
+        Args:
+            volume: (B, C, H, W, D) in [0, 1].
+            permutation: (B, L) long, see `random_masking`; None: drawn.
+            valid: (B, 1, H, W, D), True for voxels of the scan, False for padding, which the loss skips; None: all.
         """
         if permutation is None:
-            permutation = self.draw_permutation(len(volume))
+            permutation = self.random_masking(len(volume))
         permutation = permutation.to(volume.device)
-        visible, masked = permutation[:, : self.visible], permutation[:, self.visible :]
-
-        patches = patchify(volume, self.patch_size)
-        states = self.encoder.encode(gather_tokens(patches, visible), self.encoder.positions[visible])
-        prediction = self.decoder(
-            self._decoder_input(states, permutation),
-            [self._project(states, tap) for tap in self.stage_layers],
-            visible=self.visible,
-        )
-        hidden = gather_tokens(patches, masked)
-        if inside is None:
-            loss = F.mse_loss(prediction.float(), normalize_patches(hidden).float())
-        else:
-            counted = gather_tokens(patchify(inside.expand_as(volume).float(), self.patch_size), masked)
-            target = normalize_patches(hidden, counted)
-            loss = mean_over_crops((prediction.float() - target.float()) ** 2, counted)
+        patches = self.patchify(volume)
+        states = self.forward_encoder(patches, permutation)
+        prediction = self.forward_decoder(states, permutation)
+        loss = self.forward_loss(patches, prediction, permutation, valid)
         return Reconstruction(loss, prediction, states, permutation)
 
-    def _decoder_input(self, states: dict[int, Tensor], permutation: Tensor) -> Tensor:
-        """[cls, visible, mask tokens] with the positions of the shuffled patches; cls has none."""
+    def patchify(self, volume: Tensor) -> Tensor:
+        """Cut crops (B, C, H, W, D) into patch vectors (B, L, p * p * p * C)."""
+        return patchify(volume, self.patch_size)
+
+    def random_masking(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw the order of the patches of each crop (B, L), the visible ones first."""
+        return random_masking(batch, len(self.decoder_position_embedding), rng=generator)
+
+    def forward_encoder(self, patches: Tensor, permutation: Tensor) -> dict[int, Tensor]:
+        """Encode the visible patches; returns the states {3, 6, 9, 12: (B, 1 + S, dim)} for 12 blocks."""
+        visible, _ = split_patches(permutation, self.visible)
+        return self.encoder.encode(gather_tokens(patches, visible), self.encoder.positions[visible])
+
+    def forward_decoder(self, states: dict[int, Tensor], permutation: Tensor) -> Tensor:
+        """Predict the masked patches (B, M, p * p * p * C) from the encoder's states."""
         tokens = self._project(states, self.encoder.depth)
         masked = permutation.shape[1] - self.visible
         masks = self.mask_token.expand(len(tokens), masked, -1).to(tokens.dtype)
         shuffled = torch.cat([tokens[:, 1:], masks], dim=1) + self.decoder_position_embedding[permutation]
-        return torch.cat([tokens[:, :1].to(shuffled.dtype), shuffled], dim=1)
+        x = torch.cat([tokens[:, :1].to(shuffled.dtype), shuffled], dim=1)  # the cls token has no position
+        queried = [self._project(states, layer) for layer in self.stage_layers]
+        return self.decoder(x, queried, visible=self.visible)
 
-    def _project(self, states: dict[int, Tensor], tap: int) -> Tensor:
-        return self.encoder_to_decoder[self.projection_names[tap]](states[tap])
+    def forward_loss(
+        self, patches: Tensor, prediction: Tensor, permutation: Tensor, valid: Tensor | None = None
+    ) -> Tensor:
+        """Return the mean squared error over the voxels of the masked patches, each patch normalized."""
+        _, masked = split_patches(permutation, self.visible)
+        target = gather_tokens(patches, masked)
+        if valid is None:
+            return F.mse_loss(prediction.float(), normalize_patches(target).float())
+        channels = patches.shape[2] // self.patch_size**3
+        valid = valid.expand(-1, channels, -1, -1, -1).float()
+        counted = gather_tokens(self.patchify(valid), masked)
+        target = normalize_patches(target, counted)
+        return mean_over_crops((prediction.float() - target.float()) ** 2, counted)
+
+    def _project(self, states: dict[int, Tensor], layer: int) -> Tensor:
+        """Bring an encoder state to the decoder's width."""
+        return self.encoder_to_decoder[self.projection_names[layer]](states[layer])
 
     def targets(self, volume: Tensor) -> Tensor:
-        """(B, L, p * p * p * C): what is to be predicted of each patch, were it masked; 0 is its mean."""
-        return normalize_patches(patchify(volume, self.patch_size))
+        """Return the target of each patch if it were masked (B, L, p * p * p * C); 0 is the patch's mean."""
+        return normalize_patches(self.patchify(volume))
 
     @torch.no_grad()
     def reconstruct_images(self, volume: Tensor, output: Reconstruction) -> tuple[Tensor, Tensor]:
-        """(masked volume, rebuilt volume), both (B, C, H, W, D): masked patches are zero, then predicted.
+        """Return the masked and the reconstructed volume, both (B, C, H, W, D).
 
-        Predictions are brought back with the true patch's mean and spread (the exact inverse of the loss's
-        normalisation); visible patches are shown as they are.
+        Masked patches are zero in the first. In the second, predictions get the mean and spread of the reference patch
+        (the exact inverse of the loss's normalization); visible patches are shown as they are.
         """
-        patches = patchify(volume, self.patch_size)
-        masked = output.permutation[:, self.visible :, None].expand(-1, -1, patches.shape[2])
-        truth = patches.gather(1, masked)
-        scale = (truth.var(-1, unbiased=False, keepdim=True) + _TARGET_EPS).sqrt()
-        guess = output.prediction.to(truth.dtype) * scale + truth.mean(-1, keepdim=True)
-        hidden = patches.scatter(1, masked, torch.zeros_like(truth))
-        rebuilt = patches.scatter(1, masked, guess)
-        return unpatchify(hidden, self.grid, self.patch_size), unpatchify(rebuilt, self.grid, self.patch_size)
+        patches = self.patchify(volume)
+        masked = split_patches(output.permutation, self.visible)[1][:, :, None].expand(-1, -1, patches.shape[2])
+        reference = patches.gather(1, masked)
+        scale = (reference.var(-1, unbiased=False, keepdim=True) + _TARGET_EPS).sqrt()
+        predicted = output.prediction.to(reference.dtype) * scale + reference.mean(-1, keepdim=True)
+        erased = patches.scatter(1, masked, torch.zeros_like(reference))
+        filled = patches.scatter(1, masked, predicted)
+        return unpatchify(erased, self.grid, self.patch_size), unpatchify(filled, self.grid, self.patch_size)
 
 
 class MAE(HiEndMAE):
@@ -248,11 +275,8 @@ class MAE(HiEndMAE):
         super().__init__(self_blocks=self_blocks, cross_stages=0, **sizes)  # type: ignore[arg-type]
 
 
-_TARGET_EPS = 1e-6
-
-
 def mean_over_crops(errors: Tensor, counted: Tensor) -> Tensor:
-    """Scalar: each crop's mean of errors (B, M, voxels) where `counted` is 1, averaged over the crops.
+    """Return the mean of errors (B, M, voxels) where `counted` is 1, for each crop, averaged over the crops.
 
     Crop by crop, so that a batch that is shared by several processes has the same mean as the whole.
     """
@@ -260,13 +284,17 @@ def mean_over_crops(errors: Tensor, counted: Tensor) -> Tensor:
 
 
 def normalize_patches(patches: Tensor, counted: Tensor | None = None) -> Tensor:
-    """Each patch to zero mean and unit spread over its voxels (biased variance, eps inside the root); air becomes 0.
+    """Normalize each patch to zero mean and unit spread over its voxels; air becomes 0.
 
-    counted, of the same shape: 1 where a voxel is the scan's and not padding, which mean and spread leave out.
+    The variance is biased, and a small constant is added to it before the root.
+
+    Args:
+        patches: (B, N, voxels).
+        counted: Of the same shape: 1 for voxels of the scan, 0 for padding, which mean and spread skip; None: all.
     """
     if counted is None:
         return F.layer_norm(patches, patches.shape[-1:], eps=_TARGET_EPS)
     voxels = counted.sum(-1, keepdim=True).clamp(min=1)
-    centred = patches - (patches * counted).sum(-1, keepdim=True) / voxels
-    variance = (centred.square() * counted).sum(-1, keepdim=True) / voxels
-    return centred * (variance + _TARGET_EPS).rsqrt()
+    centered = patches - (patches * counted).sum(-1, keepdim=True) / voxels
+    variance = (centered.square() * counted).sum(-1, keepdim=True) / voxels
+    return centered * (variance + _TARGET_EPS).rsqrt()

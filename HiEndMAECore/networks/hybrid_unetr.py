@@ -1,8 +1,8 @@
-"""UNETR with a convolutional branch, for computers without a GPU: what one label teaches in minutes.
+"""HybridUNETR: UNETR with a convolutional branch, for training on computers without a GPU. Not from the paper.
 
-UNETR's convolutions at full resolution take most of its time, and see the image through one block alone. Here a small
+UNETR's convolutions at full resolution take most of its time, and read the image through one block alone. Here a small
 residual U-Net computes on maps of half the resolution and below; the tokens of the pretrained encoder join it where the
-sizes agree; the last convolution predicts the 2 x 2 x 2 voxels of each place at once. Ours, not the paper's.
+sizes agree; the last convolution predicts the 2 x 2 x 2 voxels of each position at once.
 
     resolution    from the image         from the encoder (12 blocks)
     1/2           block                  state 3
@@ -12,70 +12,66 @@ sizes agree; the last convolution predicts the 2 x 2 x 2 voxels of each place at
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from monai.networks.blocks import UnetResBlock
 from monai.networks.utils import pixelshuffle
 from torch import Tensor, nn
 
-from HiEndMAECore.networks.layers.vit import NORM_EPS, ViTEncoder
-
-from .unetr import tokens_to_feature_map
+from .interface import NetworkTraits
+from .registry import register_network
+from .vit_network import ViTNetworkConfig, ViTSegmentationNetwork, tokens_to_feature_map
 
 _NORM = "instance"
 
 
-class HybridUNETR(nn.Module):
-    """Segmentation network: (B, C, H, W, D) -> logits (B, classes, H, W, D). Arguments as of `UNETR`.
+@dataclass(frozen=True, kw_only=True)
+class HybridUNETRConfig(ViTNetworkConfig):
+    """Arguments of HybridUNETR. feature_size: channels at half resolution; they double with each halving."""
 
-    feature_size: channels at half resolution; they double with each halving. Raises `ValueError` when the patch is no
-    power of two of 4 or more.
-    """
+    feature_size: int = 24
 
-    def __init__(
-        self,
-        *,
-        image_size: Sequence[int],
-        patch_size: int,
-        in_channels: int = 1,
-        classes: int,
-        encoder_dim: int,
-        encoder_depth: int = 12,
-        encoder_heads: int,
-        feature_size: int = 24,
-        class_token: bool = True,
-        norm_eps: float = NORM_EPS,
-    ) -> None:
-        super().__init__()
-        if patch_size < 4 or patch_size & (patch_size - 1):
-            raise ValueError(f"a patch of {patch_size} voxels does not suit the hybrid network: use 4, 8 or 16")
-        self.classes = classes
-        self.encoder = ViTEncoder(
-            image_size=image_size,
-            patch_size=patch_size,
-            in_channels=in_channels,
-            dim=encoder_dim,
-            depth=encoder_depth,
-            heads=encoder_heads,
-            class_token=class_token,
-            norm_eps=norm_eps,
-        )
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        patch = self.patch_size
+        if patch < 4 or patch & (patch - 1):
+            raise ValueError(f"a patch of {patch} voxels does not suit the hybrid network: use 4, 8 or 16")
+
+
+@register_network("HybridUNETR", config=HybridUNETRConfig)
+class HybridUNETR(ViTSegmentationNetwork):
+    """HybridUNETR: (B, C, H, W, D) -> logits (B, classes, H, W, D). Arguments: see `HybridUNETRConfig`."""
+
+    traits = NetworkTraits(
+        inplace_normalization=True,
+        input_layers=("encoder.patch_embed.proj", "stem"),
+        head="out",
+        pretrained_part="encoder",
+        learning_rate=4e-3,
+    )
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        config = self.config
+        assert isinstance(config, HybridUNETRConfig)
+        dim, patch_size = config.encoder_dim, config.patch_size
         halvings = patch_size.bit_length() - 1
-        widths = [feature_size * 2**level for level in range(halvings)]
-        self.stem = nn.Conv3d(in_channels, widths[0], kernel_size=4, stride=2, padding=1)
+        widths = [config.feature_size * 2**level for level in range(halvings)]
+        self.stem = nn.Conv3d(config.in_channels, widths[0], kernel_size=4, stride=2, padding=1)
         self.down = nn.ModuleList(
             UnetResBlock(3, widths[max(0, level - 1)], width, kernel_size=3, stride=2 if level else 1, norm_name=_NORM)
             for level, width in enumerate(widths)
         )
         # Which states of the encoder join at which level: the deepest two on the token grid, the others from the top.
         shallow, middle, deep = self.encoder.feature_layers
-        joined = {level: (tap,) for level, tap in enumerate((shallow, middle)) if level < halvings - 1}
-        self.joined = {**joined, halvings - 1: (deep, encoder_depth)}
+        joined = {level: (layer,) for level, layer in enumerate((shallow, middle)) if level < halvings - 1}
+        self.joined = {**joined, halvings - 1: (deep, config.encoder_depth)}
         self.tokens = nn.ModuleDict(
             {
-                str(level): _Tokens(len(feature_layers) * encoder_dim, widths[level], patch_size // 2 ** (level + 1))
-                for level, feature_layers in self.joined.items()
+                str(level): _TokenProjection(len(layers) * dim, widths[level], patch_size // 2 ** (level + 1))
+                for level, layers in self.joined.items()
             }
         )
         self.up = nn.ModuleList(nn.ConvTranspose3d(2 * width, width, kernel_size=2, stride=2) for width in widths[:-1])
@@ -83,13 +79,13 @@ class HybridUNETR(nn.Module):
             UnetResBlock(3, width * (1 + (level < halvings - 1) + (level in self.joined)), width, 3, 1, norm_name=_NORM)
             for level, width in enumerate(widths)
         )
-        self.out = nn.Conv3d(widths[0], 8 * classes, kernel_size=1)
+        self.out = nn.Conv3d(widths[0], 8 * config.classes, kernel_size=1)
 
-    def forward(self, volume: Tensor) -> Tensor:
-        """volume (B, C, H, W, D), every edge divisible by the patch."""
-        states = self.encoder(volume)
-        grid = [size // self.encoder.patch_size for size in volume.shape[2:]]
-        x, maps = self.stem(volume), []
+    def forward(self, image: Tensor) -> Tensor:
+        """Return logits for image (B, C, H, W, D), every edge divisible by the patch."""
+        states = self.encoder(image)
+        grid = [size // self.encoder.patch_size for size in image.shape[2:]]
+        x, maps = self.stem(image), []
         for block in self.down:
             x = block(x)
             maps.append(x)
@@ -98,14 +94,14 @@ class HybridUNETR(nn.Module):
             if level < len(maps) - 1:
                 parts.append(self.up[level](x))
             if level in self.joined:
-                feature_layers = [tokens_to_feature_map(states[tap], grid) for tap in self.joined[level]]
-                parts.append(self.tokens[str(level)](torch.cat(feature_layers, dim=1)))
+                joined = [tokens_to_feature_map(states[layer], grid) for layer in self.joined[level]]
+                parts.append(self.tokens[str(level)](torch.cat(joined, dim=1)))
             x = self.merge[level](torch.cat(parts, dim=1))
         return pixelshuffle(self.out(x), spatial_dims=3, scale_factor=2)
 
 
-class _Tokens(nn.Sequential):
-    """Tokens' map (B, dim, h, w, d) to (B, width, factor h, factor w, factor d), normalised like what it joins."""
+class _TokenProjection(nn.Sequential):
+    """Projects a map of tokens (B, dim, h, w, d) to (B, width, factor h, factor w, factor d), and normalizes it."""
 
     def __init__(self, dim: int, width: int, factor: int) -> None:
         super().__init__(nn.ConvTranspose3d(dim, width, kernel_size=factor, stride=factor), nn.InstanceNorm3d(width))

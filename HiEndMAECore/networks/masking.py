@@ -1,20 +1,26 @@
-"""The ViT encoder, one function for pretraining and fine-tuning, and the blocks it is made of.
+"""Mask sampling of masked-image pretraining: which patches of a crop stay visible. The only place that draws masks.
 
-Pre-norm blocks, exact GELU, biases everywhere, no dropout; a learned cls token without position; a fixed 3-D sin-cos
-position table computed for the grid at hand. Parameter names are those of the authors' weights (which keep timm's
-layout), so that loading them needs no renaming. Facts: paper section 3 and the released code.
-
-Order of things: a patch is a vector of its voxels ordered (ph, pw, pd, channel); patches are ordered (h, w, d) with h
-slowest.
+A mask is a permutation of the patches of a crop: its first `num_visible_patches` entries are the visible patches, the
+rest are the masked ones. Keeping the order makes the reconstruction of `reconstruct_images` a gather and a scatter.
 """
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
+import torch
+from torch import Tensor
+
 
 def num_visible_patches(patches: int, mask_ratio: float) -> int:
-    """How many of `patches` stay visible: floor(L (1 - r)), exact where floats are not (L = 1000, r = 0.9 gives 100)."""
+    """Return how many of `patches` stay visible: floor(L (1 - r)).
+
+    Exact where floating-point numbers are not: L = 1000 and r = 0.9 give 100.
+
+    Raises:
+        ValueError: If no patch would be visible, or none masked.
+    """
     visible = math.floor(round(patches * (1.0 - mask_ratio), 6))
     if not 1 <= visible < patches:
         raise ValueError(
@@ -22,3 +28,24 @@ def num_visible_patches(patches: int, mask_ratio: float) -> int:
             "one at least must be visible, and one masked"
         )
     return visible
+
+
+def random_masking(batch: int, patches: int, *, rng: np.random.Generator | torch.Generator | None = None) -> Tensor:
+    """Draw a random permutation of the patches for each crop, on the CPU.
+
+    Args:
+        batch: Number of crops B.
+        patches: Patches of one crop L.
+        rng: NumPy generator (data loading keys one by seed and sample), torch generator, or None for torch's default.
+
+    Returns:
+        (B, L) long: indices of patches, the visible ones first.
+    """
+    if isinstance(rng, np.random.Generator):
+        return torch.from_numpy(rng.random((batch, patches)).argsort(axis=1))
+    return torch.rand(batch, patches, generator=rng).argsort(dim=1)
+
+
+def split_patches(permutation: Tensor, visible: int) -> tuple[Tensor, Tensor]:
+    """Split a permutation (B, L) into the indices of visible (B, S) and masked (B, M) patches."""
+    return permutation[:, :visible], permutation[:, visible:]

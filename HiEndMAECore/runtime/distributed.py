@@ -1,4 +1,4 @@
-"""One process or many: what `torchrun` sets up, read from its environment."""
+"""Training in one process or in many: the process group of `torchrun`, read from its environment."""
 
 from __future__ import annotations
 
@@ -12,88 +12,104 @@ from torch import Tensor, nn
 
 from .processes import rank_from_environment, restarted_by_torchrun, world_size_from_environment
 
-_ASKING = timedelta(seconds=1)  # between two looks at whether the name that was found is still the newest
+_CONFIRMATION_TIMEOUT = timedelta(seconds=1)  # before a process reads the rendezvous name again
+_NAME_KEY = "meeting"  # of the store, for the rendezvous name
+_CONFIRMED = "confirmed"
 
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """This process's place among `count`; alone when `count` is 1. restarted: `torchrun` started them again, after one was
-    lost."""
+    """The processes of a run, seen from one of them.
+
+    Attributes:
+        rank: Number of this process.
+        world_size: Number of processes; 1 without `torchrun`.
+        restarted: True when `torchrun` has restarted the processes after one was lost.
+    """
 
     rank: int = 0
-    count: int = 1
+    world_size: int = 1
     restarted: bool = False
 
     @property
     def is_main(self) -> bool:
-        """Does this process write files and speak?"""
+        """True for the process that writes files and reports."""
         return self.rank == 0
 
-    def share(self, indices: range) -> range:
-        """The samples of one batch that are this process's."""
-        return indices[self.rank :: self.count]
+    def shard(self, indices: range) -> range:
+        """Return the samples of a batch that belong to this process."""
+        return indices[self.rank :: self.world_size]
 
     def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """The model with gradients averaged over the processes."""
-        if self.count == 1:
+        """Return `model` with gradients that are averaged over the processes."""
+        if self.world_size == 1:
             return model
         return nn.parallel.DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
 
     def sync_context(self, network: nn.Module, *, last: bool) -> AbstractContextManager[None]:
-        """Gradients are exchanged in the `last` part of an accumulated step alone."""
+        """Return the context of one part of an accumulated step; gradients are exchanged only in the `last` part."""
         if last or not isinstance(network, nn.parallel.DistributedDataParallel):
             return nullcontext()
         return network.no_sync()
 
     def all_reduce_sum(self, values: Tensor) -> Tensor:
-        """`values` added up over the processes; all of them have to call it."""
-        if self.count > 1:
+        """Return the sum of `values` over the processes. Every process must call this."""
+        if self.world_size > 1:
             torch.distributed.all_reduce(values)
         return values
 
 
 def init_distributed(device: torch.device) -> DistributedContext:
-    """Join the group that `torchrun` started, if it did (nccl on CUDA, gloo elsewhere)."""
-    count, rank = world_size_from_environment(), rank_from_environment()
-    again = restarted_by_torchrun()
-    if count == 1:
-        return DistributedContext(restarted=again)
+    """Join the process group that `torchrun` started, if it did (nccl on CUDA, gloo elsewhere).
+
+    Args:
+        device: Device of this process.
+    """
+    world_size, rank = world_size_from_environment(), rank_from_environment()
+    restarted_here = restarted_by_torchrun()
+    if world_size == 1:
+        return DistributedContext(restarted=restarted_here)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if not torch.distributed.is_initialized():
         store, *_ = next(torch.distributed.rendezvous("env://"))
         torch.distributed.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            store=torch.distributed.PrefixStore(rendezvous_name(store, rank, count), store),
+            store=torch.distributed.PrefixStore(rendezvous_name(store, rank, world_size), store),
             rank=rank,
-            world_size=count,
+            world_size=world_size,
         )
-    # Each machine counts its own restarts: one whose processes were all well counts none.
-    anyone = torch.tensor(float(again), device=device)
-    torch.distributed.all_reduce(anyone)
-    return DistributedContext(rank, count, restarted=bool(anyone > 0))
+    # Each machine counts only its own restarts; a machine whose processes were not lost counts none.
+    restarts = torch.tensor(float(restarted_here), device=device)
+    torch.distributed.all_reduce(restarts)
+    return DistributedContext(rank, world_size, restarted=bool(restarts > 0))
 
 
-def rendezvous_name(store: torch.distributed.Store, rank: int, count: int) -> str:
-    """A name on which these processes agree, and that no process lost before them knows.
+def rendezvous_name(store: torch.distributed.Store, rank: int, world_size: int) -> str:
+    """Agree with the other processes on a name that no process of an earlier start knows.
 
-    `torchrun` keeps one store over its restarts (pytorch issue 135712): a process that read there where a lost one could be
-    reached would wait for it. So the first process invents a name; the others answer to what they find, and go on only when
-    that very answer was heard.
+    `torchrun` keeps one store over its restarts (PyTorch issue 135712). A process that read the address of a lost process
+    there would wait for it forever. The first process therefore publishes a new name. Every other process answers to the
+    name that it finds, and continues only when the first process has confirmed that answer.
+
+    Args:
+        store: Store that all processes share.
+        rank: Number of this process.
+        world_size: Number of processes.
     """
     if rank == 0:
         name = uuid4().hex
-        store.set("meeting", name)
-        for other in range(1, count):
+        store.set(_NAME_KEY, name)
+        for other in range(1, world_size):
             answer = store.get(f"{name}/{other}").decode()
-            store.set(f"{name}/{other}/{answer}", "heard")
+            store.set(f"{name}/{other}/{answer}", _CONFIRMED)
         return name
     answer = uuid4().hex
     while True:
-        name = store.get("meeting").decode()
+        name = store.get(_NAME_KEY).decode()
         store.set(f"{name}/{rank}", answer)
         try:
-            store.wait([f"{name}/{rank}/{answer}"], _ASKING)
-        except RuntimeError:  # not within that time: the name may be a lost one's
+            store.wait([f"{name}/{rank}/{answer}"], _CONFIRMATION_TIMEOUT)
+        except RuntimeError:  # no confirmation in time: the name may be that of an earlier start
             continue
         return name

@@ -26,6 +26,7 @@ OPTIONAL = {
     "highdicom>=0.24": "to write DICOM segmentations",
     "blosc2>=3.0": "to keep the scans that pretraining reads compressed",
     "tensorboard>=2.12": "to write TensorBoard's files of a pretraining",
+    "einops>=0.6": "to build the network swinunetr",
 }
 
 

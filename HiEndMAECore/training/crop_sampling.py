@@ -1,8 +1,8 @@
-"""The samples of a pretraining run: which crop of which scan, how it is changed, and which of its patches are hidden.
+"""Samples of a pretraining run: the crop, its augmentation and its mask.
 
-Sample `i` of a run is drawn from a generator keyed by (seed, i): the same for any number of processes and threads, and
-for a run that was stopped and resumed. Parameters are drawn here; the changes themselves are made on the whole batch,
-on the device that trains.
+Sample `i` of a run is drawn from a generator keyed by (seed, i). It is therefore the same for any number of processes and
+threads, and for a run that was stopped and resumed. This module draws the parameters; the augmentation is applied to the
+whole batch on the training device.
 """
 
 from __future__ import annotations
@@ -18,90 +18,110 @@ import torch
 from torch import Tensor
 
 from HiEndMAECore.data.crop_store import CropStore
-from HiEndMAECore.networks import HiEndMAE
+from HiEndMAECore.networks.masking import random_masking
 
 from .augmentation import Flip, apply_flips, draw_flip, draw_unrotated_flip, flip_only, sample_generator
-from .objectives.inpainting import Inpainting
+from .objectives.base import PretrainingObjective
 
-CROPS_PER_EPOCH = 8  # crops of one scan each time all are visited (paper section 4.1)
-_POSITIVE = 0.75  # positive : negative = 3 : 1
-_AHEAD = 2  # batches that wait ready, beside those being read
+CROPS_PER_EPOCH = 8  # crops of each scan in one epoch (paper section 4.1)
+_TISSUE_FRACTION = 0.75  # of the crops are centered on tissue (positive : negative = 3 : 1)
+_PREFETCHED_BATCHES = 2  # batches that are ready, in addition to those being read
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Crops as the store has them, and what is to become of them.
+    """Crops as they lie in the store, with the parameters of their augmentation and masking.
 
-    volume (B, C, H, W, D) in [0, 1]; permutation (B, L) long; flips: one a crop; inside (B, 1, H, W, D) bool, False in
-    padding, None when no crop has any.
+    Attributes:
+        volume: Crops (B, C, H, W, D) in [0, 1].
+        permutation: (B, L) long, a random order of the patches; the first ones are visible and the others masked.
+        flips: One augmentation for each crop.
+        valid_mask: (B, 1, H, W, D) bool, False in padding; None when no crop is padded.
     """
 
     volume: Tensor
     permutation: Tensor
     flips: tuple[Flip, ...]
-    inside: Tensor | None
+    valid_mask: Tensor | None
 
-    def on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(volume, permutation, inside) for the model, on `device`, changed as drawn; volume is float32."""
+    def to(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the augmented batch on `device`: (volume in float32, permutation, valid mask)."""
         volume = self.volume.to(device, non_blocking=True).float()
-        inside = None
-        if self.inside is not None:
-            inside = apply_flips(self.inside.to(device, non_blocking=True), [flip_only(flip) for flip in self.flips])
-        return apply_flips(volume, self.flips), self.permutation.to(device, non_blocking=True), inside
+        valid_mask = None
+        if self.valid_mask is not None:
+            flips = [flip_only(flip) for flip in self.flips]
+            valid_mask = apply_flips(self.valid_mask.to(device, non_blocking=True), flips)
+        return apply_flips(volume, self.flips), self.permutation.to(device, non_blocking=True), valid_mask
 
 
 @dataclass(frozen=True)
 class CropSampler:
-    """Draws the samples of a run from `store` for crops of `size` voxels in `patches` patches.
+    """Sampler of the crops of a pretraining run.
 
-    upright: the crops lie as patients do, as those of fine-tuning will (inpainting), instead of turned and mirrored.
+    Attributes:
+        store: Store of preprocessed scans.
+        size: Edges of a crop in voxels.
+        patches: Number of patches of a crop.
+        seed: Seed of the run.
+        unrotated: True when crops keep the patients' orientation, as in fine-tuning (used by inpainting). Otherwise they
+            are mirrored and rotated.
     """
 
     store: CropStore
     size: tuple[int, int, int]
     patches: int
     seed: int
-    upright: bool = False
+    unrotated: bool = False
 
     @classmethod
-    def for_model(cls, store: CropStore, model: HiEndMAE | Inpainting, seed: int) -> CropSampler:
+    def for_model(cls, store: CropStore, model: PretrainingObjective, seed: int) -> CropSampler:
+        """Return the sampler of crops of the size that `model` takes."""
         h, w, d = (edge * model.patch_size for edge in model.grid)
-        return cls(store, (h, w, d), model.grid[0] * model.grid[1] * model.grid[2], seed, isinstance(model, Inpainting))
+        return cls(store, (h, w, d), model.grid[0] * model.grid[1] * model.grid[2], seed, model.unrotated_crops)
 
     def draw(self, index: int) -> Batch:
-        """Sample `index` of the run, as a batch of one."""
+        """Draw sample `index` of the run, as a batch of one crop."""
         rng = sample_generator(self.seed, index)
         scan = scan_index(index, len(self.store), self.seed)
         start = draw_start(self.store, scan, self.size, rng)
-        flip = draw_unrotated_flip(rng) if self.upright else draw_flip(rng, square=self.size[0] == self.size[1])
+        flip = draw_unrotated_flip(rng) if self.unrotated else draw_flip(rng, square=self.size[0] == self.size[1])
         crop = self.store.crop(scan, start=start, size=self.size)
-        permutation = torch.from_numpy(rng.random(self.patches).argsort())
-        return Batch(torch.from_numpy(crop)[None], permutation[None], (flip,), self._inside(scan, start))
+        permutation = random_masking(1, self.patches, rng=rng)
+        return Batch(torch.from_numpy(crop)[None], permutation, (flip,), self._valid_mask(scan, start))
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """The samples `indices` together."""
+        """Draw the samples `indices` as one batch."""
         samples = [self.draw(index) for index in indices]
-        inside = None
-        if any(sample.inside is not None for sample in samples):
-            whole = torch.ones((1, 1, *self.size), dtype=torch.bool)
-            inside = torch.cat([whole if sample.inside is None else sample.inside for sample in samples])
+        valid_mask = None
+        if any(sample.valid_mask is not None for sample in samples):
+            all_valid = torch.ones((1, 1, *self.size), dtype=torch.bool)
+            valid_mask = torch.cat(
+                [all_valid if sample.valid_mask is None else sample.valid_mask for sample in samples]
+            )
         return Batch(
             torch.cat([sample.volume for sample in samples]),
             torch.cat([sample.permutation for sample in samples]),
             tuple(sample.flips[0] for sample in samples),
-            inside,
+            valid_mask,
         )
 
     def batches(self, parts: Iterator[Sequence[int]], *, workers: int, pinned: bool) -> Iterator[Batch]:
-        """The batches of `parts` in their order; `workers` threads read ahead (0: none).
+        """Yield one batch for each element of `parts`, in order.
 
-        Threads, not processes: reading and decompressing leave Python's lock, nothing is copied between processes, and
-        it is the same on every system.
+        Threads read ahead instead of processes: reading and decompressing release Python's lock, nothing is copied between
+        processes, and the behavior is the same on every operating system.
+
+        Args:
+            parts: Sample indices of each batch.
+            workers: Number of threads that read ahead; 0 reads in the calling thread.
+            pinned: True when the volumes are placed in pinned memory, for a CUDA device.
         """
 
         def read(indices: Sequence[int]) -> Batch:
             batch = self.batch(indices)
-            return Batch(batch.volume.pin_memory(), batch.permutation, batch.flips, batch.inside) if pinned else batch
+            if not pinned:
+                return batch
+            return Batch(batch.volume.pin_memory(), batch.permutation, batch.flips, batch.valid_mask)
 
         if workers == 0:
             yield from map(read, parts)
@@ -111,7 +131,7 @@ class CropSampler:
             try:
                 for indices in parts:
                     waiting.append(pool.submit(read, indices))
-                    if len(waiting) > workers + _AHEAD:
+                    if len(waiting) > workers + _PREFETCHED_BATCHES:
                         yield waiting.popleft().result()
                 while waiting:
                     yield waiting.popleft().result()
@@ -119,47 +139,58 @@ class CropSampler:
                 for future in waiting:
                     future.cancel()
 
-    def _inside(self, scan: int, start: Sequence[int]) -> Tensor | None:
-        """(1, 1, *size) bool: which voxels of the crop at `start` are the scan's; None: all."""
-        edges = self.store.inside(scan, start=start, size=self.size)
-        if all(edge == (0, wanted) for edge, wanted in zip(edges, self.size)):
-            return None
-        inside = torch.zeros((1, 1, *self.size), dtype=torch.bool)
-        h, w, d = (slice(*edge) for edge in edges)
-        inside[:, :, h, w, d] = True
-        return inside
-
     def names(self, indices: Sequence[int]) -> list[str]:
-        """Names of the scans that the samples `indices` come from."""
+        """Return the names of the scans that the samples `indices` are cropped from."""
         scans = {scan_index(index, len(self.store), self.seed) for index in indices}
         return [self.store.manifest["scans"][scan]["name"] for scan in sorted(scans)]
 
+    def _valid_mask(self, scan: int, start: Sequence[int]) -> Tensor | None:
+        """Return the valid mask (1, 1, *size) of the crop at `start`, or None when the crop lies within the scan."""
+        edges = self.store.valid_box(scan, start=start, size=self.size)
+        if all(edge == (0, length) for edge, length in zip(edges, self.size)):
+            return None
+        valid_mask = torch.zeros((1, 1, *self.size), dtype=torch.bool)
+        h, w, d = (slice(*edge) for edge in edges)
+        valid_mask[:, :, h, w, d] = True
+        return valid_mask
+
 
 def scan_index(index: int, scans: int, seed: int) -> int:
-    """Which of `scans` sample `index` comes from: every lap takes 8 crops of each, in an order of its own.
+    """Return which of `scans` sample `index` is cropped from.
 
-    Crops are mixed over the whole lap, so that even a small batch sees several scans.
+    Every epoch takes `CROPS_PER_EPOCH` crops of each scan in a random order of its own. Crops are shuffled over the whole
+    epoch, so that even a small batch contains several scans.
     """
-    lap, place = divmod(index, CROPS_PER_EPOCH * scans)
-    return int(_order(seed, lap, scans)[place])
+    epoch, position = divmod(index, CROPS_PER_EPOCH * scans)
+    return int(_epoch_order(seed, epoch, scans)[position])
 
 
 @lru_cache(maxsize=4)
-def _order(seed: int, lap: int, scans: int) -> np.ndarray:
-    return np.random.default_rng((seed, lap, scans)).permutation(CROPS_PER_EPOCH * scans) // CROPS_PER_EPOCH
+def _epoch_order(seed: int, epoch: int, scans: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch, scans)).permutation(CROPS_PER_EPOCH * scans) // CROPS_PER_EPOCH
 
 
 def draw_start(store: CropStore, scan: int, size: Sequence[int], rng: np.random.Generator) -> list[int]:
-    """First voxel of a crop: around a tissue voxel three times of four, else anywhere; inside the scan where it fits."""
+    """Draw the first voxel of a crop.
+
+    Three of four crops are centered on a tissue voxel and the others anywhere. The crop lies within the scan where it fits;
+    a smaller scan is centered in its crop.
+
+    Args:
+        store: Store of preprocessed scans.
+        scan: Index of the scan.
+        size: Edges of the crop in voxels.
+        rng: Generator of the sample.
+    """
     shape = store.shape(scan)
     tissue = store.tissue(scan)
-    if len(tissue) and rng.random() < _POSITIVE:
+    if len(tissue) and rng.random() < _TISSUE_FRACTION:
         center = tissue[int(rng.integers(len(tissue)))]
     else:
         center = [int(rng.integers(length)) for length in shape]
     starts = []
-    for middle, wanted, there in zip(center, size, shape):
-        room = there - wanted
-        low, high = (0, room) if room >= 0 else (room // 2, room // 2)  # a small scan sits in the middle of its crop
-        starts.append(int(np.clip(int(middle) - wanted // 2, low, high)))
+    for middle, edge, length in zip(center, size, shape):
+        margin = length - edge
+        low, high = (0, margin) if margin >= 0 else (margin // 2, margin // 2)
+        starts.append(int(np.clip(int(middle) - edge // 2, low, high)))
     return starts

@@ -1,252 +1,228 @@
-"""The fine-tuning loop: one to a few labelled scans, held on the device, and a clock (paper section 4.1, ours in the rest).
+"""The fine-tuning loop: train a segmentation network on one or a few labelled scans (paper section 4.1).
 
-No workers and no disk: every crop is cut out of the whole scan with its rotation, scaling and bend in one interpolation.
-Step `i` draws from generators keyed by (seed, i), so that a resumed run goes on as if it had never stopped.
+The scans are held on the training device, without data-loading workers: every crop is cut out of a whole scan with its
+augmentation in one interpolation. Step `i` draws from generators keyed by (seed, crop index), so that a resumed run
+continues with the same losses.
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from HiEndMAECore.errors import HiEndMAEError, InputError
-from HiEndMAECore.networks import UNETR, HybridUNETR
+from HiEndMAECore.networks import SegmentationNetwork
 from HiEndMAECore.preprocessing.laterality import Mirroring
 from HiEndMAECore.reporting.reporter import Reporter
 from HiEndMAECore.runtime.devices import autocast
 
-from .augmentation import (
-    Augmentation,
-    crop_batch_augmented,
-    draw_augmentation,
-    is_mirrored,
-    mirror_augmentation,
-    sample_generator,
-)
 from .checkpoints import load_checkpoint, read_checkpoint_values, save_checkpoint
+from .deep_supervision import deep_supervision_loss
+from .default_recipe import DefaultRecipe, Recipe, draw_batch
 from .ema import update_average
-from .foreground_sampling import ForegroundSampler
-from .losses import WeightedDiceCELoss
-from .optimizer import build_adamw, layer_decay_groups
+from .loop import Interval, RunClock, schedule_learning_rate
+from .optimizer import build_adamw, freeze_encoder, layer_decay_groups
 from .plans import FinetuningPlan
-from .schedule import cosine_schedule, set_learning_rate
 from .time_budget import BudgetMonitor, StepTiming, time_steps
 from .training_cases import TrainingCase
 
 CHECKPOINT_FILE = "snapshot.safetensors"
 _CHECKPOINT_SECONDS = 45.0  # a killed run loses less than a minute
-_TIMED_STEPS = 100  # a shorter run is over before a probe would tell how long it takes
+_MIN_TIMED_RUN_STEPS = 100  # a shorter run ends before its timing would be of use
+_MAX_CURVE_POINTS = 200
 
 
 class TrainingCallback(Protocol):
-    """Who looks at the network while it learns (`previewing.Preview`)."""
+    """Callback that evaluates the network during training (`preview.Preview`)."""
 
-    def due(self, step: int, planned: int, *, seconds: float, crop: Sequence[int]) -> bool: ...
-    def look(self, network: nn.Module, *, step: int, crop: Sequence[int], device: torch.device) -> None: ...
+    def due(self, step: int, planned: int, *, seconds: float, crop: Sequence[int]) -> bool:
+        """Return True when `on_validation` is to be called after `step` of `planned` steps."""
+        ...
+
+    def on_validation(self, network: nn.Module, *, step: int, crop: Sequence[int], device: torch.device) -> None:
+        """Evaluate the averaged network after `step` steps."""
+        ...
 
 
 @dataclass
 class FinetuningResult:
-    """The averaged network, steps done of those planned, seconds spent, and (step, loss) along the way."""
+    """Result of a fine-tuning run.
 
-    network: UNETR | HybridUNETR
+    Attributes:
+        network: Network with the averaged weights.
+        steps: Steps that are done.
+        planned: Steps that were planned.
+        seconds: Time of the training.
+        losses: (step, loss) of every step.
+    """
+
+    network: SegmentationNetwork
     steps: int = 0
     planned: int = 0
     seconds: float = 0.0
     losses: list[tuple[int, float]] = field(default_factory=list)
 
-    def curve(self, most: int = 200) -> list[list[float]]:
-        """At most `most` (step, mean loss) pairs: enough to draw."""
+    def curve(self, most: int = _MAX_CURVE_POINTS) -> list[list[float]]:
+        """Return at most `most` pairs [step, mean loss] for drawing."""
         width = max(1, -(-len(self.losses) // most))
         groups = [self.losses[first : first + width] for first in range(0, len(self.losses), width)]
         return [[group[-1][0], round(sum(loss for _, loss in group) / len(group), 4)] for group in groups]
 
 
-class Recipe(Protocol):
-    """What a recipe decides beside the plan's numbers: the crops, their changes and the loss (`OurMethod`, `PaperMethod`).
-
-    criterion: (logits, classes, done=share of the run) -> scalar. swaps: pairs of classes that mirrored crops exchange.
-    """
-
-    criterion: nn.Module
-    swaps: tuple[tuple[int, int], ...]
-
-    def draw(self, index: int, crop: Sequence[int]) -> tuple[int, np.ndarray, Augmentation]: ...
-
-
-class DefaultRecipe:
-    """Crops evenly around all structures, changed strongly, mirrored where the labels allow it."""
-
-    def __init__(
-        self, scans: Sequence[TrainingCase], *, classes: int, plan: FinetuningPlan, mirroring: Mirroring | None = None
-    ) -> None:
-        self.seed = plan.seed
-        self.centers = ForegroundSampler(scans, seed=plan.seed)
-        self.criterion: nn.Module = WeightedDiceCELoss(scans, classes=classes)
-        self.swaps = mirroring.swaps if mirroring else ()
-        self.mirrored = plan.mirrored if mirroring and mirroring.allowed else 0.0
-
-    def draw(self, index: int, crop: Sequence[int]) -> tuple[int, np.ndarray, Augmentation]:
-        """Crop `index` of the run: (scan, centre, change)."""
-        rng = sample_generator(self.seed, index)
-        scan, center = self.centers.draw(rng, crop)
-        change = draw_augmentation(rng, crop)
-        return scan, center, mirror_augmentation(change) if self.mirrored and rng.random() < self.mirrored else change
-
-
-def draw_batch(
-    scans: Sequence[TrainingCase], method: Recipe, *, step: int, plan: FinetuningPlan
-) -> tuple[Tensor, Tensor]:
-    """Images (B, C, *crop) and classes (B, 1, *crop) of step `step`: everything is drawn first, then cut at once."""
-    first = step * plan.batch_size
-    drawn = [method.draw(index, plan.crop) for index in range(first, first + plan.batch_size)]
-    like = scans[0]
-    images = like.image.new_empty((len(drawn), len(like.image), *plan.crop))
-    targets = like.classes.new_empty((len(drawn), 1, *plan.crop))
-    for scan in sorted({scan for scan, _, _ in drawn}):
-        rows = [row for row, (of, _, _) in enumerate(drawn) if of == scan]
-        centers, changes = [drawn[row][1] for row in rows], [drawn[row][2] for row in rows]
-        images[rows], targets[rows, 0] = crop_batch_augmented(
-            scans[scan].image, scans[scan].classes, centers, plan.crop, changes
-        )
-    if method.swaps:
-        flipped = [row for row, (_, _, change) in enumerate(drawn) if is_mirrored(change)]
-        targets[flipped] = swap_classes(targets[flipped], method.swaps)
-    return images, targets
-
-
-def swap_classes(classes: Tensor, swaps: Sequence[tuple[int, int]]) -> Tensor:
-    """`classes` with each pair's values exchanged."""
-    swapped = classes.clone()
-    for one, other in swaps:
-        swapped[classes == one] = other
-        swapped[classes == other] = one
-    return swapped
-
-
 def finetune(
-    scans: Sequence[TrainingCase],
-    network: UNETR | HybridUNETR,
+    cases: Sequence[TrainingCase],
+    network: SegmentationNetwork,
     *,
     plan: FinetuningPlan,
     device: torch.device,
     folder: Path,
     report: Reporter,
     resume: bool = False,
-    preview: TrainingCallback | None = None,
+    callback: TrainingCallback | None = None,
     mirroring: Mirroring | None = None,
-    method: Recipe | None = None,
+    recipe: Recipe | None = None,
 ) -> FinetuningResult:
-    """Train `network` on `scans`; it keeps the last weights, the result also holds the averaged ones.
-    Snapshots go to `folder`, `preview` looks on.
+    """Train `network` in place on labelled cases.
 
-    mirroring: what the labels allow (None: no crop is mirrored). method: another recipe than ours.
-    `finish` ends early with a usable result; `cancel` raises `Cancelled`.
+    The control request `finish` ends the run early with a usable result.
+
+    Args:
+        cases: Training cases.
+        network: Network to train. It ends with the last weights, the result has the averaged ones.
+        plan: Settings of the run.
+        device: Device to train on.
+        folder: Folder of the training checkpoint.
+        report: Receives progress, metrics and warnings.
+        resume: True continues from the checkpoint in `folder`, if there is one.
+        callback: Evaluates the network during training.
+        mirroring: Whether the default recipe may mirror crops; None: it does not.
+        recipe: Recipe to use instead of the default one.
+
+    Raises:
+        Cancelled: The run was cancelled.
+        InputError: `snapshot_unfit`, when the checkpoint belongs to other cases or settings.
+        HiEndMAEError: `loss_not_finite`.
     """
     network.to(device).train()
-    network.encoder.requires_grad_(plan.encoder_rate > 0)
-    mark = _mark_of(plan, scans)
-    scans = [TrainingCase(scan.name, scan.image.to(device), scan.classes.to(device)) for scan in scans]
-    if method is None:
-        method = DefaultRecipe(scans, classes=network.classes, plan=plan, mirroring=mirroring)
-    method.criterion.to(device)
-    snapshot = folder / CHECKPOINT_FILE
-    values = read_checkpoint_values(snapshot) if resume else None
-    if values and values.get("run") != mark:
-        raise InputError(
-            "snapshot_unfit",
-            f"The snapshot {snapshot} is of other scans, labels or settings.",
-            "Resume with what it was started with, or start anew without --resume.",
-        )
-    budget = None if plan.steps else plan.seconds
-    what = f"Learning from {len(scans)} labelled scan{'s' if len(scans) > 1 else ''}"
-    pace = (
-        None if values or (plan.steps and plan.steps < _TIMED_STEPS) else _probe(scans, method, network, plan, device)
-    )
-    planned = int(values["planned"]) if values else plan.steps or _steps_in(budget, pace)
-    if pace:
-        pace.tell(report, steps=planned, what=what)
-    else:
-        report.info(f"{what} in {planned} steps.")
-    fastest = pace.fastest if pace else float(values.get("fastest", 0.0)) if values else 0.0
-    clock = BudgetMonitor(budget, fastest, report)
+    freeze_encoder(network.layer_groups(), plan.encoder_rate <= 0)
+    run_digest = digest_run(plan, cases)
+    cases = [TrainingCase(case.name, case.image.to(device), case.classes.to(device)) for case in cases]
+    if recipe is None:
+        recipe = DefaultRecipe(cases, classes=network.classes, plan=plan, mirroring=mirroring)
+    recipe.criterion.to(device)
+    stored = _read_checkpoint_of_run(folder / CHECKPOINT_FILE, run_digest) if resume else None
+    planned, fastest = _plan_steps(cases, recipe, network, plan=plan, device=device, stored=stored, report=report)
+    run = _FinetuningRun(
+        cases, recipe, network, plan=plan, device=device, planned=planned,
+        checkpoint=folder / CHECKPOINT_FILE, digest=run_digest, fastest=fastest,
+    )  # fmt: skip
+    if stored:
+        run.load(stored)
+    run.train(report, callback)
+    if run.result.seconds > _CHECKPOINT_SECONDS:
+        run.save()  # a failure after the training, such as a full disk, does not lose it
+    run.result.network.eval()
+    return run.result
 
-    optimizer = _build_optimizer(network, plan)
-    averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(plan.ema))
-    result = FinetuningResult(cast(UNETR, averaged.module), planned=planned)
-    if values:
-        load_checkpoint(snapshot, {"network": network, "averaged": averaged}, optimizer)
-        result.steps, before = int(values["step"]), float(values["seconds"])
-        result.losses, result.seconds = [(int(step), float(loss)) for step, loss in values["losses"]], before
-    else:
-        before = 0.0
 
-    def save() -> None:
-        message = {"step": result.steps, "planned": planned, "seconds": result.seconds, "losses": result.losses}
-        message |= {"fastest": fastest, "run": mark}
-        save_checkpoint(snapshot, {"network": network, "averaged": averaged}, optimizer, message)
+class _FinetuningRun:
+    """State of a run: network, averaged weights and optimizer, and what its checkpoint stores of them."""
 
-    started = saved = time.monotonic()
-    warm_up = max(1, round(plan.warm_up * planned))
-    for step in range(result.steps, planned):
-        rate = set_learning_rate(optimizer, cosine_schedule(step, planned, warm_up=warm_up))
-        loss = _step(scans, method, network, optimizer, step=step, done=step / planned, plan=plan, device=device)
+    def __init__(
+        self,
+        cases: Sequence[TrainingCase],
+        recipe: Recipe,
+        network: SegmentationNetwork,
+        *,
+        plan: FinetuningPlan,
+        device: torch.device,
+        planned: int,
+        checkpoint: Path,
+        digest: str,
+        fastest: float,
+    ) -> None:
+        self.cases, self.recipe, self.network, self.plan, self.device = cases, recipe, network, plan, device
+        self.checkpoint, self.digest, self.fastest = checkpoint, digest, fastest
+        self.optimizer = build_optimizer(network, plan)
+        self.averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(plan.ema))
+        self.result = FinetuningResult(cast(SegmentationNetwork, self.averaged.module), planned=planned)
+
+    @property
+    def _modules(self) -> dict[str, nn.Module]:
+        return {"network": self.network, "averaged": self.averaged}
+
+    def load(self, values: Mapping[str, Any]) -> None:
+        """Continue from the checkpoint, whose plain values are `values`."""
+        load_checkpoint(self.checkpoint, self._modules, self.optimizer)
+        self.result.steps, self.result.seconds = int(values["step"]), float(values["seconds"])
+        self.result.losses = [(int(step), float(loss)) for step, loss in values["losses"]]
+
+    def save(self) -> None:
+        """Write the checkpoint. Its keys are stored names."""
+        values = {
+            "step": self.result.steps,
+            "planned": self.result.planned,
+            "seconds": self.result.seconds,
+            "losses": self.result.losses,
+            "fastest": self.fastest,
+            "run": self.digest,
+        }
+        save_checkpoint(self.checkpoint, self._modules, self.optimizer, values)
+
+    def train(self, report: Reporter, callback: TrainingCallback | None) -> None:
+        """Take the remaining steps, until the run is done, finished early or over its budget."""
+        result, planned = self.result, self.result.planned
+        budget = BudgetMonitor(None if self.plan.steps else self.plan.seconds, self.fastest, report)
+        clock, checkpoint_interval = RunClock(result.seconds), Interval(_CHECKPOINT_SECONDS)
+        for step in range(result.steps, planned):
+            loss, rate = self._take_step(step)
+            result.steps = step + 1
+            result.losses.append((step + 1, loss))
+            result.seconds = clock.seconds
+            report.progress("learning", step + 1, planned, loss=loss, learning_rate=rate)
+            if report.finish_requested or budget.is_exceeded(result.seconds, step=result.steps, planned=planned):
+                break
+            self._validate(callback, seconds=clock.session_seconds)
+            if checkpoint_interval.is_over:
+                checkpoint_interval.restart()
+                self.save()
+
+    def _take_step(self, step: int) -> tuple[float, float]:
+        """Take one step and update the average; return its loss and learning rate."""
+        planned = self.result.planned
+        warm_up = max(1, round(self.plan.warm_up * planned))
+        rate = schedule_learning_rate(self.optimizer, step, planned, warm_up=warm_up)
+        loss = train_step(
+            self.cases, self.recipe, self.network, self.optimizer,
+            step=step, done=step / planned, plan=self.plan, device=self.device,
+        )  # fmt: skip
         if not np.isfinite(loss):
             raise HiEndMAEError(
                 "loss_not_finite", f"The loss was {loss} at step {step}.", "Try another --seed, or --device cpu."
             )
-        update_average(averaged, network, step)
-        result.steps = step + 1
-        result.losses.append((step + 1, loss))
-        now = time.monotonic()
-        result.seconds = before + now - started
-        report.progress("learning", step + 1, planned, loss=loss, learning_rate=rate)
-        if report.finish_requested or clock.over(result.seconds, step=result.steps, planned=planned):
-            break
-        if preview and preview.due(result.steps, planned, seconds=now - started, crop=plan.crop):
-            preview.look(averaged.module, step=result.steps, crop=plan.crop, device=device)
-        if now - saved > _CHECKPOINT_SECONDS:
-            saved = now
-            save()
-    if result.seconds > _CHECKPOINT_SECONDS:
-        save()  # what comes after learning may fail, too
-    result.network.eval()
-    return result
+        update_average(self.averaged, self.network, step)
+        return loss, rate
+
+    def _validate(self, callback: TrainingCallback | None, *, seconds: float) -> None:
+        """Call the callback when it is due."""
+        result, crop = self.result, self.plan.crop
+        if callback and callback.due(result.steps, result.planned, seconds=seconds, crop=crop):
+            callback.on_validation(self.averaged.module, step=result.steps, crop=crop, device=self.device)
 
 
-def _mark_of(plan: FinetuningPlan, scans: Sequence[TrainingCase]) -> str:
-    """What a snapshot must have in common with a run that goes on from it: the plan, and every voxel."""
-    digest = hashlib.blake2b(repr(plan).encode(), digest_size=16)
-    for scan in scans:
-        for part in (scan.image, scan.classes):
-            digest.update(part.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _build_optimizer(network: UNETR | HybridUNETR, plan: FinetuningPlan) -> torch.optim.Optimizer:
-    encoder = list(network.encoder.parameters())
-    inside = {id(parameter) for parameter in encoder}
-    rest = [parameter for parameter in network.parameters() if id(parameter) not in inside]
-    groups = [{"params": rest, "lr": plan.learning_rate}]
-    if plan.encoder_rate > 0:
-        groups += layer_decay_groups(network.encoder, plan.encoder_rate, decay=plan.layer_decay)
-    return build_adamw(groups, learning_rate=plan.learning_rate, betas=(0.9, 0.999), weight_decay=plan.weight_decay)
-
-
-def _step(
-    scans: Sequence[TrainingCase],
-    method: Recipe,
-    network: UNETR | HybridUNETR,
+def train_step(
+    cases: Sequence[TrainingCase],
+    recipe: Recipe,
+    network: SegmentationNetwork,
     optimizer: torch.optim.Optimizer,
     *,
     step: int,
@@ -254,10 +230,25 @@ def _step(
     plan: FinetuningPlan,
     device: torch.device,
 ) -> float:
-    image, classes = draw_batch(scans, method, step=step, plan=plan)
-    with autocast(device, smallest_edge=min(plan.crop) // network.encoder.patch_size):
+    """Draw a batch and take one optimizer step.
+
+    Args:
+        cases: Training cases on `device`.
+        recipe: Recipe of the run.
+        network: Network in training mode on `device`.
+        optimizer: Optimizer of its parameters.
+        step: The step, counted from 0.
+        done: Fraction of the run that is over, from 0 to 1.
+        plan: Settings of the run.
+        device: Device to train on.
+
+    Returns:
+        The loss before the step.
+    """
+    image, classes = draw_batch(cases, recipe, step=step, plan=plan)
+    with autocast(device, smallest_edge=network.smallest_feature_edge(network.config, plan.crop)):
         logits = network(image)
-    loss = method.criterion(logits.float(), classes, done=done)
+    loss = deep_supervision_loss(recipe.criterion, logits, classes, done=done)
     loss.backward()
     if plan.clip is not None:
         torch.nn.utils.clip_grad_norm_(network.parameters(), plan.clip)
@@ -266,24 +257,79 @@ def _step(
     return float(loss.detach())
 
 
-def _probe(
-    scans: Sequence[TrainingCase],
-    method: Recipe,
-    network: UNETR | HybridUNETR,
+def build_optimizer(network: SegmentationNetwork, plan: FinetuningPlan) -> torch.optim.Optimizer:
+    """Return AdamW with the plan's rates: one for the convolutions, and one for the encoder or for each of its layers."""
+    layers = network.layer_groups()
+    rest = [parameter for group in layers if not group.is_encoder for parameter in group.parameters]
+    groups = [{"params": rest, "lr": plan.learning_rate}]
+    if plan.encoder_rate > 0:
+        groups += layer_decay_groups(layers, plan.encoder_rate, decay=plan.layer_decay)
+    return build_adamw(groups, learning_rate=plan.learning_rate, betas=(0.9, 0.999), weight_decay=plan.weight_decay)
+
+
+def digest_run(plan: FinetuningPlan, cases: Sequence[TrainingCase]) -> str:
+    """Return the digest that binds a checkpoint to a run: the plan's values and every voxel of the cases."""
+    digest = hashlib.blake2b(plan.stored_text().encode(), digest_size=16)
+    for case in cases:
+        for tensor in (case.image, case.classes):
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read_checkpoint_of_run(path: Path, digest: str) -> dict[str, Any] | None:
+    """Return the plain values of a checkpoint, or None when it is absent; raise `InputError` for that of another run."""
+    values = read_checkpoint_values(path)
+    if values and values.get("run") != digest:
+        raise InputError(
+            "snapshot_unfit",
+            f"The checkpoint {path} belongs to other scans, labels or settings.",
+            "Resume with what the run was started with, or start again without --resume.",
+        )
+    return values
+
+
+def _plan_steps(
+    cases: Sequence[TrainingCase],
+    recipe: Recipe,
+    network: SegmentationNetwork,
+    *,
+    plan: FinetuningPlan,
+    device: torch.device,
+    stored: Mapping[str, Any] | None,
+    report: Reporter,
+) -> tuple[int, float]:
+    """Return the steps of the run and the shortest time of a step in seconds (0 when unknown), and report them.
+
+    A resumed run has the values of its checkpoint, and a short run of given steps is not timed.
+    """
+    if not plan.steps and not plan.seconds:
+        raise ValueError("a plan needs steps or seconds")
+    description = f"Training on {len(cases)} labelled scan{'s' if len(cases) > 1 else ''}"
+    if stored:
+        planned = int(stored["planned"])
+        report.info(f"{description} in {planned} steps.")
+        return planned, float(stored.get("fastest", 0.0))
+    if plan.steps and plan.steps < _MIN_TIMED_RUN_STEPS:
+        report.info(f"{description} in {plan.steps} steps.")
+        return plan.steps, 0.0
+    timing = _time_steps(cases, recipe, network, plan, device)
+    planned = plan.steps or timing.steps_in(plan.seconds or 0.0)
+    timing.log(report, steps=planned, description=description)
+    return planned, timing.fastest
+
+
+def _time_steps(
+    cases: Sequence[TrainingCase],
+    recipe: Recipe,
+    network: SegmentationNetwork,
     plan: FinetuningPlan,
     device: torch.device,
 ) -> StepTiming:
-    """What a step costs, from a few steps of a throw-away copy."""
+    """Time a few steps of a temporary copy of the network."""
     trial = copy.deepcopy(network)
-    optimizer = _build_optimizer(trial, plan)
+    optimizer = build_optimizer(trial, plan)
     return time_steps(
-        lambda step: _step(scans, method, trial, optimizer, step=step, done=0.0, plan=plan, device=device),
+        lambda step: train_step(cases, recipe, trial, optimizer, step=step, done=0.0, plan=plan, device=device),
         device=device,
         budget=None if plan.steps else plan.seconds,
     )
-
-
-def _steps_in(budget: float | None, pace: StepTiming | None) -> int:
-    if not budget or not pace:
-        raise ValueError("a plan needs steps or seconds")
-    return pace.steps_in(budget)

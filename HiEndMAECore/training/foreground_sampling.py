@@ -1,8 +1,4 @@
-"""The fine-tuning loop: one to a few labelled scans, held on the device, and a clock (paper section 4.1, ours in the rest).
-
-No workers and no disk: every crop is cut out of the whole scan with its rotation, scaling and bend in one interpolation.
-Step `i` draws from generators keyed by (seed, i), so that a resumed run goes on as if it had never stopped.
-"""
+"""Centers of the training crops: on every structure equally often, or anywhere in the body."""
 
 from __future__ import annotations
 
@@ -12,30 +8,44 @@ import numpy as np
 
 from .training_cases import TrainingCase
 
-_CENTRES = 50_000  # voxels of one structure to choose crop centres from
-_ANYWHERE = 0.4  # share of crops centred anywhere in the body instead of on a structure
+_MAX_CENTERS = 50_000  # candidate voxels of one structure in one scan
+_ANYWHERE_FRACTION = 0.4  # of the crops are centered anywhere in the body instead of on a structure
 
 
 class ForegroundSampler:
-    """Where crops are centred: on a structure drawn evenly among those there, or anywhere in the body."""
+    """Sampler of crop centers on the structures of the training cases.
 
-    def __init__(self, scans: Sequence[TrainingCase], *, seed: int) -> None:
-        rng = np.random.default_rng((seed, len(scans)))
-        self._places: dict[int, list[tuple[int, np.ndarray]]] = {}
-        for index, scan in enumerate(scans):
-            classes = scan.classes.cpu().numpy()
-            body = (scan.image[0] > 0).cpu().numpy()
+    Args:
+        cases: Training cases.
+        seed: Seed of the run.
+    """
+
+    def __init__(self, cases: Sequence[TrainingCase], *, seed: int) -> None:
+        rng = np.random.default_rng((seed, len(cases)))
+        # By class: (index of the case, candidate centers). Class 0 stands for the whole body.
+        self._centers: dict[int, list[tuple[int, np.ndarray]]] = {}
+        for index, case in enumerate(cases):
+            classes = case.classes.cpu().numpy()
+            body = (case.image[0] > 0).cpu().numpy()
             for value in (0, *np.unique(classes[classes > 0]).tolist()):
-                found = np.argwhere(classes == value if value else body)
-                if len(found) > _CENTRES:
-                    found = rng.choice(found, _CENTRES, replace=False)
-                if len(found):
-                    self._places.setdefault(value, []).append((index, found))
-        self._structures = sorted(value for value in self._places if value)
+                voxels = np.argwhere(classes == value if value else body)
+                if len(voxels) > _MAX_CENTERS:
+                    voxels = rng.choice(voxels, _MAX_CENTERS, replace=False)
+                if len(voxels):
+                    self._centers.setdefault(value, []).append((index, voxels))
+        self._structures = sorted(value for value in self._centers if value)
 
     def draw(self, rng: np.random.Generator, crop: Sequence[int]) -> tuple[int, np.ndarray]:
-        """(index of the scan, centre voxel (3,) float); the centre is moved by up to a quarter of the crop."""
-        anywhere = 0 in self._places and rng.random() < _ANYWHERE
+        """Draw a crop center.
+
+        Args:
+            rng: Generator of the sample.
+            crop: Edges of the crop in voxels; the center is shifted randomly by up to a quarter of them.
+
+        Returns:
+            The index of the case and the center (3,) in voxels, as floats.
+        """
+        anywhere = 0 in self._centers and rng.random() < _ANYWHERE_FRACTION
         value = 0 if anywhere else int(rng.choice(self._structures))
-        scan, places = self._places[value][int(rng.integers(len(self._places[value])))]
-        return scan, places[int(rng.integers(len(places)))] + rng.uniform(-0.25, 0.25, 3) * np.array(crop)
+        case, voxels = self._centers[value][int(rng.integers(len(self._centers[value])))]
+        return case, voxels[int(rng.integers(len(voxels)))] + rng.uniform(-0.25, 0.25, 3) * np.array(crop)

@@ -1,8 +1,4 @@
-"""The fine-tuning loop: one to a few labelled scans, held on the device, and a clock (paper section 4.1, ours in the rest).
-
-No workers and no disk: every crop is cut out of the whole scan with its rotation, scaling and bend in one interpolation.
-Step `i` draws from generators keyed by (seed, i), so that a resumed run goes on as if it had never stopped.
-"""
+"""Segmentation loss of the default recipe: Dice plus weighted cross-entropy."""
 
 from __future__ import annotations
 
@@ -17,27 +13,38 @@ from .training_cases import TrainingCase
 
 
 class WeightedDiceCELoss(nn.Module):
-    """Dice over the whole batch plus weighted cross-entropy: logits (B, K, H, W, D), classes (B, 1, H, W, D) -> scalar.
+    """Dice loss over the whole batch plus cross-entropy with class weights that fade during the run.
 
-    Whole batch: a structure that is missing from one crop of a tiny batch must not look like a failure. Weights: at the
-    start the inverse square root of each class's share of voxels, then fading to none at half of the run, for with them
-    small structures are found everywhere in the end. Without any the background wins first and small structures
-    stay at exactly zero for hundreds of steps (demo patients at 6 mm, step 200 of 250: mean Dice 0.46 without, 0.73 with).
+    The Dice is computed over the batch, because a structure that is absent from one crop of a small batch must not count
+    as a failure. The class weights start as the inverse square root of each class's voxel fraction and become uniform at
+    half of the run; if they stayed, small structures would be predicted everywhere. Without any weights the background
+    wins first, and small structures stay at exactly zero for hundreds of steps (demo patients at 6 mm, step 200 of 250:
+    mean Dice 0.46 without and 0.73 with the weights).
+
+    Args:
+        cases: Training cases, from whose labels the class fractions are counted.
+        classes: Number of classes with the background.
     """
 
-    def __init__(self, scans: Sequence[TrainingCase], *, classes: int) -> None:
+    def __init__(self, cases: Sequence[TrainingCase], *, classes: int) -> None:
         super().__init__()
         self.dice = DiceLoss(
             include_background=False, to_onehot_y=True, softmax=True, batch=True, smooth_nr=1e-5, smooth_dr=1e-5
         )
-        counts = torch.stack([torch.bincount(scan.classes.flatten().long(), minlength=classes) for scan in scans])
-        shares = counts.sum(0).double() / counts.sum()
-        self.register_buffer("shares", shares.clamp(min=1e-6).float(), persistent=False)
+        counts = torch.stack([torch.bincount(case.classes.flatten().long(), minlength=classes) for case in cases])
+        fractions = counts.sum(0).double() / counts.sum()
+        self.register_buffer("class_fractions", fractions.clamp(min=1e-6).float(), persistent=False)
 
-    shares: Tensor
+    class_fractions: Tensor
 
     def forward(self, logits: Tensor, classes: Tensor, *, done: float) -> Tensor:
-        """`done`: share of the run that is over, 0 to 1."""
-        weights = self.shares ** (-0.5 * max(0.0, 1 - 2 * done))
-        weights = weights / (weights * self.shares).sum()
+        """Return the scalar loss.
+
+        Args:
+            logits: (B, K, H, W, D).
+            classes: Labels (B, 1, H, W, D).
+            done: Fraction of the run that is over, from 0 to 1.
+        """
+        weights = self.class_fractions ** (-0.5 * max(0.0, 1 - 2 * done))
+        weights = weights / (weights * self.class_fractions).sum()
         return self.dice(logits, classes) + F.cross_entropy(logits, classes[:, 0].long(), weights)

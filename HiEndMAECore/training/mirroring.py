@@ -1,4 +1,4 @@
-"""From labelled scans on disk to what the fine-tuning loop holds: structures, grid, and the presets for a machine."""
+"""Mirroring of the training cases: whether their crops may be mirrored, and how `model.json` stores the decision."""
 
 from __future__ import annotations
 
@@ -13,18 +13,24 @@ from .training_cases import TrainingCase
 
 
 def decide_case_mirroring(
-    scans: Sequence[TrainingCase], structures: Sequence[Structure], *, report: Reporter
+    cases: Sequence[TrainingCase], structures: Sequence[Structure], *, report: Reporter
 ) -> Mirroring:
-    """May crops of these scans be mirrored? Told in the log."""
-    bodies = [(scan.image[0].numpy(), scan.classes.numpy()) for scan in scans]
-    mirroring = decide_mirroring([structure.name for structure in structures], bodies)
+    """Decide whether crops of the training cases may be mirrored, and report the decision.
+
+    Args:
+        cases: Training cases on the CPU.
+        structures: Structures of the model; class i + 1 is `structures[i]`.
+        report: Receives the metric `mirroring` and a message.
+    """
+    arrays = [(case.image[0].numpy(), case.classes.numpy()) for case in cases]
+    mirroring = decide_mirroring([structure.name for structure in structures], arrays)
     report.info(f"Mirroring from right to left is {mirroring.reason}.")
     report.metric("mirroring", float(mirroring.allowed), reason=mirroring.reason)
     return mirroring
 
 
 def mirroring_to_json(mirroring: Mirroring | None, structures: Sequence[Structure]) -> dict[str, Any]:
-    """As `model.json` keeps it: "swaps" are pairs of label values."""
+    """Return the entry of `model.json`, in which "swaps" are pairs of label values; empty without a decision."""
     if mirroring is None:
         return {}
     swaps = [[structures[one - 1].value, structures[other - 1].value] for one, other in mirroring.swaps]

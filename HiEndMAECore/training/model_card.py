@@ -1,4 +1,4 @@
-"""What `model.json` tells of a model that has learned from labelled scans."""
+"""Model card: the description of a trained model, which `model.json` stores."""
 
 from __future__ import annotations
 
@@ -24,19 +24,32 @@ def describe_model(
     architecture: Mapping[str, Any],
     plan: PreprocessingPlan,
     structures: Sequence[Structure],
-    scans: Sequence[TrainingCase],
+    cases: Sequence[TrainingCase],
     result: FinetuningResult,
-    checked: PerformanceEstimate,
+    estimate: PerformanceEstimate,
     origin: Mapping[str, Any],
     seed: int,
     device: torch.device,
 ) -> ModelDescription:
-    """The description of `result.network`. origin: of its starting weights, and what else is to be told of its training."""
+    """Describe a trained segmentation model. The keys of `training` are stored names.
+
+    Args:
+        name: Name of the model.
+        architecture: Network, variant and arguments.
+        plan: Spacing and intensities of the network's grid.
+        structures: Structures of the model.
+        cases: Training cases on the CPU, of which fingerprints are stored, but no intensities.
+        result: Result of the training.
+        estimate: Expected Dice of the model.
+        origin: Further entries of `training`: the initial weights, the preset, and mirroring.
+        seed: Seed of the run.
+        device: Device that the model was trained on.
+    """
     return ModelDescription(
         kind="segmentation",
         name=name,
         architecture=architecture,
-        channels=[f"channel {index}" for index in range(len(scans[0].image))],
+        channels=[f"channel {index}" for index in range(len(cases[0].image))],
         preparation={**plan.to_json(), "orientation": "RAS"},
         labels=[
             {"value": s.value, "name": s.name, "colour": list(s.color), "terminology": s.terminology}
@@ -44,9 +57,9 @@ def describe_model(
         ],
         training={
             **origin,
-            "cases": len(scans),
+            "cases": len(cases),
             "teaching": [
-                scan_fingerprint(scan.grid.original, scan.image.numpy(), plan.spacing) for scan in scans if scan.grid
+                scan_fingerprint(case.grid.original, case.image.numpy(), plan.spacing) for case in cases if case.grid
             ],
             "steps": result.steps,
             "steps_planned": result.planned,
@@ -55,6 +68,6 @@ def describe_model(
             "device": str(device),
             "versions": versions(),
             "losses": result.curve(),
-            "self_check": checked.to_json(),
+            "self_check": estimate.to_json(),
         },
     )

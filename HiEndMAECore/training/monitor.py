@@ -1,9 +1,8 @@
-"""What a pretraining run is measured by while it runs: the loss on the same crops each time, and two predictors that
-learn nothing, in the same units.
+"""Validation of a pretraining run: the loss on fixed crops, and the losses of two trivial predictors in the same units.
 
-- zero: every masked patch is predicted as its mean (about 1, less where patches are constant), or left
-  grey by inpainting.
-- nearest: the nearest visible patch is copied, normalised where the target is.
+- zero: every masked patch is predicted as its mean (a loss of about 1, and less where patches are constant); for inpainting,
+  as the fill value.
+- nearest: the nearest visible patch is copied, normalized where the target is normalized.
 """
 
 from __future__ import annotations
@@ -13,50 +12,61 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from HiEndMAECore.networks import HiEndMAE
 from HiEndMAECore.networks.hi_end_mae import Reconstruction, mean_over_crops
 from HiEndMAECore.networks.layers.patches import gather_tokens, patchify
+from HiEndMAECore.networks.masking import split_patches
 from HiEndMAECore.runtime.devices import autocast
 
 from .crop_sampling import Batch
-from .objectives.inpainting import Inpainting
+from .objectives.base import PretrainingObjective
 
-NUM_VALIDATION_CROPS = 32  # crops
+NUM_VALIDATION_CROPS = 32
 
 
 @dataclass(frozen=True)
 class ValidationCrops:
-    """Fixed crops; `batches` of the run's size hold them."""
+    """Fixed validation crops with fixed masks, in batches of the size that the run uses."""
 
     batches: tuple[Batch, ...]
 
     @torch.no_grad()
-    def loss(self, model: HiEndMAE | Inpainting, device: torch.device, precision: str) -> tuple[float, Reconstruction]:
-        """(loss of `model` on the watched crops, its reconstruction of the first batch)."""
+    def loss(self, model: PretrainingObjective, device: torch.device, precision: str) -> tuple[float, Reconstruction]:
+        """Compute the loss of `model` on the validation crops. Its training mode is preserved.
+
+        Args:
+            model: Model in training, on `device`.
+            device: Device to compute on.
+            precision: Precision of the run.
+
+        Returns:
+            The mean loss, and the model's reconstruction of the first batch.
+        """
         total, first = 0.0, None
         training = model.training
         model.eval()
         for batch in self.batches:
-            volume, permutation, inside = batch.on(device)
+            volume, permutation, valid_mask = batch.to(device)
             with autocast(device, smallest_edge=min(model.grid), precision=precision):
-                output = model(volume, permutation, inside)
+                output = model(volume, permutation, valid_mask)
             total += float(output.loss) * len(volume)
             first = first or output
         model.train(training)
         assert first is not None
         return total / sum(len(batch.volume) for batch in self.batches), first
 
-    def trivial_losses(self, model: HiEndMAE | Inpainting) -> tuple[float, float]:
-        """(zero, nearest) on the watched crops, on the processor."""
+    def trivial_losses(self, model: PretrainingObjective) -> tuple[float, float]:
+        """Return the losses of the predictors "zero" and "nearest" on the validation crops, computed on the CPU."""
         sums, crops = torch.zeros(2), 0
         for batch in self.batches:
-            volume, permutation, inside = batch.on(torch.device("cpu"))
-            inside = torch.ones_like(volume, dtype=torch.bool) if inside is None else inside.expand_as(volume)
+            volume, permutation, valid_mask = batch.to(torch.device("cpu"))
+            if valid_mask is None:
+                valid_mask = torch.ones_like(volume, dtype=torch.bool)
             patches = model.targets(volume)
-            seen, hidden = permutation[:, : model.visible], permutation[:, model.visible :]
-            target = gather_tokens(patches, hidden)
-            copied = gather_tokens(patches, nearest_visible_patch(seen, hidden, model.grid))
-            counted = gather_tokens(patchify(inside.float(), model.patch_size), hidden)
+            visible, masked = split_patches(permutation, model.visible)
+            target = gather_tokens(patches, masked)
+            copied = gather_tokens(patches, nearest_visible_patch(visible, masked, model.grid))
+            weights = patchify(valid_mask.expand_as(volume).float(), model.patch_size)
+            counted = gather_tokens(weights, masked)
             losses = [mean_over_crops(errors**2, counted) for errors in (target, copied - target)]
             sums += torch.stack(losses) * len(volume)
             crops += len(volume)
@@ -64,7 +74,16 @@ class ValidationCrops:
         return zero, nearest
 
 
-def nearest_visible_patch(seen: Tensor, hidden: Tensor, grid: tuple[int, int, int]) -> Tensor:
-    """For each masked patch the visible one with the nearest centre: seen (B, S), hidden (B, M) -> (B, M) indices."""
-    places = torch.cartesian_prod(*(torch.arange(edge) for edge in grid)).float()
-    return seen.gather(1, torch.cdist(places[hidden], places[seen]).argmin(dim=2))
+def nearest_visible_patch(visible: Tensor, masked: Tensor, grid: tuple[int, int, int]) -> Tensor:
+    """Return for each masked patch the visible patch with the nearest center.
+
+    Args:
+        visible: Indices (B, V) of the visible patches.
+        masked: Indices (B, M) of the masked patches.
+        grid: Number of patches along each axis.
+
+    Returns:
+        Indices (B, M) of visible patches.
+    """
+    centers = torch.cartesian_prod(*(torch.arange(edge) for edge in grid)).float()
+    return visible.gather(1, torch.cdist(centers[masked], centers[visible]).argmin(dim=2))

@@ -1,13 +1,17 @@
-"""The paper's own fine-tuning (section 4.1 and its supplement, as in the authors' code), for `--preset paper-one-shot`.
+"""The paper's fine-tuning recipe (section 4.1 and supplement, as in the authors' code), for `--preset paper-one-shot`.
 
-AdamW with one rate of 1e-4, weight decay 1e-5, linear warm-up over 50 epochs and a cosine; a step is one volume with four
-crops, as many around labelled voxels as around unlabelled ones of the body; flips and quarter turns p .2 (a flip an axis,
-a turn in the plane of the first two), intensities scaled and shifted by up to a tenth, p .1 each; Dice and cross-entropy
-with the background; the last weights, no average. 5,000 epochs for one shot, and by the share of a data set.
+AdamW with one learning rate of 1e-4 and weight decay 1e-5; linear warm-up over 50 epochs, then cosine decay. A step takes
+one volume and four crops, of which half are centered on labelled voxels and half on unlabelled voxels of the body.
+Augmentation: mirroring of each axis and quarter turns in the plane of the first two axes with probability 0.2; scaling and
+shifting of the intensities by up to a tenth with probability 0.1 each. The loss is Dice plus cross-entropy with the
+background. The last weights are used, without averaging. One-shot runs take 5,000 epochs; data sets take fewer, depending
+on the share of their cases.
 
-What it is not: quick. Nor does it know of left and right: it flips both into each other, as the paper does.
-Ours all the same: the position table is computed, the cls token is kept (the function that was pretrained), and the rate
-moves every step instead of every epoch, so that the first epoch does not learn at a rate of zero.
+The recipe is slow, and it ignores laterality: like the paper, it mirrors left and right structures into each other.
+
+Three details differ from the authors' code: the position embedding is computed for the grid at hand; the cls token is kept,
+so that the encoder computes the function that was pretrained; and the learning rate changes in every step instead of every
+epoch, so that the first epoch is not trained at a rate of zero.
 """
 
 from __future__ import annotations
@@ -26,26 +30,34 @@ from .augmentation import Augmentation, draw_paper_augmentation, sample_generato
 from .plans import FinetuningPlan
 from .training_cases import TrainingCase
 
-EPOCHS = {None: 5000, 1: 5000, 10: 2000, 100: 1000}  # by the share of the data set, in percent; None: one shot
-_WARM_UP = 50  # epochs
-_CROPS = 4
-_MOST = 200_000  # voxels of a kind to choose centres from
-_ORDER = 1  # third word of the generators' key that order the volumes
+EPOCHS = {None: 5000, 1: 5000, 10: 2000, 100: 1000}  # by the share of the data set in percent; None: one shot
+_WARM_UP_EPOCHS = 50
+_CROPS_PER_STEP = 4
+_MAX_CENTERS = 200_000  # candidate voxels of one kind in one volume
+_ORDER_KEY = 1  # third word in the key of the generators that order the volumes; those of the crops have two words
 
 
 def paper_plan(
     *, crop: tuple[int, int, int], cases: int, share: int | None = None, steps: int | None = None, seed: int = 0
 ) -> FinetuningPlan:
-    """The paper's schedule for `cases` volumes; `steps` shortens (or lengthens) it as a whole."""
-    whole = EPOCHS[share] * cases
+    """Return the paper's schedule.
+
+    Args:
+        crop: Edges of a crop in voxels.
+        cases: Number of training volumes; an epoch takes one step for each.
+        share: Percent of the data set's cases that these are; None for one-shot training.
+        steps: Length of the run, instead of the paper's; warm-up and decay are scaled with it.
+        seed: Seed of the run.
+    """
+    paper_steps = EPOCHS[share] * cases
     return FinetuningPlan(
         crop=crop,
-        steps=steps or whole,
-        batch_size=_CROPS,
+        steps=steps or paper_steps,
+        batch_size=_CROPS_PER_STEP,
         learning_rate=1e-4,
         encoder_rate=1e-4,
         weight_decay=1e-5,
-        warm_up=_WARM_UP * cases / whole,
+        warm_up=_WARM_UP_EPOCHS * cases / paper_steps,
         ema=0.0,
         clip=None,
         seed=seed,
@@ -53,58 +65,67 @@ def paper_plan(
 
 
 def warn_about_flips(names: Sequence[str], report: Reporter) -> None:
-    """Tell whoever asks for the paper's schedule what its flips do to left and right."""
-    sided = names_with_side(names)
-    if sided:
+    """Warn when structures have a side, because the recipe mirrors left and right into each other."""
+    lateral = names_with_side(names)
+    if lateral:
         report.warning(
             "paper_flips_sides",
-            f"The paper's schedule flips left and right into each other; this scan tells them apart ('{sided[0]}').",
+            f"The paper's recipe mirrors left and right into each other, but '{lateral[0]}' has a side.",
             "Use another --preset, which exchanges the names of mirrored pairs.",
         )
 
 
 class PaperLoss(nn.Module):
-    """Dice (squared) plus cross-entropy, background included: logits (B, K, H, W, D), classes (B, 1, H, W, D)."""
+    """Dice loss with squared denominator plus cross-entropy, both with the background."""
 
     def __init__(self) -> None:
         super().__init__()
         self.loss = DiceCELoss(to_onehot_y=True, softmax=True, squared_pred=True, smooth_nr=0.0, smooth_dr=1e-6)
 
     def forward(self, logits: Tensor, classes: Tensor, *, done: float) -> Tensor:
-        """`done`, the share of the run that is over, makes no difference."""
+        """Return the scalar loss of logits (B, K, H, W, D) and classes (B, 1, H, W, D); `done` is not used."""
         return self.loss(logits, classes)
 
 
 class PaperRecipe:
-    """Crops and loss of the paper, see `finetuning.Method`."""
+    """Crops and loss of the paper (see `default_recipe.Recipe`).
+
+    Args:
+        cases: Training cases.
+        seed: Seed of the run.
+    """
 
     swaps: tuple[tuple[int, int], ...] = ()
 
-    def __init__(self, scans: Sequence[TrainingCase], *, seed: int) -> None:
+    def __init__(self, cases: Sequence[TrainingCase], *, seed: int) -> None:
         self.seed = seed
         self.criterion: nn.Module = PaperLoss()
-        self._shapes = [np.array(scan.classes.shape) for scan in scans]
-        self._labelled = [_some(scan.classes > 0, seed) for scan in scans]
-        self._body = [_some((scan.classes == 0) & (scan.image[0] > 0), seed) for scan in scans]
+        self._shapes = [np.array(case.classes.shape) for case in cases]
+        self._labelled = [_candidate_centers(case.classes > 0, seed) for case in cases]
+        self._body = [_candidate_centers((case.classes == 0) & (case.image[0] > 0), seed) for case in cases]
 
     def draw(self, index: int, crop: Sequence[int]) -> tuple[int, np.ndarray, Augmentation]:
-        """Crop `index` of the run: (scan, centre, change)."""
+        """Draw crop `index` of the run: (index of the case, center in voxels, augmentation)."""
         rng = sample_generator(self.seed, index)
-        volume = index // _CROPS
-        epoch, place = divmod(volume, len(self._shapes))
-        scan = int(np.random.default_rng((self.seed, epoch, _ORDER)).permutation(len(self._shapes))[place])
-        kinds = [self._labelled[scan], self._body[scan]]
-        places = kinds[int(rng.random() < 0.5)]
-        if not len(places):
-            places = kinds[0] if len(kinds[0]) else kinds[1]
+        epoch, position = divmod(index // _CROPS_PER_STEP, len(self._shapes))
+        order = np.random.default_rng((self.seed, epoch, _ORDER_KEY)).permutation(len(self._shapes))
+        case = int(order[position])
+        kinds = [self._labelled[case], self._body[case]]
+        centers = kinds[int(rng.random() < 0.5)]
+        if not len(centers):
+            centers = kinds[0] if len(kinds[0]) else kinds[1]
         size = np.array(crop)
-        start = places[int(rng.integers(len(places)))] - size // 2 if len(places) else (self._shapes[scan] - size) // 2
-        start = np.clip(start, 0, np.maximum(self._shapes[scan] - size, 0))  # crops lie within the volume
-        return scan, start + (size - 1) / 2, draw_paper_augmentation(rng, square=crop[0] == crop[1])
+        if len(centers):
+            start = centers[int(rng.integers(len(centers)))] - size // 2
+        else:
+            start = (self._shapes[case] - size) // 2
+        start = np.clip(start, 0, np.maximum(self._shapes[case] - size, 0))  # crops lie within the volume
+        return case, start + (size - 1) / 2, draw_paper_augmentation(rng, square=crop[0] == crop[1])
 
 
-def _some(mask: Tensor, seed: int) -> np.ndarray:
-    places = torch.nonzero(mask).cpu().numpy()
-    if len(places) > _MOST:
-        places = np.random.default_rng((seed, len(places))).choice(places, _MOST, replace=False)
-    return places
+def _candidate_centers(mask: Tensor, seed: int) -> np.ndarray:
+    """Return the voxels (N, 3) of `mask`, at most `_MAX_CENTERS` of them."""
+    voxels = torch.nonzero(mask).cpu().numpy()
+    if len(voxels) > _MAX_CENTERS:
+        voxels = np.random.default_rng((seed, len(voxels))).choice(voxels, _MAX_CENTERS, replace=False)
+    return voxels

@@ -1,19 +1,18 @@
-"""The self-check: what Dice to expect on other patients, estimated from the labelled scans alone.
+"""Performance estimate: the Dice to expect on other patients, estimated from the training cases alone.
 
-What follows the true Dice best is the size of a structure: borders are found on other patients to within about
-`Calibration.border` voxels, whatever the structure, and that costs a small one more of its Dice than a large one. Whether it
-has been learned at all shows in `deformed`, its Dice on strongly deformed and re-contrasted copies of the teaching scans, drawn
-with changes stronger than the training's and with generators that no training crop uses.
+The true Dice on other patients depends mostly on the size of a structure. Predicted borders are off by about
+`Calibration.border` voxels whatever the structure, which costs a small structure more of its Dice than a large one. Whether
+a structure was learned at all is measured by its Dice on deformed copies of the training cases. The copies are deformed and
+re-contrasted more strongly than the training crops, with random generators that no training crop uses.
 
-What else was tried (`deformed` alone, agreement of the averaged and the last weights, how sure the network is, agreement with
-the mirrored copy) and how well each follows the true Dice is told in Testing/Benchmarks/results.md.
+Testing/Benchmarks/results.md compares this estimate with others that were tried: the Dice on the copies alone, the agreement
+of the averaged with the last weights, the network's entropy, and the agreement with the mirrored copy.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,41 +25,63 @@ from HiEndMAECore.reporting.reporter import Reporter
 from HiEndMAECore.runtime.devices import autocast
 
 from .augmentation import Augmentation, crop_augmented, rotation
+from .disjoint_tiles import DiceCounts, DisjointTile, count_classes, disjoint_tiles
 from .training_cases import MIN_VOXELS, TrainingCase
 
-BUDGET_SHARE = 0.06  # of a budget, kept for the self-check
-TOO_LITTLE = "too little to learn from"
-UNSEEN = "not seen in the self-check"
-_COPIES = 4  # at most
-_FORWARD = 0.4  # a tile through one network, as a share of one crop's part of a step
-_FEWEST = 4  # tiles
-_MARK = 0x5E1F  # third word of the generators' key: training's have two
-_LATTICE = 7
+BUDGET_SHARE = 0.06  # of a time budget is reserved for the performance estimate
+# Notes in place of an expected Dice; stored in model.json.
+NOTE_TOO_LITTLE = "too little to learn from"
+NOTE_NOT_SEEN = "not seen in the self-check"
+_MAX_COPIES = 4
+_TILE_COST = 0.4  # time of one predicted tile, in units of the training time of one crop
+_MIN_TILES = 4
+_COPY_KEY = 0x5E1F  # third word in the key of the copies' generators; those of training crops have two words
+_LATTICE_NODES = 7  # along each axis of the elastic deformation
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What patients have shown. border: mean distance of found from drawn borders, in voxels of the network's grid. error:
-    mean absolute error of a structure's expected Dice, on patients that had no part in the choice; None until measured."""
+    """Relation between a structure's size and its Dice, as measured on patients.
+
+    Attributes:
+        border: Mean distance between predicted and reference borders, in voxels of the network's grid.
+        error: Mean absolute error of a structure's expected Dice, on patients that were not used to choose `border`. None
+            when it is not measured.
+    """
 
     border: float
     error: float | None = None
 
-    def expected(self, deformed: float, voxels: float) -> float:
-        """The Dice to expect of a structure of so many voxels. A ball of radius r with its border off by b on average keeps a
-        Dice of 1 - 3/2 b/r; no structure gets more than twice of what it reached on deformed copies."""
+    def expected_dice(self, deformed: float, voxels: float) -> float:
+        """Return the expected Dice of a structure.
+
+        A ball of radius r whose border is off by b on average has a Dice of 1 - 3/2 b/r. The result is limited to twice
+        the Dice on deformed copies.
+
+        Args:
+            deformed: Dice on deformed copies of the training cases.
+            voxels: Size of the structure in voxels of the network's grid.
+        """
         radius = (3 * voxels / (4 * math.pi)) ** (1 / 3)
         return max(0.0, min(2 * deformed, 1 - 1.5 * self.border / radius))
 
 
-# border: chosen on OpenKBP's seven `tune` cases (head-and-neck CT). error: on its 20 `test` cases, after 5 minutes of learning
-# from each of three scans with two seeds, with and without pretraining (126 structures; 0.055, correlation 0.77).
+# border: chosen on OpenKBP's seven `tune` cases (head-and-neck CT). error: measured on its 20 `test` cases, after 5 minutes of
+# training on each of three cases with two seeds, with and without pretraining (126 structures; 0.055, correlation 0.77).
 CALIBRATION = Calibration(border=1.4, error=0.06)
 
 
 @dataclass(frozen=True)
 class StructureEstimate:
-    """One structure: Dice on deformed copies, voxels a teaching scan, the Dice to expect, and why there is none."""
+    """Performance estimate of one structure.
+
+    Attributes:
+        structure: The structure.
+        deformed: Mean Dice on deformed copies; None when no copy shows the structure.
+        voxels: Mean size in the training cases that label it, in voxels of the network's grid.
+        expected: Expected Dice on other patients; None when it cannot be estimated.
+        note: Why there is no expected Dice, otherwise empty.
+    """
 
     structure: Structure
     deformed: float | None
@@ -71,7 +92,14 @@ class StructureEstimate:
 
 @dataclass(frozen=True)
 class PerformanceEstimate:
-    """The self-check of a model. copies, tiles: how much it rests on."""
+    """Performance estimate of a model.
+
+    Attributes:
+        structures: Estimates in the order of the model's structures.
+        copies: Number of deformed copies that were segmented.
+        tiles: Number of tiles that were segmented.
+        calibration: Relation between size and Dice that was used.
+    """
 
     structures: tuple[StructureEstimate, ...]
     copies: int
@@ -81,11 +109,11 @@ class PerformanceEstimate:
     @property
     def mean(self) -> float | None:
         """Mean expected Dice of the structures that have one."""
-        known = [check.expected for check in self.structures if check.expected is not None]
-        return sum(known) / len(known) if known else None
+        expected = [estimate.expected for estimate in self.structures if estimate.expected is not None]
+        return sum(expected) / len(expected) if expected else None
 
     def to_json(self) -> dict[str, Any]:
-        """As `model.json` keeps it under training.self_check."""
+        """Return the entry `training.self_check` of `model.json`; its keys are stored names."""
         return {
             "calibrated": self.calibration.error is not None,
             "error": self.calibration.error,
@@ -95,36 +123,35 @@ class PerformanceEstimate:
             "mean": _rounded(self.mean),
             "structures": [
                 {
-                    "value": check.structure.value,
-                    "name": check.structure.name,
-                    "expected": _rounded(check.expected),
-                    "deformed": _rounded(check.deformed),
-                    "voxels": check.voxels,
-                    "note": check.note,
+                    "value": estimate.structure.value,
+                    "name": estimate.structure.name,
+                    "expected": _rounded(estimate.expected),
+                    "deformed": _rounded(estimate.deformed),
+                    "voxels": estimate.voxels,
+                    "note": estimate.note,
                 }
-                for check in self.structures
+                for estimate in self.structures
             ],
         }
 
-    def tell(self, report: Reporter) -> None:
-        """Events `self_check`, one a structure and one for the mean, and the same in plain sentences."""
+    def log(self, report: Reporter) -> None:
+        """Report a metric `self_check` for each structure and for the mean, and the same as messages."""
         error = self.calibration.error
-        for check in self.structures:
-            features = {"deformed": _rounded(check.deformed), "voxels": check.voxels}
-            named = {"structure": check.structure.name, "label": check.structure.value}
-            report.metric("self_check", _rounded(check.expected), **named, **features, note=check.note)
-        counts = {"structures": len(self.structures), "estimated": sum(c.expected is not None for c in self.structures)}
+        for estimate in self.structures:
+            details = {"deformed": _rounded(estimate.deformed), "voxels": estimate.voxels, "note": estimate.note}
+            labels = {"structure": estimate.structure.name, "label": estimate.structure.value}
+            report.metric("self_check", _rounded(estimate.expected), **labels, **details)
+        counts = {"structures": len(self.structures), "estimated": sum(e.expected is not None for e in self.structures)}
         report.metric("self_check", _rounded(self.mean), structure="mean", error=error, **counts)
-        how = (
-            f"give or take {error:.2f} a structure, as measured on head-and-neck CT"
-            if error is not None
-            else "an estimate that no patient has tested"
-        )
-        mean = "nothing" if self.mean is None else f"a mean Dice of about {self.mean:.2f}"
-        report.info(f"Self-check: expect {mean} on other patients ({how}).")
-        for check in self.structures:
-            message = check.note if check.expected is None else f"about {check.expected:.2f}"
-            report.info(f"  {check.structure.name}: {message}")
+        if error is not None:
+            accuracy = f"with an error of about {error:.2f} for each structure, measured on head-and-neck CT"
+        else:
+            accuracy = "not validated on patients"
+        mean = "could not be estimated" if self.mean is None else f"{self.mean:.2f}"
+        report.info(f"Expected mean Dice on other patients: {mean} ({accuracy}).")
+        for estimate in self.structures:
+            value = estimate.note if estimate.expected is None else f"{estimate.expected:.2f}"
+            report.info(f"  {estimate.structure.name}: {value}")
 
 
 def _rounded(value: float | None) -> float | None:
@@ -133,34 +160,47 @@ def _rounded(value: float | None) -> float | None:
 
 @dataclass(frozen=True)
 class EstimateWorkload:
-    """Copies to make, and tiles to look at in each."""
+    """Number of deformed copies to segment, and of tiles in each."""
 
     copies: int
     tiles: int
 
 
 def plan_estimate(
-    scans: Sequence[TrainingCase], *, crop: Sequence[int], steps: int, batch_size: int, share: float = BUDGET_SHARE
+    cases: Sequence[TrainingCase], *, crop: Sequence[int], steps: int, batch_size: int, share: float = BUDGET_SHARE
 ) -> EstimateWorkload:
-    """What `share` of `steps` of learning allows: counted in tiles, not in seconds, so that a rerun checks the same.
+    """Plan how much is segmented for the performance estimate.
 
-    One copy at least, of which those tiles are looked at that hold most of the structures when not all can be.
+    The work is counted in tiles instead of seconds, so that a repeated run gives the same estimate. There is at least one
+    copy; when not all its tiles can be afforded, the tiles with most of the structures are segmented.
+
+    Args:
+        cases: Training cases.
+        crop: Edges of a tile in voxels.
+        steps: Steps of the training run.
+        batch_size: Crops of a step.
+        share: Time of the estimate as a fraction of the training time.
     """
-    afford = int(share * steps * batch_size / _FORWARD)
-    whole = max(len(list(_tiles(scan.classes.shape, crop))) for scan in scans)
-    if afford < whole:
-        return EstimateWorkload(1, max(_FEWEST, afford))
-    return EstimateWorkload(max(1, min(_COPIES, afford // whole)), whole)
+    affordable = int(share * steps * batch_size / _TILE_COST)
+    tiles = max(len(list(disjoint_tiles(case.classes.shape, crop))) for case in cases)
+    if affordable < tiles:
+        return EstimateWorkload(1, max(_MIN_TILES, affordable))
+    return EstimateWorkload(max(1, min(_MAX_COPIES, affordable // tiles)), tiles)
 
 
 def draw_strong_augmentation(rng: np.random.Generator, size: Sequence[int]) -> Augmentation:
-    """A change of a whole scan of `size` voxels: another build, another posture, another scanner. Every part is there."""
+    """Draw an augmentation of a whole scan that imitates another body, another posture and another scanner.
+
+    Args:
+        rng: Generator of the copy.
+        size: Shape of the scan in voxels.
+    """
     angles = np.deg2rad(rng.uniform(-12, 12, 3))
     stretch = np.exp(rng.uniform(-0.15, 0.15)) * np.exp(rng.uniform(-0.12, 0.12, 3))
-    nodes = np.array(size, float)[:, None, None, None] / (_LATTICE - 1)  # voxels between nodes of the lattice
+    node_distance = np.array(size, float)[:, None, None, None] / (_LATTICE_NODES - 1)  # voxels
     return Augmentation(
         matrix=rotation(angles) @ np.diag(stretch),
-        bend=rng.normal(0, 1, (3, *[_LATTICE] * 3)) * nodes * rng.uniform(0.12, 0.2),
+        displacement=rng.normal(0, 1, (3, *[_LATTICE_NODES] * 3)) * node_distance * rng.uniform(0.12, 0.2),
         gain=float(rng.choice([rng.uniform(0.75, 0.9), rng.uniform(1.1, 1.33)])),
         shift=float(rng.uniform(-0.1, 0.1)),
         gamma=float(np.exp(rng.choice([-1, 1]) * rng.uniform(0.15, 0.5))),
@@ -172,7 +212,7 @@ def draw_strong_augmentation(rng: np.random.Generator, size: Sequence[int]) -> A
 
 @torch.no_grad()
 def estimate_performance(
-    scans: Sequence[TrainingCase],
+    cases: Sequence[TrainingCase],
     network: nn.Module,
     structures: Sequence[Structure],
     *,
@@ -183,80 +223,81 @@ def estimate_performance(
     report: Reporter,
     calibration: Calibration = CALIBRATION,
 ) -> PerformanceEstimate:
-    """Segment changed copies of `scans` with `network`, and compare.
+    """Segment deformed copies of the training cases and estimate the Dice on other patients.
 
-    Class i + 1 of the scans is `structures[i]`. Every copy is of the next scan in turn. Raises `Cancelled`.
+    Args:
+        cases: Training cases; the copies are made of each in turn.
+        network: Trained network, on `device`.
+        structures: Structures of the model; class i + 1 is `structures[i]`.
+        crop: Edges of a tile in voxels.
+        work: Number of copies and tiles.
+        seed: Seed of the run.
+        device: Device to compute on.
+        report: Receives the progress of the stage `self-check`.
+        calibration: Relation between size and Dice.
+
+    Raises:
+        Cancelled: The run was cancelled.
     """
     network.eval()
     classes = len(structures) + 1
-    overlaps: list[list[float]] = [[] for _ in range(classes)]  # a structure's Dice, one a copy that shows it
-    looked = 0
+    dices: list[list[float]] = [[] for _ in range(classes)]  # by class, one of each copy that shows it
+    segmented = 0
     for copy in report.steps("self-check", work.copies):
-        scan = scans[copy % len(scans)]
-        size = [max(n, edge) for n, edge in zip(scan.classes.shape, crop)]
-        change = draw_strong_augmentation(np.random.default_rng((seed, copy, _MARK)), size)
-        center = (np.array(scan.classes.shape) - 1) / 2
-        image, truth = crop_augmented(scan.image.to(device), scan.classes.to(device), center, size, change)
-        tiles = _most_telling(list(_tiles(size, crop)), truth, classes)[: work.tiles]
-        hit, there, found = torch.zeros(classes), torch.zeros(classes), torch.zeros(classes)
+        image, reference = _deformed_copy(cases[copy % len(cases)], crop=crop, seed=seed, copy=copy, device=device)
+        tiles = _by_structure_content(list(disjoint_tiles(reference.shape, crop)), reference, classes)[: work.tiles]
+        counts = DiceCounts(classes)
         for tile in tiles:
             report.check()
             with autocast(device):
-                given = network(image[(slice(None), *tile.whole)][None])[0].argmax(0)[tile.inside]
-            true = truth[tile.own].long()
-            hit += _count(true[given == true], classes)
-            there += _count(true, classes)
-            found += _count(given, classes)
-        looked += len(tiles)
+                logits = network(image[(slice(None), *tile.input)][None])
+            counts.add(logits[0].argmax(0)[tile.own_in_input], reference[tile.own])
+        segmented += len(tiles)
         for value in range(1, classes):
-            if there[value]:
-                overlaps[value].append(float(2 * hit[value] / (there[value] + found[value])))
-    counts = torch.stack([_count(scan.classes.long(), classes) for scan in scans])
-    voxels = (counts.sum(0) / (counts > 0).sum(0).clamp(min=1)).round().int().tolist()  # of the scans that label it
-    checks = []
+            dice = counts.dice(value)
+            if dice is not None:
+                dices[value].append(dice)
+    estimates = _structure_estimates(cases, structures, dices, calibration)
+    return PerformanceEstimate(estimates, work.copies, segmented, calibration)
+
+
+def _deformed_copy(
+    case: TrainingCase, *, crop: Sequence[int], seed: int, copy: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return image (C, H, W, D) and classes (H, W, D) of a deformed copy, at least as large as a tile."""
+    shape = case.classes.shape
+    size = [max(length, edge) for length, edge in zip(shape, crop)]
+    augmentation = draw_strong_augmentation(np.random.default_rng((seed, copy, _COPY_KEY)), size)
+    center = (np.array(shape) - 1) / 2
+    return crop_augmented(case.image.to(device), case.classes.to(device), center, size, augmentation)
+
+
+def _structure_estimates(
+    cases: Sequence[TrainingCase],
+    structures: Sequence[Structure],
+    dices: Sequence[Sequence[float]],
+    calibration: Calibration,
+) -> tuple[StructureEstimate, ...]:
+    """Return the estimate of each structure from its Dice on the copies (by class) and its size in the cases."""
+    counts = torch.stack([count_classes(case.classes.long(), len(structures) + 1) for case in cases])
+    labelling_cases = (counts > 0).sum(0).clamp(min=1)
+    voxels = (counts.sum(0) / labelling_cases).round().int().tolist()
+    estimates = []
     for value, structure in enumerate(structures, start=1):
-        deformed = float(np.mean(overlaps[value])) if overlaps[value] else None
+        deformed = float(np.mean(dices[value])) if dices[value] else None
         expected, note = None, ""
         if counts[:, value].sum() < MIN_VOXELS or deformed == 0:
-            note = TOO_LITTLE
+            note = NOTE_TOO_LITTLE
         elif deformed is None:
-            note = UNSEEN
+            note = NOTE_NOT_SEEN
         else:
-            expected = calibration.expected(deformed, voxels[value])
-        checks.append(StructureEstimate(structure, deformed, voxels[value], expected, note))
-    return PerformanceEstimate(tuple(checks), work.copies, looked, calibration)
+            expected = calibration.expected_dice(deformed, voxels[value])
+        estimates.append(StructureEstimate(structure, deformed, voxels[value], expected, note))
+    return tuple(estimates)
 
 
-@dataclass(frozen=True)
-class _Tile:
-    """`whole`: what the network sees; `own`: the part that no other tile counts; `inside`: that part within `whole`."""
-
-    whole: tuple[slice, ...]
-    own: tuple[slice, ...]
-    inside: tuple[slice, ...]
-
-
-def _tiles(shape: Sequence[int], crop: Sequence[int]) -> Iterator[_Tile]:
-    """Tiles that cover `shape`; the last along an axis is moved back inside and counts only what is left."""
-    rows = []
-    for n, edge in zip(shape, crop):
-        n = max(n, edge)
-        starts = [min(first, n - edge) for first in range(0, n, edge)]
-        rows.append([(start, first, min(first + edge, n)) for start, first in zip(starts, range(0, n, edge))])
-    for places in itertools.product(*rows):
-        yield _Tile(
-            tuple(slice(start, start + edge) for (start, _, _), edge in zip(places, crop)),
-            tuple(slice(first, end) for _, first, end in places),
-            tuple(slice(first - start, end - start) for start, first, end in places),
-        )
-
-
-def _most_telling(tiles: list[_Tile], truth: Tensor, classes: int) -> list[_Tile]:
-    """Tiles that hold much of many structures first: a small structure counts as much as a large one."""
-    there = _count(truth.long(), classes).clamp(min=1)
-    message = [float((_count(truth[tile.own].long(), classes) / there)[1:].sum()) for tile in tiles]
-    return [tiles[index] for index in sorted(range(len(tiles)), key=lambda index: -message[index])]
-
-
-def _count(values: Tensor, classes: int) -> Tensor:
-    return torch.bincount(values.flatten(), minlength=classes).float().cpu()
+def _by_structure_content(tiles: list[DisjointTile], reference: Tensor, classes: int) -> list[DisjointTile]:
+    """Sort tiles by the sum of the fractions of the structures that they contain, so that small ones count equally."""
+    totals = count_classes(reference.long(), classes).clamp(min=1)
+    content = [float((count_classes(reference[tile.own].long(), classes) / totals)[1:].sum()) for tile in tiles]
+    return [tiles[index] for index in sorted(range(len(tiles)), key=lambda index: -content[index])]

@@ -1,4 +1,4 @@
-"""From labelled scans on disk to what the fine-tuning loop holds: structures, grid, and the presets for a machine."""
+"""Presets of fine-tuning: network, batch size and working grid for a machine, a set of scans and initial weights."""
 
 from __future__ import annotations
 
@@ -10,21 +10,28 @@ import numpy as np
 import torch
 
 from HiEndMAECore.data.labelled_cases import LabelledCase
-from HiEndMAECore.errors import InputError
 from HiEndMAECore.models.pretrained import PretrainedWeights
-from HiEndMAECore.networks.variants import get_variant, segmentation_architecture
 from HiEndMAECore.preprocessing.cropping import body_bounding_box
 from HiEndMAECore.preprocessing.intensity import suggest_normalization
 from HiEndMAECore.preprocessing.pipeline import PreprocessingPlan
 
+from . import network_choice
 from .training_cases import MIN_VOXELS
+
+_MAX_COARSENING = 1.5  # the pretraining voxel edge may be this many times finer than the scan's
+_MIN_BODY_CROPS = 0.25  # volume of the smallest body in crops, for which the pretraining spacing is used
 
 
 @dataclass(frozen=True)
 class Preset:
-    """What suits a machine: the variant where no starting weights decide it, crops a batch, and how many voxels a body
-    may have on the network's grid; or its spacing (mm along R, A, S) whatever the body. paper: the paper's recipe instead
-    of ours, see `training.paper`. On two cores, twice the steps of one crop beat steps of two crops.
+    """Sizes for a kind of machine.
+
+    Attributes:
+        variant: Network variant, where no initial weights determine it.
+        batch_size: Crops of a step. On two cores, twice as many steps of one crop gave better models than steps of two.
+        voxels: Largest number of voxels of a body on the network's grid.
+        spacing: Fixed spacing in mm along right, anterior and superior; None chooses it from the scans.
+        paper: True uses the paper's recipe instead of the default one, see `paper_recipe`.
     """
 
     variant: str
@@ -42,7 +49,7 @@ PRESETS = {
 
 
 def choose_preset(name: str, device: torch.device) -> Preset:
-    """The preset called `name`; 'auto' chooses by the device."""
+    """Return the preset called `name`; "auto" chooses by the device."""
     if name == "auto":
         name = "gpu" if device.type == "cuda" else "cpu"
     return PRESETS[name]
@@ -55,65 +62,91 @@ def choose_preprocessing(
     spacing: Sequence[float] | None = None,
     initial: PretrainedWeights | None = None,
 ) -> PreprocessingPlan:
-    """Spacing and intensities for these scans.
+    """Choose spacing and intensity normalization for labelled cases.
 
-    spacing, mm along R, A, S: what is given; else that of the weights, where they have learned to segment, or were
-    pretrained on scans of this kind and it suits these (`_suits`); else isotropic, as fine as the scans themselves allow
-    (geometric mean of the voxel edges), but so coarse that no body has more voxels than the preset's.
+    The spacing is, in this order: the given one; that of the initial weights, if they are of a segmentation model, or if
+    they were pretrained on scans of this kind and their spacing suits these scans; the preset's; otherwise isotropic, as
+    fine as the scans are (median over the cases of the geometric mean of the voxel edges), but so coarse that no body has
+    more voxels than the preset allows.
+
+    Args:
+        cases: Labelled cases in memory.
+        preset: Sizes for this machine.
+        spacing: Requested spacing in mm along right, anterior and superior.
+        initial: Initial weights.
     """
     normalization = suggest_normalization(cases[0].scan)
-    finest = float(np.median([np.prod(case.scan.spacing) ** (1 / 3) for case in cases]))
-    bodies = []
-    for case in cases:
-        box = body_bounding_box(case.scan, hounsfield=normalization.kind == "window")
-        bodies.append(float(np.prod([end - first for first, end in box])) * case.scan.geometry.voxel_ml * 1000)
+    scan_edge_mm = float(np.median([np.prod(case.scan.spacing) ** (1 / 3) for case in cases]))
+    body_mm3 = [_body_volume(case, hounsfield=normalization.kind == "window") for case in cases]
     if initial and initial.description:
         known = PreprocessingPlan.from_json(
             {key: initial.description.preparation[key] for key in ("spacing", "normalisation")}
         )
         if initial.is_segmentation:
-            return known if spacing is None else replace(known, spacing=_three(spacing))
-        crop = float(np.prod(initial.description.architecture["arguments"]["image_size"]))
-        same_kind = known.normalization.kind == normalization.kind
-        if spacing is None and same_kind and _suits(known.spacing, cases, finest=finest, body=min(bodies), crop=crop):
+            return known if spacing is None else replace(known, spacing=_spacing(spacing))
+        crop_voxels = float(np.prod(initial.description.architecture["arguments"]["image_size"]))
+        if (
+            spacing is None
+            and known.normalization.kind == normalization.kind
+            and _suits(known.spacing, cases, scan_edge_mm=scan_edge_mm, body_mm3=min(body_mm3), crop_voxels=crop_voxels)
+        ):
             return known
     if spacing is None:
         spacing = preset.spacing
     if spacing is None:
-        edge = round(max(finest, (max(bodies) / preset.voxels) ** (1 / 3)), 2)
+        edge = round(max(scan_edge_mm, (max(body_mm3) / preset.voxels) ** (1 / 3)), 2)
         spacing = (edge, edge, edge)
-    return PreprocessingPlan(_three(spacing), normalization)
+    return PreprocessingPlan(_spacing(spacing), normalization)
 
 
-def _suits(spacing: Sequence[float], cases: Sequence[LabelledCase], *, finest: float, body: float, crop: float) -> bool:
-    """May scans be seen at the `spacing` an encoder was pretrained at? Not where they are far coarser themselves (finest,
-    mm), where their body (mm3) fills less than a quarter of a crop (voxels), or where a structure would all but vanish."""
-    voxel = float(np.prod(spacing))
-    smallest = float("inf")
+def _body_volume(case: LabelledCase, *, hounsfield: bool) -> float:
+    """Return the volume of the body's bounding box in mm3."""
+    box = body_bounding_box(case.scan, hounsfield=hounsfield)
+    return float(np.prod([end - first for first, end in box])) * case.scan.geometry.voxel_ml * 1000
+
+
+def _suits(
+    spacing: Sequence[float],
+    cases: Sequence[LabelledCase],
+    *,
+    scan_edge_mm: float,
+    body_mm3: float,
+    crop_voxels: float,
+) -> bool:
+    """Return True when the spacing (mm) of pretraining suits the scans.
+
+    It does not where the scans are much coarser, where the smallest body fills less than a quarter of a crop, or where a
+    structure would have too few voxels.
+    """
+    voxel_mm3 = float(np.prod(spacing))
+    smallest_mm3 = float("inf")
     for case in cases:
         counts = np.bincount(case.labels.array.ravel())[1:]
-        smallest = min([smallest, *(float(count) * case.scan.geometry.voxel_ml * 1000 for count in counts[counts > 0])])
-    return finest <= 1.5 * voxel ** (1 / 3) and 4 * body > crop * voxel and smallest >= MIN_VOXELS * voxel
+        voxel_volumes = (float(count) * case.scan.geometry.voxel_ml * 1000 for count in counts[counts > 0])
+        smallest_mm3 = min([smallest_mm3, *voxel_volumes])
+    return (
+        scan_edge_mm <= _MAX_COARSENING * voxel_mm3 ** (1 / 3)
+        and body_mm3 > _MIN_BODY_CROPS * crop_voxels * voxel_mm3
+        and smallest_mm3 >= MIN_VOXELS * voxel_mm3
+    )
 
 
-def _three(spacing: Sequence[float]) -> tuple[float, float, float]:
+def _spacing(spacing: Sequence[float]) -> tuple[float, float, float]:
     r, a, s = spacing
     return r, a, s
 
 
 def choose_architecture(
-    preset: Preset, initial: PretrainedWeights | None, *, classes: int, channels: int
+    preset: Preset,
+    initial: PretrainedWeights | None,
+    *,
+    classes: int,
+    channels: int,
+    network: str | None = None,
+    variant: str | None = None,
 ) -> dict[str, Any]:
-    """The network that learns, as `registry.segmentation_architecture` tells it: that of a segmentation model to start
-    from; else the one for the starting weights' encoder; else the preset's. The paper's preset learns with UNETR."""
-    if initial and initial.is_segmentation:
-        assert initial.description is not None
-        known = dict(initial.description.architecture)
-        return {**known, "arguments": {**known["arguments"], "classes": classes, "in_channels": channels}}
-    try:
-        variant = get_variant(initial.variant if initial else preset.variant)
-    except ValueError as error:
-        raise InputError("weights_unknown", f"The starting weights cannot be used: {error}.") from error
-    if preset.paper:
-        variant = replace(variant, segmentation="UNETR")
-    return segmentation_architecture(variant, classes=classes, in_channels=channels)
+    """Choose the network to train, see `network_choice.choose_architecture`; the paper's preset trains UNETR."""
+    return network_choice.choose_architecture(
+        preset.variant, initial, classes=classes, channels=channels, network=network, variant=variant,
+        vit_network="UNETR" if preset.paper else None,
+    )  # fmt: skip

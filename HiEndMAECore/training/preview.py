@@ -1,4 +1,4 @@
-"""Looks at the labelled scan while learning goes on: how far it got, for whoever waits. A small share of the time."""
+"""Preview: the first labelled scan, segmented a few times during training, to show the progress."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from monai.inferers import sliding_window_inference
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from HiEndMAECore.errors import HiEndMAEError
 from HiEndMAECore.io.structure import Structure
@@ -18,23 +18,32 @@ from HiEndMAECore.preprocessing.pipeline import NetworkGrid, resample_labels_to_
 from HiEndMAECore.reporting.reporter import Reporter
 from HiEndMAECore.runtime.devices import autocast
 
+from .disjoint_tiles import DiceCounts, disjoint_tiles
 from .training_cases import TrainingCase
 
-_POINTS = (0.1, 0.25, 0.5, 0.75)  # of the run
-_FORWARD = 0.4  # seconds of a tile as a share of a step's seconds, before one was measured
+_RUN_FRACTIONS = (0.1, 0.25, 0.5, 0.75)  # of the run, at which a preview is made
+_TILE_COST = 0.4  # expected time of one predicted tile in units of a step, before a preview was timed
 
 
 class Preview:
-    """Segments one teaching scan now and then, without overlap of tiles, and writes it on the scan's own grid.
+    """Preview of one training case on its original grid (a `finetuning.TrainingCallback`).
 
-    share: of the run's time that all looks together may take; a look that would take longer is left out. The event
-    `preview` names the file; the metric `agreement` is the mean Dice with the labels of this very scan: how far learning
-    got, not how good the model is elsewhere.
+    The event `preview` names the file. The metric `agreement` is the mean Dice with the labels of this training case: it
+    shows the progress of the training, not the performance on other scans.
+
+    Args:
+        case: The training case, on the CPU.
+        grid: Position of its network grid in the original scan.
+        structures: Structures of the model; class i + 1 is `structures[i]`.
+        path: Label map to write.
+        report: Receives the event, the metric and warnings.
+        share: Fraction of the training time that all previews together may take; a preview that would take longer is
+            skipped.
     """
 
     def __init__(
         self,
-        scan: TrainingCase,
+        case: TrainingCase,
         grid: NetworkGrid,
         structures: Sequence[Structure],
         *,
@@ -42,54 +51,75 @@ class Preview:
         report: Reporter,
         share: float = 0.05,
     ) -> None:
-        self.scan, self.grid, self.path, self.report, self.share = scan, grid, path, report, share
+        self.case, self.grid, self.path, self.report, self.share = case, grid, path, report, share
         self.values = np.array([0, *(structure.value for structure in structures)], np.uint16)
-        self._points = list(_POINTS)
-        self._spent = 0.0
-        self._last: float | None = None
+        self._fractions = list(_RUN_FRACTIONS)
+        self._spent_seconds = 0.0
+        self._last_seconds: float | None = None
 
     def due(self, step: int, planned: int, *, seconds: float, crop: Sequence[int]) -> bool:
-        """Is a point of the run reached, and does one more look fit into the share? seconds: of the run so far."""
-        if not self._points or step / planned < self._points[0]:
-            return False
-        while self._points and self._points[0] <= step / planned:
-            self._points.pop(0)
-        learning = (seconds - self._spent) / step
-        tiles = np.prod([-(-there // edge) for there, edge in zip(self.scan.classes.shape, crop)])
-        takes = self._last if self._last is not None else float(tiles) * learning * _FORWARD
-        return self._spent + takes <= self.share * learning * planned
+        """Return True when a preview is due and its expected time fits into the share.
 
-    @torch.no_grad()
-    def look(self, network: nn.Module, *, step: int, crop: Sequence[int], device: torch.device) -> None:
-        """Segment, write, tell. The network's mode is left as it was."""
+        Args:
+            step: Steps that are done.
+            planned: Steps of the run.
+            seconds: Time of the run so far, with earlier previews.
+            crop: Edges of a tile in voxels.
+        """
+        if not self._fractions or step / planned < self._fractions[0]:
+            return False
+        while self._fractions and self._fractions[0] <= step / planned:
+            self._fractions.pop(0)
+        step_seconds = (seconds - self._spent_seconds) / step
+        tiles = np.prod([-(-length // edge) for length, edge in zip(self.case.classes.shape, crop)])
+        expected = float(tiles) * step_seconds * _TILE_COST if self._last_seconds is None else self._last_seconds
+        return self._spent_seconds + expected <= self.share * step_seconds * planned
+
+    def on_validation(self, network: nn.Module, *, step: int, crop: Sequence[int], device: torch.device) -> None:
+        """Segment the case, write the label map and report its Dice. The training mode of `network` is preserved.
+
+        Args:
+            network: Network to preview, on `device`.
+            step: Steps that are done.
+            crop: Edges of a tile in voxels.
+            device: Device to compute on.
+        """
         started, training = time.monotonic(), network.training
         network.eval()
-        with autocast(device):
-            logits = sliding_window_inference(
-                self.scan.image[None].to(device), tuple(crop), 1, network, overlap=0.0, device="cpu"
-            )
+        classes = self._segment(network, crop, device)
         network.train(training)
-        classes = logits[0].argmax(0)
         try:
-            write_label_map(
-                self.path, resample_labels_to_original(self.values[classes.numpy()], self.grid), self.grid.original
-            )
-        except (OSError, HiEndMAEError) as error:  # a full disk, or another program has the last one open
-            self.report.warning("preview_left_out", f"A preview could not be written ({error}); learning goes on.")
+            label_map = resample_labels_to_original(self.values[classes.numpy()], self.grid)
+            write_label_map(self.path, label_map, self.grid.original)
+        except (OSError, HiEndMAEError) as error:  # a full disk, or another program has the last preview open
+            self.report.warning("preview_left_out", f"A preview could not be written ({error}). Training continues.")
         else:
             self.report.preview(self.path)
-        self._last = time.monotonic() - started
-        self._spent += self._last
-        agreement = self._dice(classes)
-        if agreement is not None:
-            self.report.metric("agreement", round(agreement, 4), step=step, seconds=round(self._last, 2))
+        self._last_seconds = time.monotonic() - started
+        self._spent_seconds += self._last_seconds
+        dice = self._mean_dice(classes)
+        if dice is not None:
+            self.report.metric("agreement", round(dice, 4), step=step, seconds=round(self._last_seconds, 2))
 
-    def _dice(self, classes: torch.Tensor) -> float | None:
-        """None where nothing labelled is left of this scan at this spacing."""
-        truth = self.scan.classes.cpu()
-        found = [
-            float(2 * ((classes == value) & (truth == value)).sum() / ((classes == value).sum() + there))
-            for value in range(1, len(self.values))
-            if (there := (truth == value).sum())
-        ]
-        return sum(found) / len(found) if found else None
+    @torch.no_grad()
+    def _segment(self, network: nn.Module, crop: Sequence[int], device: torch.device) -> Tensor:
+        """Return the predicted classes (H, W, D) on the CPU, from tiles without overlap."""
+        shape = self.case.classes.shape
+        missing = [max(0, edge - length) for length, edge in zip(shape, crop)]
+        before = [length // 2 for length in missing]
+        padding = [(first, length - first) for first, length in zip(before, missing)]
+        image = F.pad(self.case.image, [voxels for pair in reversed(padding) for voxels in pair]).to(device)
+        classes = torch.empty(image.shape[1:], dtype=torch.long)
+        for tile in disjoint_tiles(image.shape[1:], crop):
+            with autocast(device):
+                logits = network(image[(slice(None), *tile.input)][None])
+            classes[tile.own] = logits[0].argmax(0)[tile.own_in_input].cpu()
+        h, w, d = (slice(first, first + length) for first, length in zip(before, shape))
+        return classes[h, w, d]
+
+    def _mean_dice(self, classes: Tensor) -> float | None:
+        """Return the mean Dice of the labelled structures; None when no labelled voxel is left at this spacing."""
+        counts = DiceCounts(len(self.values))
+        counts.add(classes, self.case.classes.cpu())
+        dices = [dice for value in range(1, len(self.values)) if (dice := counts.dice(value)) is not None]
+        return sum(dices) / len(dices) if dices else None

@@ -1,4 +1,4 @@
-"""AdamW as both loops use it, and the learning rate of every step."""
+"""Learning-rate schedule of both training loops: linear warm-up, then cosine decay."""
 
 from __future__ import annotations
 
@@ -8,15 +8,24 @@ import torch
 
 
 def cosine_schedule(step: int, steps: int, *, warm_up: int) -> float:
-    """Share of the base rate at 0-based `step` of `steps`: linear to 1 over `warm_up` steps, then a cosine towards 0."""
+    """Return the fraction of the base learning rate at 0-based `step`.
+
+    The rate rises linearly to 1 over `warm_up` steps, so that no step has a rate of zero, and then follows a cosine
+    towards 0.
+
+    Args:
+        step: The step, counted from 0.
+        steps: Steps of the whole run.
+        warm_up: Steps of the warm-up.
+    """
     if step < warm_up:
         return (step + 1) / warm_up
     return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, share: float) -> float:
-    """Give each group `share` of its base rate; returns the first group's rate."""
+def set_learning_rate(optimizer: torch.optim.Optimizer, fraction: float) -> float:
+    """Set every parameter group to `fraction` of its base rate; return the rate of the first group."""
     for group in optimizer.param_groups:
         group.setdefault("base_lr", group["lr"])
-        group["lr"] = group["base_lr"] * share
+        group["lr"] = group["base_lr"] * fraction
     return float(optimizer.param_groups[0]["lr"])

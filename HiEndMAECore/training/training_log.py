@@ -1,8 +1,8 @@
-"""`log.jsonl`: one JSON line a step, written as the run goes, and TensorBoard's files beside it when asked for.
+"""`log.jsonl`, the training log: one JSON line for each step, and TensorBoard's files beside it on request.
 
-A line of a step: step, loss, learning_rate, crops_per_second, waited (share of the step spent waiting for crops). Other
-lines hold `watch_loss`, the loss on the same crops each time, and once, at the start, what two predictors that learn
-nothing reach on those crops (`zero_loss`, `nearest_loss`).
+The line of a step holds step, loss, learning_rate, crops_per_second, and waited (the fraction of the step that was spent
+waiting for crops). Other lines hold `watch_loss`, the loss on the fixed validation crops, and, once at the start,
+`zero_loss` and `nearest_loss`, the losses of two trivial predictors on those crops. All keys are stored names.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LOG = "log.jsonl"
 
 
 class StepRecord(NamedTuple):
-    """One line of the log."""
+    """What is logged of one step; the field names are the keys in the file."""
 
     step: int
     loss: float
@@ -30,8 +30,13 @@ class StepRecord(NamedTuple):
 
 
 def read_log(folder: Path, *, until: int | None = None) -> list[dict[str, Any]]:
-    """The lines of the log in `folder` with a step of at most `until`; a half-written last line is passed over."""
-    lines = []
+    """Return the lines of the log in `folder`; an incomplete last line is skipped.
+
+    Args:
+        folder: Run directory.
+        until: Last step whose lines are returned; None returns all.
+    """
+    lines: list[dict[str, Any]] = []
     with contextlib.suppress(FileNotFoundError):
         for text in (folder / LOG).read_text(encoding="utf-8").splitlines():
             with contextlib.suppress(ValueError):
@@ -40,42 +45,54 @@ def read_log(folder: Path, *, until: int | None = None) -> list[dict[str, Any]]:
 
 
 def step_records(lines: list[dict[str, Any]]) -> list[StepRecord]:
-    """The lines that tell of a step."""
+    """Return the records of the steps among the lines of a log."""
     return [StepRecord(*(line[name] for name in StepRecord._fields)) for line in lines if "loss" in line]
 
 
 class TrainingLog:
-    """Writes the log of the run in `folder`, from `first` on: what an interrupted run wrote beyond it is dropped."""
+    """Writer of the log of a run.
+
+    Args:
+        folder: Run directory.
+        first: Steps that are done. Lines that an interrupted run wrote for later steps are removed.
+        tensorboard: True also writes TensorBoard's files.
+
+    Attributes:
+        lines: The lines of a resumed run at first, later the lines that hold no step.
+
+    Raises:
+        MissingDependencyError: TensorBoard is requested and not installed.
+    """
 
     def __init__(self, folder: Path, *, first: int = 0, tensorboard: bool = False) -> None:
         self.lines = read_log(folder, until=first) if first else []
         write_text(folder / LOG, "".join(json.dumps(line) + "\n" for line in self.lines))
         self._file: TextIO = (folder / LOG).open("a", encoding="utf-8")
-        self._board = _board(folder, first) if tensorboard else None
+        self._tensorboard = _tensorboard_writer(folder, first) if tensorboard else None
 
     def step(self, record: StepRecord) -> None:
         """Add the line of one step."""
         self.write(**record._asdict())
 
     def write(self, *, step: int, **values: float) -> None:
-        """Add a line; values that are no numbers (NaN) become null."""
+        """Add a line; values that are not finite become null."""
         line = {"step": step, **{name: value if math.isfinite(value) else None for name, value in values.items()}}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         if "loss" not in values:
             self.lines.append(line)
-        if self._board is not None:
+        if self._tensorboard is not None:
             for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+                self._tensorboard.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Close the files."""
         self._file.close()
-        if self._board is not None:
-            self._board.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
 
 
-def _board(folder: Path, first: int) -> Any:
+def _tensorboard_writer(folder: Path, first: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""What the module HiEndMAESegmentation is made of. No torch here: the engine runs in a process of its own."""
+"""The parts of the module HiEndMAESegmentation. torch is never imported here: the engine runs in a child process."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ MODULE_FOLDER = Path(__file__).resolve().parents[1]
 
 
 def _find_engine() -> Path:
-    """The folder that holds HiEndMAECore: beside this package when installed, one above in a source tree."""
-    places = (MODULE_FOLDER, MODULE_FOLDER.parent)
-    return next((folder for folder in places if (folder / "HiEndMAECore").is_dir()), MODULE_FOLDER)
+    """Return the folder that holds HiEndMAECore: this package's when installed, the one above it in a source tree."""
+    candidates = (MODULE_FOLDER, MODULE_FOLDER.parent)
+    return next((folder for folder in candidates if (folder / "HiEndMAECore").is_dir()), MODULE_FOLDER)
 
 
 ENGINE_FOLDER = _find_engine()
-if str(ENGINE_FOLDER) not in sys.path:  # Slicer's "additional module paths" do not reach the folder above
+if str(ENGINE_FOLDER) not in sys.path:  # Slicer's "additional module paths" do not include the folder above
     sys.path.append(str(ENGINE_FOLDER))

@@ -1,4 +1,4 @@
-"""Every choice of the panels, kept in the scene: whoever saves and loads a scene finds it as it was."""
+"""Every choice that the user makes in the panels. It is stored in the scene, so that a saved scene restores it."""
 # No `from __future__ import annotations` here: the wrapper reads the annotations themselves.
 
 from slicer import vtkMRMLScalarVolumeNode, vtkMRMLSegmentationNode
@@ -7,14 +7,16 @@ from slicer.parameterNodeWrapper import parameterNodeWrapper
 
 @parameterNodeWrapper
 class Parameters:
-    """Choices of the four steps.
+    """The choices of the four panels. Their names are stored in scenes, and never change.
 
-    teachVolume, teachSegmentation: the labelled scan. leftOut: IDs of segments that are not to be learned.
-    budget: a key of `HiEndMAECore.finetune.BUDGETS`. start: "" (the first of the list), "none", the name of
-    weights in the box, or the path of a model or an authors' file.
-    modelName: what the new model will be called. model: folder name, in the library, of the model to apply.
-    targets: the scans to segment. offered: scans outside the scene that are listed (see `sources`); sources: those of
-    them to segment. corrected: the result that was put right by hand.
+    Train: `teachVolume` and `teachSegmentation` are the labelled scan; `leftOut` are IDs of segments to exclude from
+    training; `budget` is a key of `HiEndMAECore.finetune.BUDGETS`; `start` is "" (the first of the list), "none", the name
+    of packaged weights, or the path of a model or of an authors' file; `modelName` is the name of the new model.
+
+    Apply: `model` is the key, in the library, of the model to segment with; `targets` are the scans to segment; `offered`
+    are listed scans outside the scene (see `engine.inputs`), and `sources` those of them to segment.
+
+    Improve: `corrected` is the result that the user corrected.
     """
 
     teachVolume: vtkMRMLScalarVolumeNode

@@ -107,7 +107,7 @@ def build_arms(options: argparse.Namespace) -> dict[str, Callable[[int], float]]
         crops = plain_crops(scan, crop, batch, options.workers)
         theirs = copy.deepcopy(network) if options.only is None else network
         stock = torch.optim.AdamW(theirs.parameters(), lr=1e-3)
-        smallest = min(crop) // network.encoder.patch_size
+        smallest = network.smallest_feature_edge(network.config, crop)
         criterion = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
 
         def plain(step: int) -> float:

@@ -41,8 +41,7 @@ from HiEndMAECore.inference.sliding_window import forward
 from HiEndMAECore.io.volume import Geometry
 from HiEndMAECore.models.description import ModelDescription
 from HiEndMAECore.models.folder import write_model
-from HiEndMAECore.networks import UNETR
-from HiEndMAECore.networks.variants import segmentation_architecture
+from HiEndMAECore.networks import UNETR, segmentation_architecture
 from HiEndMAECore.preprocessing.pipeline import PreprocessedScan
 from HiEndMAECore.runtime.devices import choose_device
 

@@ -9,6 +9,7 @@ allocation on a CUDA card.
 from __future__ import annotations
 
 import argparse
+import math
 import resource
 import subprocess
 import sys
@@ -16,8 +17,9 @@ from pathlib import Path
 
 import torch
 
-from HiEndMAECore.networks import HiEndMAE, list_variants
-from HiEndMAECore.networks.variants import pretraining_arguments
+from HiEndMAECore.networks import HiEndMAE
+from HiEndMAECore.networks.masking import random_masking
+from HiEndMAECore.networks.variants import list_vit_variants, pretraining_arguments
 from HiEndMAECore.runtime.devices import autocast, choose_device
 from HiEndMAECore.training.optimizer import build_adamw
 
@@ -29,7 +31,7 @@ _ARMS = ("rival fp32", "ours fp32", "ours bf16", "ours bf16, recomputed")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--variant", default="hi_end_mae_vit_base_16p", choices=list_variants())
+    parser.add_argument("--variant", default="hi_end_mae_vit_base_16p", choices=list_vit_variants())
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--child", nargs=2, metavar=("ARM", "BATCH"), help=argparse.SUPPRESS)
@@ -57,7 +59,7 @@ def measure(variant: str, arm: str, batch: int, name: str) -> float:
         model.set_grad_checkpointing()
     optimizer = build_adamw(model.parameters(), learning_rate=1e-4, betas=(0.9, 0.95), weight_decay=0.05)
     volume = torch.rand(batch, 1, *arguments["image_size"], device=device)
-    permutation = torch.rand(batch, model.grid[0] * model.grid[1] * model.grid[2], device=device).argsort(1)
+    permutation = random_masking(batch, math.prod(model.grid)).to(device)
     for _ in range(2):
         with autocast(device, precision="bf16" if "bf16" in arm else "fp32"):
             output = model(volume, permutation)

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import torch
 
-from HiEndMAECore.networks import HiEndMAE, list_variants
-from HiEndMAECore.networks.variants import OBJECTIVES, pretraining_arguments
+from HiEndMAECore.networks import HiEndMAE
+from HiEndMAECore.networks.variants import OBJECTIVES, list_vit_variants, pretraining_arguments
 from HiEndMAECore.runtime.devices import autocast, choose_device
 from HiEndMAECore.training.optimizer import build_adamw
 
@@ -33,7 +33,7 @@ _BF16_RATES = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense, by the 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--variant", default="hi_end_mae_vit_large_12p", choices=list_variants())
+    parser.add_argument("--variant", default="hi_end_mae_vit_large_12p", choices=list_vit_variants())
     parser.add_argument("--objective", default="hi-end-mae", choices=OBJECTIVES)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--pairs", type=int, default=10)
@@ -46,7 +46,7 @@ def main() -> None:
     rival = Oracle(**arguments).to(device)
     rival.load_state_dict(ours.state_dict())
     volume = torch.rand(options.batch, 1, *arguments["image_size"], device=device)
-    permutation = ours.draw_permutation(options.batch).to(device)
+    permutation = ours.random_masking(options.batch).to(device)
 
     fast = build_adamw(ours.parameters(), learning_rate=1e-4, **_ADAMW)
     stock = torch.optim.AdamW(rival.parameters(), lr=1e-4, **_ADAMW)

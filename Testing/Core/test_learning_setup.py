@@ -85,7 +85,7 @@ def test_crops_of_one_step_may_be_of_several_scans() -> None:
 
 def test_deeper_layers_learn_faster() -> None:
     network = small_unetr()
-    groups = layer_decay_groups(network.encoder, 1e-3, decay=0.5)
+    groups = layer_decay_groups(network.layer_groups(), 1e-3, decay=0.5)
     rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
     named = dict(network.encoder.named_parameters())
     assert len(rates) == len(named) == sum(len(group["params"]) for group in groups)
@@ -97,9 +97,9 @@ def test_deeper_layers_learn_faster() -> None:
     assert of("blocks.2.mlp.fc1.bias") == pytest.approx(5e-4)
     assert of("blocks.0.norm1.weight") == pytest.approx(1.25e-4)
     assert of("patch_embed.proj.weight") == of("cls_token") == pytest.approx(6.25e-5)
-    assert len(layer_decay_groups(network.encoder, 1e-3, decay=1.0)) == 1
+    assert len(layer_decay_groups(network.layer_groups(), 1e-3, decay=1.0)) == 1
     with pytest.raises(ValueError, match="is 0"):
-        layer_decay_groups(network.encoder, 1e-3, decay=0)
+        layer_decay_groups(network.layer_groups(), 1e-3, decay=0)
 
 
 def test_a_plan_may_slow_the_early_layers(tmp_path: Path) -> None:

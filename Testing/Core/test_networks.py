@@ -16,13 +16,13 @@ from HiEndMAECore.networks import (
     HybridUNETR,
     build_network,
     build_pretraining_model,
-    list_variants,
     segmentation_architecture,
 )
 from HiEndMAECore.networks.layers.patches import patchify, unpatchify
 from HiEndMAECore.networks.layers.position_embedding import sincos_position_embedding
 from HiEndMAECore.networks.layers.vit import ViTEncoder, attention
 from HiEndMAECore.networks.masking import num_visible_patches
+from HiEndMAECore.networks.variants import list_vit_variants
 
 PARITY = Path(__file__).parent / "parity"
 COMMON = {
@@ -211,7 +211,7 @@ def test_more_channels_see_the_same_token_when_all_are_equal() -> None:
 
 
 def test_every_variant_can_be_built() -> None:
-    for name in list_variants():
+    for name in list_vit_variants():
         with torch.device("meta"):
             model = build_pretraining_model(name)
             network = build_network(segmentation_architecture(name, classes=3))

@@ -34,7 +34,7 @@ def compare(arguments: dict[str, Any], channels: int = 1) -> None:
         parameter.data.add_(0.02 * torch.randn_like(parameter))
     literal.load_state_dict(fast.state_dict())
     volume = torch.rand(2, channels, *arguments["image_size"])
-    permutation = fast.draw_permutation(2)
+    permutation = fast.random_masking(2)
     output = fast(volume, permutation)
     loss, prediction = literal(volume, permutation)
     output.loss.backward()
@@ -68,7 +68,7 @@ def test_recomputed_activations_give_the_same_gradients(objective: str, stages: 
     arguments = {**SIZES, "self_blocks": decoder_self_blocks(objective, stages), "cross_stages": stages}
     torch.manual_seed(0)
     model = HiEndMAE(**arguments)
-    volume, permutation = torch.rand(2, 1, 16, 16, 16), model.draw_permutation(2)
+    volume, permutation = torch.rand(2, 1, 16, 16, 16), model.random_masking(2)
     grads = []
     for recompute in (False, True):
         model.zero_grad()

@@ -24,11 +24,10 @@ from HiEndMAECore.networks import (
     HiEndMAE,
     build_network,
     build_pretraining_model,
-    list_variants,
     segmentation_architecture,
 )
 from HiEndMAECore.networks.masking import num_visible_patches
-from HiEndMAECore.networks.variants import pretraining_arguments
+from HiEndMAECore.networks.variants import list_vit_variants, pretraining_arguments
 from HiEndMAECore.runtime.distributed import DistributedContext
 from HiEndMAECore.training.checkpoints import newest_checkpoint
 from HiEndMAECore.training.crop_sampling import CROPS_PER_EPOCH, CropSampler
@@ -57,7 +56,7 @@ def config(store: Path, output: Path, **options: object) -> pretrain.PretrainCon
 
 def test_1_the_default_variant_exists() -> None:
     variant = pretrain.PretrainConfig(data=Path("a"), output=Path("b")).variant
-    assert variant in list_variants()
+    assert variant in list_vit_variants()
     with torch.device("meta"):
         assert isinstance(build_pretraining_model(variant), HiEndMAE)
 
@@ -103,7 +102,7 @@ def test_6_processes_draw_different_crops_and_masks(store: Path) -> None:
 
 
 def test_7_the_patch_is_the_variants_and_the_crop_is_free(store: Path, tmp_path: Path) -> None:
-    for variant in list_variants():
+    for variant in list_vit_variants():
         assert pretraining_arguments(variant)["patch_size"] == int(re.findall(r"(\d+)p$", variant)[0])
     pretrain.run(config(store, tmp_path / "box", crop=(16, 24, 8)))
     with pytest.raises(UsageError, match="not divisible"):
@@ -152,7 +151,7 @@ def test_19_no_step_has_a_rate_of_zero() -> None:
     assert all(cosine_schedule(step, 100, warm_up=10) > 0 for step in range(100))
 
 
-@pytest.mark.parametrize("variant", list_variants())
+@pytest.mark.parametrize("variant", list_vit_variants())
 def test_20_every_variant_can_be_fine_tuned(variant: str) -> None:
     with torch.device("meta"):
         model, network = (

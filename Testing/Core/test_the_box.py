@@ -12,6 +12,7 @@ from HiEndMAECore.io.volume import Geometry, Volume
 from HiEndMAECore.models import catalogue
 from HiEndMAECore.models.authors import load_strict
 from HiEndMAECore.models.pretrained import PretrainedWeights, read_pretrained
+from HiEndMAECore.networks.masking import random_masking
 from HiEndMAECore.preprocessing.pipeline import preprocess
 from HiEndMAECore.training.objectives.inpainting import Inpainting
 from HiEndMAECore.training.presets import PRESETS, choose_architecture, choose_preprocessing
@@ -52,7 +53,7 @@ def test_it_rebuilds_what_it_never_saw(ours: PretrainedWeights) -> None:
         model = Inpainting(ours.description.architecture, mask_ratio=0.6).eval()
         if trained:
             load_strict(model.network, {name: value.float() for name, value in ours.state.items()}, what="weights")
-        permutation = torch.rand(3, 216, generator=torch.Generator().manual_seed(0)).argsort(1)
+        permutation = random_masking(3, 216, rng=torch.Generator().manual_seed(0))
         with torch.no_grad():
             losses[trained] = float(model(crops, permutation).loss)
     targets = model.targets(crops)

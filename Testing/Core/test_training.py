@@ -127,7 +127,7 @@ def test_changes_turn_padding_and_scan_alike(store: CropStore) -> None:
 
 def test_padding_is_not_a_target() -> None:
     model = small_mae().eval()
-    volume, order = torch.rand(2, 1, 16, 16, 16), model.draw_permutation(2)
+    volume, order = torch.rand(2, 1, 16, 16, 16), model.random_masking(2)
     inside = torch.ones(2, 1, 16, 16, 16, dtype=torch.bool)
     whole = model(volume, order)
     assert torch.allclose(model(volume, order, inside).loss, whole.loss, atol=1e-6)

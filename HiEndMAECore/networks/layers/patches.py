@@ -1,11 +1,6 @@
-"""The ViT encoder, one function for pretraining and fine-tuning, and the blocks it is made of.
+"""Patches: cutting crops into patch vectors and back, and their embedding.
 
-Pre-norm blocks, exact GELU, biases everywhere, no dropout; a learned cls token without position; a fixed 3-D sin-cos
-position table computed for the grid at hand. Parameter names are those of the authors' weights (which keep timm's
-layout), so that loading them needs no renaming. Facts: paper section 3 and the released code.
-
-Order of things: a patch is a vector of its voxels ordered (ph, pw, pd, channel); patches are ordered (h, w, d) with h
-slowest.
+A patch is a vector of its voxels ordered (ph, pw, pd, channel); patches are ordered (h, w, d) with h slowest.
 """
 
 from __future__ import annotations
@@ -17,7 +12,11 @@ from torch.nn import functional as F
 
 
 def patch_grid(image_size: Sequence[int], patch_size: int) -> tuple[int, int, int]:
-    """Patches along each axis; raises `ValueError` when the patch does not divide the crop."""
+    """Return the number of patches along each axis.
+
+    Raises:
+        ValueError: If the patch does not divide the crop.
+    """
     if len(image_size) != 3 or any(size <= 0 or size % patch_size for size in image_size):
         raise ValueError(f"a crop of {tuple(image_size)} voxels is not divisible into patches of {patch_size}")
     h, w, d = (size // patch_size for size in image_size)
@@ -25,7 +24,7 @@ def patch_grid(image_size: Sequence[int], patch_size: int) -> tuple[int, int, in
 
 
 def patchify(volume: Tensor, patch_size: int) -> Tensor:
-    """(B, C, H, W, D) -> (B, L, p * p * p * C), patches h-major, voxels (ph, pw, pd, c)."""
+    """Cut crops (B, C, H, W, D) into patch vectors (B, L, p * p * p * C), patches h-major, voxels (ph, pw, pd, c)."""
     b, c, *size = volume.shape
     h, w, d = patch_grid(size, patch_size)
     p = patch_size
@@ -34,7 +33,7 @@ def patchify(volume: Tensor, patch_size: int) -> Tensor:
 
 
 def unpatchify(patches: Tensor, grid: Sequence[int], patch_size: int) -> Tensor:
-    """The inverse of `patchify`: (B, L, p * p * p * C) -> (B, C, H, W, D)."""
+    """Arrange patch vectors (B, L, p * p * p * C) as crops (B, C, H, W, D): the inverse of `patchify`."""
     b, _, voxels = patches.shape
     h, w, d = grid
     p = patch_size
@@ -44,9 +43,9 @@ def unpatchify(patches: Tensor, grid: Sequence[int], patch_size: int) -> Tensor:
 
 
 class PatchEmbedding(nn.Module):
-    """Patch vectors (B, N, p * p * p * C) -> tokens (B, N, dim).
+    """Embedding of patch vectors (B, N, p * p * p * C) as tokens (B, N, dim).
 
-    The weight keeps a convolution's layout (dim, C, p, p, p), as in the authors' file; it is applied as one matrix
+    The weight has the layout of a convolution (dim, C, p, p, p), as in the authors' file; it is applied as one matrix
     product, which is the same sum and faster than a strided convolution.
     """
 
@@ -60,7 +59,7 @@ class PatchEmbedding(nn.Module):
 
 
 def gather_tokens(tokens: Tensor, indices: Tensor | None) -> Tensor:
-    """tokens (B, L, X), indices (B, N) -> (B, N, X); all of them when `indices` is None."""
+    """Return the tokens (B, N, X) at `indices` (B, N) of tokens (B, L, X); all of them if `indices` is None."""
     if indices is None:
         return tokens
     return tokens.gather(1, indices[:, :, None].expand(-1, -1, tokens.shape[2]))

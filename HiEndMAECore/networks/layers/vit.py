@@ -1,11 +1,8 @@
 """The ViT encoder, one function for pretraining and fine-tuning, and the blocks it is made of.
 
-Pre-norm blocks, exact GELU, biases everywhere, no dropout; a learned cls token without position; a fixed 3-D sin-cos
-position table computed for the grid at hand. Parameter names are those of the authors' weights (which keep timm's
-layout), so that loading them needs no renaming. Facts: paper section 3 and the released code.
-
-Order of things: a patch is a vector of its voxels ordered (ph, pw, pd, channel); patches are ordered (h, w, d) with h
-slowest.
+Pre-norm blocks, exact GELU, biases everywhere, no dropout; a learned cls token without position; a fixed 3D sine-cosine
+position embedding computed for the grid at hand. Parameter names are those of the authors' weights (which keep timm's
+layout), so that loading them needs no renaming (paper section 3 and the released code).
 """
 
 from __future__ import annotations
@@ -23,13 +20,13 @@ from .position_embedding import sincos_position_embedding
 
 NORM_EPS = 1e-6
 MLP_RATIO = 4
-_PLAIN_TOKENS = 1024  # beyond, the attention weights of all heads would fill the memory
+_PLAIN_TOKENS = 1024  # with more tokens the attention weights of all heads would fill the memory
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Scaled dot-product attention: q (B, heads, N, d), k and v (B, heads, S, d) -> (B, heads, N, d).
+    """Return scaled dot-product attention (B, heads, N, d) of q (B, heads, N, d) to k and v (B, heads, S, d).
 
-    torch's fused form is the faster one but for a single case: its backward pass in bf16 on a CPU, where plain matrix
+    torch's fused form is the faster one except in one case: its backward pass in bf16 on a CPU, where plain matrix
     products took 0.27 to 0.55 of its time at 55 to 513 tokens (AMD EPYC with AVX-512 BF16, torch 2.13).
     """
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad and q.shape[2] <= _PLAIN_TOKENS:
@@ -49,7 +46,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, last: int | None = None) -> Tensor:
-        """All tokens attend to all; with `last`, only that many of the last tokens are asked for: (B, last, dim)."""
+        """Let all tokens attend to all; with `last`, compute only that many of the last tokens: (B, last, dim)."""
         b, n, dim = x.shape
         if last is None:
             q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
@@ -84,15 +81,15 @@ class Block(nn.Module):
         self.mlp = MLP(dim)
 
     def forward(self, x: Tensor, last: int | None = None) -> Tensor:
-        """With `last`, only that many of the last tokens come out: (B, last, dim)."""
+        """Return all tokens, or only the last `last` of them: (B, last, dim)."""
         x = (x if last is None else x[:, -last:]) + self.attn(self.norm1(x), last)
         return x + self.mlp(self.norm2(x))
 
 
 class ViTEncoder(nn.Module):
-    """Encoder of visible patches.
+    """The encoder of visible patches.
 
-    image_size: crop in voxels (H, W, D); other sizes divisible by the patch are accepted in `forward`.
+    image_size: crop in voxels (H, W, D); `forward` accepts other sizes that are divisible by the patch.
     class_token, norm_eps: as in pretraining (True, 1e-6); False and 1e-5 reproduce the authors' fine-tuning network.
     """
 
@@ -118,9 +115,9 @@ class ViTEncoder(nn.Module):
         self.patch_size = patch_size
         self.dim = dim
         self.depth = depth
-        self.recompute = False  # see `HiEndMAE.recompute_activations`
+        self.recompute = False  # see `HiEndMAE.set_grad_checkpointing`
         self.grid = patch_grid(image_size, patch_size)
-        # Zero-based indices of the block outputs that decoders read (3, 6, 9 for 12 blocks), see specification section 1.
+        # Zero-based indices of the block outputs that decoders read (3, 6, 9 for 12 blocks).
         self.feature_layers = (depth // 4, depth // 2, 3 * depth // 4)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if class_token else None
         self.patch_embed = PatchEmbedding(patch_size, in_channels, dim)
@@ -130,7 +127,7 @@ class ViTEncoder(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Xavier for every Linear and the patch embedding, zero Linear biases, cls of std 0.02."""
+        """Initialize: Xavier for every Linear and the patch embedding, zero Linear biases, a cls token of std 0.02."""
         init_linear_weights(self)
         weight = self.patch_embed.proj.weight
         nn.init.xavier_uniform_(weight.data.view(weight.shape[0], -1))
@@ -138,21 +135,26 @@ class ViTEncoder(nn.Module):
             nn.init.normal_(self.cls_token, std=0.02)
 
     def position_embedding_for(self, grid: tuple[int, int, int], like: Tensor) -> Tensor:
-        """(L, dim) position table of `grid`."""
+        """Return the position embedding (L, dim) of `grid`, on the device of `like`."""
         return self.positions if grid == self.grid else sincos_position_embedding(grid, self.dim).to(like.device)
 
     def forward(self, volume: Tensor, visible: Tensor | None = None) -> dict[int, Tensor]:
-        """volume (B, C, H, W, D); visible (B, S) long, indices of the patches that are seen (None: all, in order).
+        """Encode the visible patches of a volume.
 
-        Returns the raw outputs of the tapped blocks and, under `depth`, the normalised last one:
-        {3, 6, 9, 12: (B, 1 + S, dim)} for 12 blocks, without the leading 1 when there is no cls token.
+        Args:
+            volume: (B, C, H, W, D).
+            visible: (B, S) long, indices of the visible patches; None: all, in order.
+
+        Returns:
+            The raw outputs of the feature layers and, under `depth`, the normalized last one:
+            {3, 6, 9, 12: (B, 1 + S, dim)} for 12 blocks, without the leading 1 if there is no cls token.
         """
         patches = patchify(volume, self.patch_size)
         positions = self.position_embedding_for(patch_grid(volume.shape[2:], self.patch_size), volume)
         return self.encode(gather_tokens(patches, visible), positions if visible is None else positions[visible])
 
     def encode(self, patches: Tensor, positions: Tensor) -> dict[int, Tensor]:
-        """The same from patch vectors (B, S, p * p * p * C) and their positions (S, dim) or (B, S, dim)."""
+        """Encode patch vectors (B, S, p * p * p * C) with position embeddings (S, dim) or (B, S, dim), see `forward`."""
         x = self.patch_embed(patches) + positions
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
@@ -166,14 +168,14 @@ class ViTEncoder(nn.Module):
 
 
 def run_block(block: nn.Module, *inputs: Any, recompute: bool) -> Tensor:
-    """`block(*inputs)`; with `recompute`, its inner activations are not kept for the backward pass."""
+    """Return `block(*inputs)`; with `recompute`, its inner activations are not kept for the backward pass."""
     if recompute and torch.is_grad_enabled():
         return checkpoint(block, *inputs, use_reentrant=False)
     return block(*inputs)
 
 
 def init_linear_weights(module: nn.Module) -> None:
-    """Xavier-uniform weights and zero biases for every Linear inside."""
+    """Initialize every Linear inside `module` with Xavier-uniform weights and zero biases."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.xavier_uniform_(part.weight)

@@ -1,8 +1,8 @@
-"""The second stage of pretraining: a segmentation network learns to paint back the masked patches of a crop.
+"""Inpainting: a segmentation network reconstructs the masked patches of a crop from the rest of it.
 
-The masked autoencoder teaches the encoder alone; the convolutions that are taught with it would start from nothing. Here they
-learn from the same unlabelled scans, beneath the encoder as it is (frozen). Ours, not the paper's: as in SimMIM
-(arXiv 2111.09886), the whole crop goes in with its masked patches painted over, and only those count.
+The masked autoencoder pretrains the encoder alone; the convolutions of fine-tuning would start from random weights. Here
+they are pretrained on the same unlabelled scans, on top of the frozen encoder. Not from the paper: as in SimMIM
+(arXiv 2111.09886), the network sees the whole crop with its masked patches in gray, and the loss counts only those.
 """
 
 from __future__ import annotations
@@ -16,61 +16,112 @@ from torch.nn import functional as F
 
 from HiEndMAECore.networks.hi_end_mae import Reconstruction, mean_over_crops
 from HiEndMAECore.networks.layers.patches import gather_tokens, patch_grid, patchify, unpatchify
-from HiEndMAECore.networks.masking import num_visible_patches
-from HiEndMAECore.networks.registry import build_network
+from HiEndMAECore.networks.masking import num_visible_patches, split_patches
+from HiEndMAECore.networks.registry import build_network, segmentation_architecture
+from HiEndMAECore.training.optimizer import freeze_encoder
 
-FILL_VALUE = 0.5  # what masked patches are painted with: the middle of the intensities
+from .base import DenseForward, ObjectiveRequest, PretrainingSetup, register_objective
+
+FILL_VALUE = 0.5  # intensity of masked patches in the input: the middle of the range
+_PATCH_SIZES = (8, 4, 2, 1)  # for networks without patches, the largest that divides the crop
 
 
 class Inpainting(nn.Module):
-    """A segmentation network whose last convolution predicts the crop's channels; behind the interface of `HiEndMAE`.
+    """A segmentation network whose head predicts the channels of the crop; a `PretrainingObjective`.
 
-    architecture: of `segmentation_architecture`; its `classes` must be the channels. network: what learns, and what is kept.
+    network: the segmentation network, whose encoder is frozen.
     """
 
+    unrotated_crops = True  # as those of fine-tuning will be
+
     def __init__(self, architecture: Mapping[str, Any], *, mask_ratio: float = 0.75) -> None:
+        """Build the network.
+
+        Args:
+            architecture: As of `segmentation_architecture`; its `classes` must be its `in_channels`.
+            mask_ratio: Share of the patches that are masked.
+
+        Raises:
+            ValueError: If a size does not suit the network.
+        """
         super().__init__()
         arguments = architecture["arguments"]
         if arguments["classes"] != arguments["in_channels"]:
             raise ValueError(f"{arguments['classes']} predictions cannot rebuild {arguments['in_channels']} channels")
         self.network = build_network(architecture)
-        self.network.encoder.requires_grad_(False)
-        self.patch_size = int(arguments["patch_size"])
-        self.grid = patch_grid(arguments["image_size"], self.patch_size)
+        freeze_encoder(self.network.layer_groups())
+        size = arguments["image_size"]
+        divisors = [edge for edge in _PATCH_SIZES if all(length % edge == 0 for length in size)]
+        self.patch_size = int(arguments.get("patch_size", divisors[0]))
+        self.grid = patch_grid(size, self.patch_size)
         self.visible = num_visible_patches(self.grid[0] * self.grid[1] * self.grid[2], mask_ratio)
 
     def set_grad_checkpointing(self, on: bool = True) -> None:
-        """Nothing to do: a frozen encoder keeps no activations."""
+        """Do nothing: a frozen encoder keeps no activations."""
 
-    def forward(self, volume: Tensor, permutation: Tensor, inside: Tensor | None = None) -> Reconstruction:
-        """volume (B, C, H, W, D), about [0, 1]; permutation (B, L) and inside as of `HiEndMAE`. The loss is the mean squared
-        error of intensities over the masked voxels; `prediction` is the difference from `GREY`."""
-        masked = permutation[:, self.visible :]
-        painted = self.network(torch.where(self._hidden(permutation), FILL_VALUE, volume))
-        prediction = gather_tokens(patchify(painted.float(), self.patch_size), masked)
+    def forward(self, volume: Tensor, permutation: Tensor, valid: Tensor | None = None) -> Reconstruction:
+        """Return the reconstruction; its prediction is the difference from `FILL_VALUE`.
+
+        The loss is the mean squared error of intensities over the masked voxels.
+
+        Args:
+            volume: (B, C, H, W, D), about [0, 1].
+            permutation: (B, L) long, see `random_masking`.
+            valid: (B, 1, H, W, D), False for padding, which the loss skips; None: all voxels count.
+        """
+        _, masked = split_patches(permutation, self.visible)
+        logits = self.network(torch.where(self._masked_voxels(permutation), FILL_VALUE, volume))
+        reconstructed = logits if isinstance(logits, Tensor) else logits[0]  # the finest level of deep supervision
+        prediction = gather_tokens(patchify(reconstructed.float(), self.patch_size), masked)
         target = gather_tokens(self.targets(volume), masked)
-        if inside is None:
+        if valid is None:
             loss = F.mse_loss(prediction, target)
         else:
-            counted = gather_tokens(patchify(inside.expand_as(volume).float(), self.patch_size), masked)
+            counted = gather_tokens(patchify(valid.expand_as(volume).float(), self.patch_size), masked)
             loss = mean_over_crops((prediction - target) ** 2, counted)
         return Reconstruction(loss, prediction, {}, permutation)
 
     def targets(self, volume: Tensor) -> Tensor:
-        """(B, L, p * p * p * C): what is to be predicted of each patch; 0 is to leave it grey."""
+        """Return the target of each patch (B, L, p * p * p * C); 0 is to leave it gray."""
         return patchify(volume, self.patch_size) - FILL_VALUE
 
-    def _hidden(self, permutation: Tensor) -> Tensor:
-        """(B, 1, H, W, D) bool: the masked voxels."""
+    def _masked_voxels(self, permutation: Tensor) -> Tensor:
+        """Return which voxels are masked: (B, 1, H, W, D) bool."""
         flags = torch.zeros(permutation.shape, device=permutation.device)
         flags = flags.scatter(1, permutation[:, self.visible :], 1.0).view(-1, 1, *self.grid)
         return F.interpolate(flags, scale_factor=self.patch_size) > 0
 
     @torch.no_grad()
     def reconstruct_images(self, volume: Tensor, output: Reconstruction) -> tuple[Tensor, Tensor]:
-        """(masked volume, rebuilt volume), both (B, C, H, W, D): masked patches are zero, then predicted."""
+        """Return the masked and the reconstructed volume, both (B, C, H, W, D): masked patches are zero, then predicted."""
         patches = patchify(volume, self.patch_size)
-        masked = output.permutation[:, self.visible :, None].expand(-1, -1, patches.shape[2])
-        hidden = patches.scatter(1, masked, torch.zeros_like(output.prediction))
-        rebuilt = patches.scatter(1, masked, output.prediction + FILL_VALUE)
-        return unpatchify(hidden, self.grid, self.patch_size), unpatchify(rebuilt, self.grid, self.patch_size)
+        masked = split_patches(output.permutation, self.visible)[1][:, :, None].expand(-1, -1, patches.shape[2])
+        erased = patches.scatter(1, masked, torch.zeros_like(output.prediction))
+        filled = patches.scatter(1, masked, output.prediction + FILL_VALUE)
+        return unpatchify(erased, self.grid, self.patch_size), unpatchify(filled, self.grid, self.patch_size)
+
+
+@register_objective("inpainting", requires=(DenseForward,), needs_init=True, frozen_encoder=True)
+class InpaintingObjective(PretrainingSetup):
+    """Inpainting with the segmentation network of the starting weights' variant, on top of their encoder."""
+
+    def __init__(self, request: ObjectiveRequest) -> None:
+        """Build the network and load the encoder.
+
+        Raises:
+            ValueError: If a size does not suit the network.
+            InputError: If the weights do not fit.
+        """
+        initial = request.initial
+        if initial is None:
+            raise ValueError("inpainting needs weights to start from")
+        architecture = segmentation_architecture(
+            initial.variant,
+            classes=request.in_channels,
+            in_channels=request.in_channels,
+            image_size=request.image_size,
+        )
+        model = Inpainting(architecture, mask_ratio=request.mask_ratio)
+        model.network.load_pretrained(initial, encoder_only=True)
+        origin = {"init": initial.source, "init_sha256": initial.sha256}
+        super().__init__(model, model.network, architecture, origin)

@@ -1,1 +1,1 @@
-"""A stand-in for the Slicer application, to run a scripted module where Slicer cannot be installed. See ../README.md."""
+"""A stand-in for the Slicer application, which runs a scripted module where Slicer is not installed. See ../README.md."""

@@ -1,4 +1,4 @@
-"""Starts the stand-in: a real MRML scene with its logics, a Qt application, and what modules expect of `slicer`."""
+"""Start the stand-in: a real MRML scene with its logics, a Qt application, and what modules need of `slicer`."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ _LOGICS = {
     "Plots": "vtkSlicerPlotsLogic",
     "CropVolume": "vtkSlicerCropVolumeLogic",
 }
-# PythonSlicer is a launcher: it starts the true interpreter, turns a crash of it into exit code 1, and when it is
-# killed itself leaves that child running.
+# PythonSlicer is a launcher: it starts the real interpreter and turns its crash into exit code 1. If the launcher is killed,
+# its child goes on running.
 _LAUNCHER = """#!{own}
 import subprocess, sys
 code = subprocess.run([*{command!r}, *sys.argv[1:]]).returncode
@@ -40,7 +40,7 @@ sys.exit(code if code >= 0 else 1)
 
 
 class Application(QtWidgets.QApplication):
-    """`slicer.app`."""
+    """The application object `slicer.app`."""
 
     startupCompleted = QtCore.Signal()
 
@@ -71,7 +71,7 @@ class Application(QtWidgets.QApplication):
 
 
 class Module:
-    """`slicer.modules.x`: path and logic."""
+    """A module as in `slicer.modules.x`, with path and logic."""
 
     def __init__(self, *, logic: Any = None, path: str = "") -> None:
         self._logic, self.path = logic, path
@@ -81,9 +81,10 @@ class Module:
 
 
 def start(*, engine_python: str | None = None) -> Application:
-    """Start once; later calls return the same application.
+    """Start the application once, and return it; later calls return the same one.
 
-    engine_python: interpreter with the engine's packages, reached through a `PythonSlicer` launcher on PATH.
+    Args:
+        engine_python: Interpreter with the engine's packages, which the launcher `PythonSlicer` on PATH starts.
     """
     if getattr(slicer, "app", None) is not None:
         return slicer.app
@@ -99,7 +100,7 @@ def start(*, engine_python: str | None = None) -> Application:
         quiet = vtk.vtkObject.GetGlobalWarningDisplay()
         if name == "Terminologies":  # before the scene: else imported segments get random names
             logic.SetModuleShareDirectory(str(folder / "temporary"))
-            vtk.vtkObject.GlobalWarningDisplayOff()  # slicer-core ships no terminology files, and says so at length
+            vtk.vtkObject.GlobalWarningDisplayOff()  # slicer-core ships no terminology files, and prints many warnings
         logic.SetMRMLScene(slicer.mrmlScene)
         vtk.vtkObject.SetGlobalWarningDisplay(quiet)
         slicer._application_logic.SetModuleLogic(name, logic)
@@ -119,7 +120,7 @@ def start(*, engine_python: str | None = None) -> Application:
 
 
 def use_engine(*command: str) -> None:
-    """Let `PythonSlicer` start `command` with its own arguments added; without a command there is no PythonSlicer."""
+    """Let `PythonSlicer` start `command` with its arguments appended; without a command, remove `PythonSlicer`."""
     if not command:
         slicer._launcher.unlink(missing_ok=True)
         return
@@ -128,7 +129,7 @@ def use_engine(*command: str) -> None:
 
 
 def _start_scene() -> None:
-    """The wiring that qSlicerCoreApplication does; the data manager is needed to read .mrb files."""
+    """Make and connect the scene as qSlicerCoreApplication does; the data manager is needed to read .mrb files."""
     scene = slicer.mrmlScene = slicer.vtkMRMLScene()
     logic = slicer._application_logic = slicer.vtkSlicerApplicationLogic()
     logic.SetMRMLScene(scene)
@@ -139,14 +140,14 @@ def _start_scene() -> None:
     data.SetMRMLApplicationLogic(logic)
     data.SetAndObserveDataIOManager(remote.GetDataIOManager())
     logic.SetMRMLSceneDataIO(scene, remote, data)
-    slicer._kept_alive = (remote, data)
-    scene.AddObserver(scene.NodeAddedEvent, _enter_hierarchy)
-    scene.AddObserver(scene.NodeAboutToBeRemovedEvent, _leave_hierarchy)
+    slicer._references = (remote, data)
+    scene.AddObserver(scene.NodeAddedEvent, _add_to_hierarchy)
+    scene.AddObserver(scene.NodeAboutToBeRemovedEvent, _remove_from_hierarchy)
 
 
 @vtk.calldata_type(vtk.VTK_OBJECT)
-def _enter_hierarchy(scene: Any, _event: str, node: Any) -> None:
-    """What qSlicerSubjectHierarchyPluginLogic does: data nodes get an item in the subject hierarchy."""
+def _add_to_hierarchy(scene: Any, _event: str, node: Any) -> None:
+    """Add a data node to the subject hierarchy, as qSlicerSubjectHierarchyPluginLogic does."""
     shown = node.IsA("vtkMRMLDisplayableNode") or node.IsA("vtkMRMLTableNode")
     if shown and not node.GetHideFromEditors() and not scene.IsImporting():
         hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
@@ -154,7 +155,8 @@ def _enter_hierarchy(scene: Any, _event: str, node: Any) -> None:
 
 
 @vtk.calldata_type(vtk.VTK_OBJECT)
-def _leave_hierarchy(scene: Any, _event: str, node: Any) -> None:
+def _remove_from_hierarchy(scene: Any, _event: str, node: Any) -> None:
+    """Remove a data node from the subject hierarchy."""
     if node.IsA("vtkMRMLDisplayableNode") or node.IsA("vtkMRMLTableNode"):
         hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
         item = hierarchy.GetItemByDataNode(node)
@@ -163,6 +165,7 @@ def _leave_hierarchy(scene: Any, _event: str, node: Any) -> None:
 
 
 def _provide(name: str, content: dict[str, Any]) -> None:
+    """Make a module `slicer.NAME` with this content."""
     module = types.ModuleType(f"slicer.{name}")
     for key, value in content.items():
         setattr(module, key, value)
@@ -172,7 +175,7 @@ def _provide(name: str, content: dict[str, Any]) -> None:
 
 
 def load_module(path: Path) -> tuple[Any, Any]:
-    """Load a scripted module as Slicer does; returns (its widget object, the Qt widget that it filled)."""
+    """Load a scripted module as Slicer does; return its widget object and the Qt widget that it fills."""
     name = path.stem
     if str(path.parent) not in sys.path:
         sys.path.insert(0, str(path.parent))

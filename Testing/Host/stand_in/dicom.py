@@ -1,4 +1,4 @@
-"""`slicer.dicomDatabase` and `DICOMLib`, as far as our module asks them. Files are entered by hand, headers are not read."""
+"""The parts of `slicer.dicomDatabase` and `DICOMLib` that the module uses. Files are added by the test; no header is read."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import slicer
 
 
 class ctkDICOMDatabase:
-    """The questions that the real one answers; `enter` is ours."""
+    """A database with the methods of the real one, and `enter` for tests."""
 
     def __init__(self) -> None:
         self.isOpen = True
         self._series: dict[str, tuple[str, str, dict[str, str], list[str]]] = {}
 
     def enter(self, series: str, *, patient: str, study: str, files: list[str], **fields: str) -> None:
-        """A series with its files and its fields, as in SeriesDescription="abdomen"."""
+        """Add a series with its files and fields, such as SeriesDescription="abdomen"."""
         self._series[series] = (patient, study, fields, files)
 
     def patients(self) -> list[str]:
@@ -52,13 +52,14 @@ class ctkDICOMDatabase:
 
 
 def loadSeriesByUID(uids: list[str]) -> list[str]:
-    """IDs of the nodes that were loaded."""
+    """Load the series, and return the IDs of their nodes."""
     logic = slicer.modules.volumes.logic()
     nodes = [logic.AddArchetypeVolume(slicer.dicomDatabase.filesForSeries(uid)[0], uid) for uid in uids]
     return [node.GetID() for node in nodes if node is not None]
 
 
 def install() -> None:
+    """Make the database and `DICOMLib` available to modules."""
     slicer.dicomDatabase = ctkDICOMDatabase()
     package: Any = types.ModuleType("DICOMLib")
     package.DICOMUtils = types.SimpleNamespace(loadSeriesByUID=loadSeriesByUID)

@@ -1,8 +1,8 @@
-"""`slicer.parameterNodeWrapper`: a class of typed parameters over a vtkMRMLScriptedModuleNode.
+"""The decorator `slicer.parameterNodeWrapper`: a class of typed parameters that a vtkMRMLScriptedModuleNode stores.
 
-The interface is the real one's; of its types these are known: str, int, float, bool, a MRML node class, and lists of
-str or of node classes. Of its widget connectors: QCheckBox, QLineEdit, QSpinBox and qMRMLNodeComboBox, found by the
-dynamic property `SlicerParameterName`. Anything else raises.
+The interface is that of the real one. These types are supported: str, int, float, bool, a MRML node class, and lists of str
+or of node classes. These widgets can be connected by the dynamic property `SlicerParameterName`: QCheckBox, QLineEdit,
+QSpinBox and qMRMLNodeComboBox. Anything else raises.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .qt_module import qt
 
 
 def parameterNodeWrapper(cls: type) -> type:
-    """Class decorator: annotations become parameters that live in the node given to the constructor."""
+    """Turn the annotations of a class into parameters that the node given to its constructor stores."""
     kinds = typing.get_type_hints(cls, include_extras=True)
     defaults = {name: getattr(cls, name, None) for name in kinds}
 
@@ -55,7 +55,7 @@ def _parameter(name: str, kind: Any, default: Any) -> property:
             lambda self: _nodes(self.parameterNode, name), lambda self, nodes: _set_nodes(self, name, nodes)
         )
     if kind not in (str, int, float, bool) and inner is not str:
-        raise TypeError(f"the stand-in knows no parameter of type {kind!r} ({name})")
+        raise TypeError(f"the stand-in supports no parameter of type {kind!r} ({name})")
     start = [] if inner is str and default is None else (kind() if default is None else default)
 
     def read(self: Any) -> Any:
@@ -63,15 +63,15 @@ def _parameter(name: str, kind: Any, default: Any) -> property:
         return json.loads(text) if text else (list(start) if isinstance(start, list) else start)
 
     def write(self: Any, value: Any) -> None:
-        wanted = list if inner is str else kind
-        if not isinstance(value, wanted) or (isinstance(value, bool) and kind is not bool):
-            raise ValueError(f"{name} must be {wanted.__name__}, not {value!r}")
+        expected = list if inner is str else kind
+        if not isinstance(value, expected) or (isinstance(value, bool) and kind is not bool):
+            raise ValueError(f"{name} must be {expected.__name__}, not {value!r}")
         self.parameterNode.SetParameter(name, json.dumps(value))
 
     return property(read, write)
 
 
-# As the real one does: a length, and one reference an element, which is None once its node was deleted.
+# As in Slicer, a list of nodes is a length and one reference for each element, which is None after its node was deleted.
 def _nodes(node: Any, role: str) -> list[Any]:
     return [node.GetNodeReference(f"{role}.{index}") for index in range(int(node.GetParameter(f"{role}.length") or 0))]
 
@@ -100,30 +100,31 @@ _CONNECTORS = {
 
 
 def _connect_gui(self: Any, gui: Any) -> int:
-    """Tie every widget of `slicer.util.childWidgetVariables` that has a `SlicerParameterName` to its parameter.
+    """Connect every widget of `slicer.util.childWidgetVariables` that has a `SlicerParameterName` to its parameter.
 
-    Returns the tag for `disconnectGui`.
+    Returns:
+        The tag for `disconnectGui`.
     """
-    tied = []
-    for child in [one for one in vars(gui).values() if isinstance(one, qt.QWidget)]:
+    connected = []
+    for child in [value for value in vars(gui).values() if isinstance(value, qt.QWidget)]:
         name = child.property("SlicerParameterName")
         if not name:
             continue
         if name not in self.allParameters:
-            raise RuntimeError(f"{child.name} is to show the parameter {name!r}, which does not exist")
+            raise RuntimeError(f"{child.name} shows the parameter {name!r}, which does not exist")
         if child.className() not in _CONNECTORS:
             raise RuntimeError(f"there is no connector for a {child.className()} ({child.name})")
-        tied.append((child, name, *_CONNECTORS[child.className()]))
+        connected.append((child, name, *_CONNECTORS[child.className()]))
     removers = []
 
     def show(*_: Any) -> None:
-        for child, name, _signal, read, write in tied:
+        for child, name, _signal, read, write in connected:
             value = getattr(self, name)
             if read(child) != value:
                 write(child, value)
 
     show()
-    for child, name, signal, read, _write in tied:
+    for child, name, signal, read, _write in connected:
 
         def store(child: Any = child, name: str = name, read: Any = read) -> None:
             if getattr(self, name) != read(child):
@@ -143,7 +144,7 @@ def _without_arguments(function: Any) -> Any:
 
 
 def _disconnect_gui(self: Any, tag: int | None) -> None:
-    for one in list(self._guis) if tag is None else [tag]:
-        self.parameterNode.RemoveObserver(one)
-        for child, signal, slot in self._guis.pop(one):
+    for observer in list(self._guis) if tag is None else [tag]:
+        self.parameterNode.RemoveObserver(observer)
+        for child, signal, slot in self._guis.pop(observer):
             child.disconnect(signal, slot)

@@ -1,6 +1,6 @@
-"""The `qt` module: PySide6 with the manners of PythonQt, and stricter than PythonQt.
+"""The module `qt`: PySide6 with the interface of PythonQt, and stricter than PythonQt.
 
-What Slicer's PythonQt does, and this module too:
+Like Slicer's PythonQt:
     a Qt property is a plain attribute to read and write     label.text = "a"; button.enabled; combo.currentIndex = 1
     its setter and `isX()` getter can be called as well      button.setEnabled(True); button.isEnabled()
     signals are connected by their C++ signature             button.connect("clicked()", f); button.disconnect("clicked()", f)
@@ -27,7 +27,7 @@ os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 import shiboken6
 from PySide6 import QtCore, QtGui, QtUiTools, QtWidgets
 
-_VIRTUAL = {"sizeHint", "minimumSizeHint"}  # C++ calls these back and must find a method, not a property
+_VIRTUAL = {"sizeHint", "minimumSizeHint"}  # C++ calls these, and needs a method, not a property
 _NOT_IN_PYTHONQT = {"Signal", "SignalInstance", "Slot", "Property", "ClassInfo", "QUiLoader"}
 _SIGNATURE = re.compile(r"^\s*(\w+)\s*\((.*)\)\s*$")
 
@@ -69,7 +69,7 @@ def _property(name: str, getter: Any, setter: Any, *, writable: bool) -> propert
 
 
 def parse_signature(signature: str) -> tuple[str, int]:
-    """('currentIndexChanged', 1) of 'currentIndexChanged(int)'; raises `RuntimeError` for anything else."""
+    """Return ('currentIndexChanged', 1) for 'currentIndexChanged(int)'; raise `RuntimeError` for anything else."""
     match = _SIGNATURE.match(signature)
     if not match:
         raise RuntimeError(f"{signature!r} is no signal signature such as 'clicked()'")
@@ -77,9 +77,9 @@ def parse_signature(signature: str) -> tuple[str, int]:
 
 
 def _require_signal(self: Any, signature: str) -> tuple[str, int]:
-    """Name and number of arguments of a signal that the object has under exactly this C++ signature.
+    """Return name and number of arguments of the signal with exactly this C++ signature.
 
-    Stand-ins declare their C++ signatures in `SIGNATURES`, since a Python signal cannot carry `vtkMRMLNode*`.
+    Stand-ins declare their C++ signatures in `SIGNATURES`, because a Python signal cannot name `vtkMRMLNode*`.
     """
     name, count = parse_signature(signature)
     plain = "".join(signature.split())
@@ -90,19 +90,19 @@ def _require_signal(self: Any, signature: str) -> tuple[str, int]:
 
 
 def _accepted(function: Callable[..., Any], offered: int) -> int:
-    """How many of the `offered` arguments the function takes."""
+    """Return how many of the `offered` arguments the function accepts."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
         return offered
-    if any(one.kind is one.VAR_POSITIONAL for one in parameters):
+    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
         return offered
-    places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return min(offered, sum(one.kind in places for one in parameters))
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return min(offered, sum(parameter.kind in kinds for parameter in parameters))
 
 
 def _connect(self: Any, signature: Any, *target: Any) -> Any:
-    if not isinstance(signature, str) or signature[:1].isdigit():  # PySide's own call out of SignalInstance.connect
+    if not isinstance(signature, str) or signature[:1].isdigit():  # PySide calls it from SignalInstance.connect
         return _find(self, "connect")(signature, *target)
     name, count = _require_signal(self, signature)
     function = target[0] if len(target) == 1 else getattr(target[0], parse_signature(target[1])[0])
@@ -123,10 +123,10 @@ def _disconnect(self: Any, signature: Any, *target: Any) -> Any:
     if not isinstance(signature, str) or signature[:1].isdigit():
         return _find(self, "disconnect")(signature, *target)
     name, _ = _require_signal(self, signature)
-    kept = self.__dict__.setdefault("_connections", [])
-    for one in [one for one in kept if one[0] == name and (not target or one[1] == target[0])]:
-        _find(self, name).disconnect(one[2])
-        kept.remove(one)
+    connections = self.__dict__.setdefault("_connections", [])
+    for connection in [entry for entry in connections if entry[0] == name and (not target or entry[1] == target[0])]:
+        _find(self, name).disconnect(connection[2])
+        connections.remove(connection)
     return True
 
 
@@ -134,7 +134,7 @@ _find = QtCore.QObject.__getattribute__
 
 
 def _get_attribute(self: Any, name: str) -> Any:
-    if name == "connect":  # PySide's own attribute look-up hard-wires these two
+    if name == "connect":  # PySide's attribute access does not allow to replace these two
         return functools.partial(_connect, self)
     if name == "disconnect":
         return functools.partial(_disconnect, self)
@@ -143,25 +143,25 @@ def _get_attribute(self: Any, name: str) -> Any:
 
 def _set_attribute(self: Any, name: str, value: Any) -> None:
     cls = type(self)
-    found = inspect.getattr_static(cls, name, None)
-    if isinstance(value, QtCore.SignalInstance):  # PySide keeps it in the object on first use
+    attribute = inspect.getattr_static(cls, name, None)
+    if isinstance(value, QtCore.SignalInstance):  # PySide stores it in the object on first use
         self.__dict__[name] = value
-    elif isinstance(found, property):
-        if found.fset is None:
-            raise AttributeError(f"{name!r} of {class_name(self)} can only be read")
-        found.fset(self, value)
-    elif isinstance(found, QtCore.Property):
+    elif isinstance(attribute, property):
+        if attribute.fset is None:
+            raise AttributeError(f"{name!r} of {class_name(self)} is read-only")
+        attribute.fset(self, value)
+    elif isinstance(attribute, QtCore.Property):
         _find(self, "setProperty")(name, value)
-    elif found is None and (cls.__module__.partition(".")[0] == "PySide6" or not name.startswith("_")):
+    elif attribute is None and (cls.__module__.partition(".")[0] == "PySide6" or not name.startswith("_")):
         raise AttributeError(f"{class_name(self)} has no property {name!r}")
-    elif callable(found):
+    elif callable(attribute):
         raise AttributeError(f"{name!r} is a method of {class_name(self)}, not a property")
     else:
         self.__dict__[name] = value
 
 
 def class_name(self: Any) -> str:
-    """The C++ class: 'QPushButton'."""
+    """Return the name of the C++ class, such as 'QPushButton'."""
     return type(self).__name__
 
 
@@ -175,15 +175,15 @@ def _build() -> None:
         for name in dir(module):
             if name.startswith("_") or name in _NOT_IN_PYTHONQT:
                 continue
-            found = getattr(module, name)
-            setattr(qt, name, found)
-            if isinstance(found, type) and issubclass(found, QtCore.QObject):
-                classes.append(found)
+            value = getattr(module, name)
+            setattr(qt, name, value)
+            if isinstance(value, type) and issubclass(value, QtCore.QObject):
+                classes.append(value)
     for cls in sorted(classes, key=lambda cls: len(cls.__mro__)):
         _add_properties(cls)
     for name in ("getOpenFileName", "getSaveFileName"):  # PythonQt returns the name alone
-        asked = getattr(QtWidgets.QFileDialog, name)
-        setattr(QtWidgets.QFileDialog, name, staticmethod(functools.partial(_first, asked)))
+        dialog = getattr(QtWidgets.QFileDialog, name)
+        setattr(QtWidgets.QFileDialog, name, staticmethod(functools.partial(_first, dialog)))
     base: Any = QtCore.QObject
     base.name = base.objectName
     base.className = class_name
@@ -194,7 +194,7 @@ def _build() -> None:
 
 
 class QUiLoader(QtUiTools.QUiLoader):
-    """Loads a .ui file with the stand-ins of `CUSTOM`; raises `RuntimeError` for whatever it does not know."""
+    """A loader of .ui files with the stand-ins of `CUSTOM`; it raises `RuntimeError` for anything unknown."""
 
     CUSTOM: ClassVar[dict[str, type]] = {}
 
@@ -209,19 +209,19 @@ class QUiLoader(QtUiTools.QUiLoader):
     def load(self, device: Any, parent: Any = None) -> Any:
         root = ElementTree.fromstring(bytes(device.readAll().data()))
         self._check(root)
-        wires = root.find("connections")
+        connection_list = root.find("connections")
         connections = []
-        if wires is not None:  # Python classes have no C++ slots to be wired: it is done by hand below
-            connections = [{part.tag: part.text or "" for part in wire} for wire in wires]
-            wires.clear()
+        if connection_list is not None:  # Python classes have no C++ slots, so they are connected below
+            connections = [{part.tag: part.text or "" for part in entry} for entry in connection_list]
+            connection_list.clear()
         buffer = QtCore.QBuffer()
         buffer.setData(ElementTree.tostring(root))
         buffer.open(QtCore.QIODevice.OpenModeFlag.ReadOnly)
         widget = super().load(buffer, parent)
-        named = {one.name: one for one in (widget, *widget.findChildren(QtCore.QObject))}
-        for wire in connections:
-            slot, _ = parse_signature(wire["slot"])
-            named[wire["sender"]].connect(wire["signal"], getattr(named[wire["receiver"]], slot))
+        named = {child.name: child for child in (widget, *widget.findChildren(QtCore.QObject))}
+        for entry in connections:
+            slot, _ = parse_signature(entry["slot"])
+            named[entry["sender"]].connect(entry["signal"], getattr(named[entry["receiver"]], slot))
         return widget
 
     def _check(self, root: ElementTree.Element) -> None:
@@ -229,7 +229,7 @@ class QUiLoader(QtUiTools.QUiLoader):
             cls, name = element.get("class", ""), element.get("name", "")
             known = self.CUSTOM.get(cls) or (getattr(QtWidgets, cls, None) if cls.startswith("Q") else None)
             if known is None:
-                raise RuntimeError(f"The .ui file uses {cls} ({name}), which this stand-in does not know")
+                raise RuntimeError(f"The .ui file uses {cls} ({name}), which this stand-in does not support")
             for given in element.findall("property"):
                 if given.get("stdset") == "0" and (given.get("name") or "").startswith("Slicer"):
                     continue

@@ -1,4 +1,4 @@
-"""`slicer.ScriptedLoadableModule`: the four base classes of a scripted module, as far as modules rely on them."""
+"""The module `slicer.ScriptedLoadableModule`: the four base classes of a scripted module, as far as modules use them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = [
 
 
 class Parent:
-    """What Slicer hands to a module's constructor; an unknown attribute is refused."""
+    """The object that Slicer gives to a module's constructor; an unknown attribute is refused."""
 
     __slots__ = (
         "acknowledgementText",
@@ -40,7 +40,7 @@ class Parent:
 
 
 class ScriptedLoadableModule:
-    """What the module is: title, category, help."""
+    """Title, category and help of a module."""
 
     def __init__(self, parent: Parent) -> None:
         self.parent = parent
@@ -66,7 +66,7 @@ class ScriptedLoadableModuleWidget:
         return os.path.join(os.path.dirname(slicer.util.modulePath(self.moduleName)), "Resources", filename)
 
     def setup(self) -> None:
-        """Built by the module."""
+        """Make the panel; modules override it."""
 
     def cleanup(self) -> None:
         """Called when the application ends or the module is reloaded."""
@@ -79,7 +79,7 @@ class ScriptedLoadableModuleWidget:
 
 
 class ScriptedLoadableModuleLogic:
-    """The module's work; keeps one parameter node a scene."""
+    """The module's logic, with one parameter node for each scene."""
 
     def __init__(self, parent: Any = None) -> None:
         self.moduleName = type(self).__name__.removesuffix("Logic")
@@ -99,7 +99,7 @@ class ScriptedLoadableModuleLogic:
 
 
 class ScriptedLoadableModuleTest(unittest.TestCase):
-    """A module's own test, run by the application."""
+    """The test of a module, which the application runs."""
 
     def delayDisplay(self, message: str, *_: Any, **__: Any) -> None:
         logging.info(message)

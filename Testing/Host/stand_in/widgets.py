@@ -1,4 +1,4 @@
-"""The ctk and qMRML widgets that our panels use, with the names, properties and signals of the real ones."""
+"""The ctk and qMRML widgets that the panels use, with the names, properties and signals of the real ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ctk = types.ModuleType("ctk", __doc__)
 
 
 def _value(name: str, kind: Any, default: Any, then: str = "") -> Any:
-    """A Qt property that remembers its value, and calls the method `then` after a change."""
+    """Return a Qt property that stores its value, and calls the method `then` after a change."""
     store = f"_value_{name}"
 
     def write(self: Any, value: Any) -> None:
@@ -29,7 +29,7 @@ def _value(name: str, kind: Any, default: Any, then: str = "") -> Any:
 
 
 class ctkCollapsibleButton(qt.QWidget):
-    """A heading that opens and closes what lies below it."""
+    """A button that opens and closes the section below it."""
 
     toggled = Signal(bool)
     clicked = Signal(bool)
@@ -88,7 +88,7 @@ class ctkMessageBox(qt.QMessageBox):
 
 
 class qMRMLWidget(qt.QWidget):
-    """A widget that knows the scene; the root of every .ui file."""
+    """A widget with a reference to the scene; the root of every .ui file."""
 
     mrmlSceneChanged = Signal(object)
     SIGNATURES = ("mrmlSceneChanged(vtkMRMLScene*)",)
@@ -106,13 +106,13 @@ class qMRMLWidget(qt.QWidget):
 
 
 class qSlicerWidget(qMRMLWidget):
-    """What a module's widget is given as its parent. isEntered: is the module the one that is shown?"""
+    """The parent of a module's widget; `isEntered` states whether the module is the one that is shown."""
 
     isEntered = _value("isEntered", bool, True)
 
 
 class qMRMLNodeComboBox(qt.QWidget):
-    """Chooses one node of the scene; follows nodes that come, go, and change their names."""
+    """A combo box of nodes that follows the scene."""
 
     currentNodeChanged = Signal(object)
     currentNodeIDChanged = Signal(str)
@@ -154,7 +154,7 @@ class qMRMLNodeComboBox(qt.QWidget):
         self._refill()
 
     def _scene_changed(self, *_: Any) -> None:
-        if shiboken6.isValid(self):  # the C++ widget may be gone with its parent
+        if shiboken6.isValid(self):  # the C++ widget may have been deleted with its parent
             self._refill()
 
     def _nodes(self) -> list[Any]:
@@ -213,7 +213,7 @@ class qMRMLNodeComboBox(qt.QWidget):
 
 
 def install() -> None:
-    """Make the widgets known as `ctk.X`, as `slicer.qX` and to .ui files."""
+    """Make the widgets available as `ctk.X`, as `slicer.qX` and in .ui files."""
     for cls in (ctkCollapsibleButton, ctkMessageBox):
         setattr(ctk, cls.__name__, cls)
     for cls in (qMRMLWidget, qSlicerWidget, qMRMLNodeComboBox):

@@ -1,0 +1,1 @@
+"""The panels of the module, and the widgets that they share."""
