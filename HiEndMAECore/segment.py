@@ -5,7 +5,6 @@ python -m HiEndMAECore.segment --model my-model --input scans/ --output results/
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from .cli.options import CommandConfig, option, require_positive
 from .cli.runner import run_command
 from .reporting.reporter import Reporter
+from .runtime.processes import rank_from_environment
 
 FORMATS = ("nii.gz", "nii", "nrrd", "seg.nrrd", "mha", "dcm")
 
@@ -70,7 +70,7 @@ def run(config: SegmentConfig, report: Reporter | None = None) -> dict[str, Any]
     from .inference.predictor import Predictor
     from .runtime.devices import choose_device
 
-    if int(os.environ.get("RANK", "0")) > 0:
+    if rank_from_environment() > 0:
         report.mute()  # the first process reports for all
     jobs = batch.list_jobs(config.input, config.output, config.format)
     predictor = Predictor.load(config.model, device=choose_device(config.device))

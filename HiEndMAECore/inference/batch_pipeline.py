@@ -8,7 +8,6 @@ Under `torchrun` each process takes its part of the items (`shard`), and all of 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import timedelta
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 
 from HiEndMAECore.errors import HiEndMAEError, InputError, OutOfMemoryError, classify_exception
 from HiEndMAECore.reporting.reporter import Reporter
+from HiEndMAECore.runtime.processes import rank_from_environment, world_size_from_environment
 
 Item = TypeVar("Item")
 Read = TypeVar("Read")
@@ -108,7 +108,7 @@ def _case_error(error: Exception) -> HiEndMAEError:
 
 def shard(items: Sequence[Item]) -> Sequence[Item]:
     """Return this process's part of the items: every n-th one under `torchrun`, otherwise all of them."""
-    return items[int(os.environ.get("RANK", "0")) :: int(os.environ.get("WORLD_SIZE", "1"))]
+    return items[rank_from_environment() :: world_size_from_environment()]
 
 
 def gather_rows(rows: list[Item]) -> list[Item]:
@@ -118,7 +118,7 @@ def gather_rows(rows: list[Item]) -> list[Item]:
     """
     import torch.distributed as dist
 
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+    count = world_size_from_environment()
     if count == 1:
         return rows
     dist.init_process_group("gloo", timeout=_GATHER_TIMEOUT)
