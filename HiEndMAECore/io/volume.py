@@ -40,7 +40,7 @@ class Geometry:
         return float(abs(np.linalg.det(self.affine[:3, :3])) / 1000.0)
 
     def matches(self, other: Geometry, tolerance: float = 1e-2) -> bool:
-        """Tell whether two grids hold the same voxels.
+        """Return whether two grids hold the same voxels.
 
         Args:
             other: The other grid.

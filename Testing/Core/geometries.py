@@ -66,3 +66,7 @@ def balls(geometry: Geometry) -> np.ndarray:
 
 def dice(one: np.ndarray, other: np.ndarray) -> float:
     return 2 * float((one & other).sum()) / float(one.sum() + other.sum())
+
+
+def world_of_grid(affine: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    return world_of_voxels(Geometry(shape, affine))

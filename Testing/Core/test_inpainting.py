@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_training import CPU, StopAt
+from training_examples import CPU, RequestAt
 
 from HiEndMAECore import pretrain
 from HiEndMAECore.data import crop_store
@@ -118,7 +118,7 @@ def test_inpainting_trains_the_decoder_and_leaves_the_encoder_as_it_is(pretraine
 def test_resumed_inpainting_equals_one_that_was_never_stopped(pretrained_run: Path, store: Path) -> None:
     halves = store.parent / "halves"
     with pytest.raises(Cancelled):
-        pretrain.run(config(store, halves), StopAt(2, "cancel"))
+        pretrain.run(config(store, halves), RequestAt(2, "cancel"))
     pretrain.run(config(store, halves, resume=True))
     whole, joined = (pretrained.read_pretrained(str(run)) for run in (pretrained_run, halves))
     assert whole is not None
@@ -172,7 +172,7 @@ def test_resume_with_another_encoder_is_refused(pretrained_run: Path, store: Pat
         pretrain.run(config(store, run, seed=seed, **alone))
     run = store.parent / "second"
     with pytest.raises(Cancelled):
-        pretrain.run(config(store, run, init=str(first)), StopAt(2, "cancel"))
+        pretrain.run(config(store, run, init=str(first)), RequestAt(2, "cancel"))
     shutil.rmtree(first)
     (store.parent / "other").rename(first)
     with pytest.raises(InputError, match="other initial weights"):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_training import cube_scan
+from training_examples import cube_case
 
 from HiEndMAECore.data.labelled_cases import cases_from_dataset, collect_structures, read_labelled_case
 from HiEndMAECore.preprocessing.laterality import (
@@ -183,7 +183,7 @@ def test_mirrored_crops_exchange_lateral_classes() -> None:
 
 
 def test_crops_are_not_mirrored_unless_allowed() -> None:
-    scan = cube_scan()
+    scan = cube_case()
     plan = FinetuningPlan(crop=(16, 16, 16), steps=1)
     off = decide_mirroring(["liver", "ball"], [(scan.image[0].numpy(), scan.classes.numpy())])
     for mirroring in (None, off):
@@ -203,6 +203,6 @@ def test_real_heads_have_two_parotids(named: bool) -> None:
     plan = presets.choose_preprocessing(read, preset=presets.PRESETS["cpu"], spacing=(5.0, 5.0, 5.0))
     structures = collect_structures(read, dataset.structures if named else ())
     scans = preprocess_training_cases(read, plan, structures, report=report)
-    told = mirroring_to_json(decide_case_mirroring(scans, structures, report=report), structures)["mirroring"]
-    assert told["allowed"]
-    assert [sorted(pair) for pair in told["swaps"]] == [[3, 4]]
+    stored = mirroring_to_json(decide_case_mirroring(scans, structures, report=report), structures)["mirroring"]
+    assert stored["allowed"]
+    assert [sorted(pair) for pair in stored["swaps"]] == [[3, 4]]
