@@ -174,7 +174,7 @@ def test_a_second_stage_goes_on_with_its_own_encoder(taught: Path, store: Path) 
         pretrain.run(config(store, run, init=str(first)), RequestAt(2, "cancel"))
     shutil.rmtree(first)
     (store.parent / "other").rename(first)
-    with pytest.raises(InputError, match="other starting weights"):
+    with pytest.raises(InputError, match="other initial weights"):
         pretrain.run(config(store, run, init=str(first), resume=True))
 
 
