@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Geometry:
     """The grid of a scan.
 
@@ -40,7 +40,7 @@ class Geometry:
         return float(abs(np.linalg.det(self.affine[:3, :3])) / 1000.0)
 
     def matches(self, other: Geometry, tolerance: float = 1e-2) -> bool:
-        """Tell whether two grids hold the same voxels.
+        """Return whether two grids hold the same voxels.
 
         Args:
             other: The other grid.
@@ -57,7 +57,7 @@ class Geometry:
         return bool(apart <= tolerance * min(self.spacing))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Volume:
     """A scan or a label map.
 

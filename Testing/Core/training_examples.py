@@ -28,7 +28,7 @@ class RequestAt(Reporter):
 
     def progress(self, stage: str, step: int, total: int, **values: object) -> None:
         if step == self.step and self.request == "finish":
-            self._finish.set()
+            self.request_finish()
         if step == self.step and self.request == "cancel":
             self.cancel()
         super().progress(stage, step, total, **values)
