@@ -49,7 +49,10 @@ class Exemption:
 
 EXEMPTIONS: tuple[Exemption, ...] = (
     Exemption(
-        ("door", "doors"), "HiEndMAECore/reporting/*.py", r"door", "the field `door` of the event `started` is a contract"
+        ("door", "doors"),
+        "HiEndMAECore/reporting/*.py",
+        r"door",
+        "the field `door` of the event `started` is a contract",
     ),
     Exemption(("doors",), "HiEndMAECore/__init__.py", r"DOORS", "scripts import the former name of COMMANDS"),
 )
