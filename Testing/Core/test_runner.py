@@ -149,7 +149,9 @@ def test_run_command_success_emits_config_and_outputs(capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     "argv", [["--nonsense"], [], ["--output", "x", "--device", "abacus"], ["--config", "absent.json"]]
 )
-def test_run_command_wrong_arguments_return_2_before_the_start(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_command_wrong_arguments_return_2_before_the_start(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     never = raising(AssertionError("must not run"))
     assert run_command(Small, never, ["--events", *argv], command="small", description="") == 2
     received = [events.decode(line) for line in capsys.readouterr().out.splitlines()]
@@ -184,7 +186,9 @@ def test_classify_exception_ordinary_error_returns_none() -> None:
     assert classify_exception(FileNotFoundError(errno.ENOENT, "No such file", "x")) is None
 
 
-def test_run_command_control_file_named_in_config_file_cancels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_command_control_file_named_in_config_file_cancels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "control").write_text("cancel")
     config = tmp_path / "c.json"
     config.write_text(json.dumps({"control": str(tmp_path / "control")}))
