@@ -16,6 +16,7 @@ from typing import Any
 from .cli.options import CommandConfig, option, require_positive
 from .cli.runner import run_command
 from .errors import UsageError
+from .preprocessing.defaults import CT_WINDOW_HU
 from .reporting.reporter import Reporter
 
 
@@ -26,7 +27,7 @@ class PrepareConfig(CommandConfig):
     input: tuple[Path, ...] = option((), help="Scans, folders of scans, or .txt lists of them.", required=True)
     output: Path | None = option(help="Store to write (a folder).", required=True)
     spacing: tuple[float, float, float] = option((1.5, 1.5, 1.5), help="Grid in mm along right, anterior, superior.")
-    window: tuple[float, float] = option((-175.0, 250.0), help="CT: the HU that become 0 and 1.")
+    window: tuple[float, float] = option(CT_WINDOW_HU, help="CT: the HU that become 0 and 1.")
     modality: str = option("ct", help="ct: window in HU; mri: percentiles of each scan.", choices=("ct", "mri"))
     hold_out: Path | None = option(
         None,

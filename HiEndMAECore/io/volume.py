@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Geometry:
     """The grid of a scan.
 
@@ -57,7 +57,7 @@ class Geometry:
         return bool(apart <= tolerance * min(self.spacing))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Volume:
     """A scan or a label map.
 

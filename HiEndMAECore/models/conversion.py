@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from HiEndMAECore.errors import HiEndMAEError, InputError
+from HiEndMAECore.preprocessing.defaults import CT_WINDOW_HU
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".pth", ".pt")
 _PAPER = {  # section 4.1: what the authors' weights were trained on
     "spacing": [1.5, 1.5, 1.5],
-    "normalisation": {"kind": "window", "low": -175.0, "high": 250.0},
+    "normalisation": {"kind": "window", "low": CT_WINDOW_HU[0], "high": CT_WINDOW_HU[1]},
     "orientation": "RAS",
 }
 

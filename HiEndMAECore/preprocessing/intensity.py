@@ -1,8 +1,4 @@
-"""From a scan to what the network sees, and back: normalised intensities on a regular grid close to R, A, S.
-
-Order: limits of the intensities over the whole scan, crop to the body, normalise, smooth against aliasing, resample.
-The way back needs only the network grid's affine and the scan's own geometry (`Grid`).
-"""
+"""Intensity normalization: from HU or MRI intensities to [0, 1], and the choice between a window and percentiles."""
 
 from __future__ import annotations
 
@@ -15,21 +11,30 @@ import numpy as np
 
 from HiEndMAECore.io.volume import Volume
 
+from .defaults import CT_WINDOW_HU, MRI_PERCENTILES
+
 _KINDS = ("window", "percentiles")
-_STATISTICS_VOXELS = 2_000_000  # percentiles of this many voxels are as good as of all
+_SAMPLED_VOXELS = 2_000_000  # percentiles of this many voxels are as good as those of all
+_PADDING_HU = -1100.0  # this and below is padding outside of a scanner's field of view
+_SOFT_TISSUE_HU = -90.0  # fat, lung and air are darker
+_MEDIAN_HU = 400.0  # the median of a CT lies below
+_PHASE_LIMIT = 3050.0  # images of signed phases reach evenly from -4096 to 4095
 
 
 @dataclass(frozen=True)
 class IntensityNormalization:
     """How intensities become [0, 1].
 
-    kind "window": `low` and `high` in HU (CT). kind "percentiles": per channel; `low` percent of all voxels, `high`
-    percent of those above the mean (so that the amount of air in the field of view does not matter); MRI.
+    Attributes:
+        kind: "window" for CT: `low` and `high` in HU. "percentiles" for MRI, channel by channel: `low` percent of all
+            voxels, `high` percent of those above the mean, so that the amount of air in the field of view does not matter.
+        low: The intensity, or percentile, that becomes 0.
+        high: The intensity, or percentile, that becomes 1.
     """
 
     kind: Literal["window", "percentiles"] = "window"
-    low: float = -175.0
-    high: float = 250.0
+    low: float = CT_WINDOW_HU[0]
+    high: float = CT_WINDOW_HU[1]
 
     def __post_init__(self) -> None:
         if self.kind not in _KINDS:
@@ -40,28 +45,43 @@ class IntensityNormalization:
             raise ValueError(f"normalisation percentiles are {self.low} and {self.high}, must lie in 0 to 100")
 
     @classmethod
-    def percentiles(cls, low: float = 0.5, high: float = 99.5) -> IntensityNormalization:
-        """The usual choice for MRI."""
+    def percentiles(cls, low: float = MRI_PERCENTILES[0], high: float = MRI_PERCENTILES[1]) -> IntensityNormalization:
+        """Return the normalization by percentiles, as for MRI."""
         return cls("percentiles", low, high)
 
     def limits(self, array: np.ndarray) -> np.ndarray:
-        """(C, 2): the intensities that become 0 and 1, of a scan (C, ...)."""
+        """Return the intensities that become 0 and 1.
+
+        Args:
+            array: A scan (C, ...).
+
+        Returns:
+            (C, 2): the lower and the upper limit of each channel.
+        """
         if self.kind == "window":
             return np.tile([self.low, self.high], (len(array), 1))
-        stride = max(1, math.ceil((array[0].size / _STATISTICS_VOXELS) ** (1 / max(array.ndim - 1, 1))))
-        thinned = array[(slice(None), *[slice(None, None, stride if n > stride else None) for n in array.shape[1:]])]
-        found = []
-        for channel in thinned:
+        stride = max(1, math.ceil((array[0].size / _SAMPLED_VOXELS) ** (1 / max(array.ndim - 1, 1))))
+        sampled = array[(slice(None), *[slice(None, None, stride if n > stride else None) for n in array.shape[1:]])]
+        limits = []
+        for channel in sampled:
             bright = channel[channel > channel.mean(dtype=np.float64)]
             low = np.percentile(channel, self.low)
             high = np.percentile(bright, self.high) if bright.size else low
-            found.append((low, high))
-        return np.array(found, dtype=np.float64)
+            limits.append((low, high))
+        return np.array(limits, dtype=np.float64)
 
     def apply(self, array: np.ndarray, *, limits: np.ndarray | None = None) -> np.ndarray:
-        """(C, ...) -> float32 in [0, 1]; `limits` when they were found on more than `array`. A constant becomes 0."""
+        """Normalize intensities.
+
+        Args:
+            array: A scan or a part of it (C, ...).
+            limits: (C, 2) of `limits`, when they were found on more than `array`.
+
+        Returns:
+            float32 (C, ...) in [0, 1]; a constant channel becomes 0.
+        """
         limits = self.limits(array) if limits is None else limits
-        result = array.astype(np.float32)  # a copy: the rest works in place
+        result = array.astype(np.float32)  # a copy, which the following lines change in place
         for channel, (low, high) in zip(result, limits):
             channel -= np.float32(low)
             channel *= np.float32(1.0 / (high - low)) if high > low else np.float32(0.0)
@@ -69,38 +89,44 @@ class IntensityNormalization:
         return result
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON, for model.json and the like."""
+        """Return plain JSON, as model.json and the manifest of a store hold it."""
         return {"kind": self.kind, "low": self.low, "high": self.high}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> IntensityNormalization:
-        """The reverse of `to_json`; ValueError names what is wrong."""
+        """Return the normalization of `to_json`. Raises `ValueError` that names what is wrong."""
         if not isinstance(data, Mapping) or set(data) != {"kind", "low", "high"}:
             raise ValueError(f"normalisation needs exactly 'kind', 'low' and 'high', got {data!r}")
-        return cls(data["kind"], _number(data["low"], "normalisation low"), _number(data["high"], "normalisation high"))
+        return cls(
+            data["kind"],
+            parse_number(data["low"], "normalisation low"),
+            parse_number(data["high"], "normalisation high"),
+        )
 
 
-def _number(value: Any, what: str) -> float:
+def parse_number(value: Any, name: str) -> float:
+    """Return a JSON number as float. Raises `ValueError` with `name` for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{what} is {value!r}, must be a number")
+        raise ValueError(f"{name} is {value!r}, must be a number")
     return float(value)
 
 
 def suggest_normalization(volume: Volume) -> IntensityNormalization:
-    """A window for CT in HU, percentiles for the rest.
+    """Choose a window for CT in HU and percentiles for everything else.
 
-    Rule, without paddings (values of -1100 and below): at least one voxel in a thousand lies below -90 (fat, lung or
-    air; MRI stored with an offset or as z-scores does not get there), the median of the rest lies in -1100 to 400, and
-    the scan is not one of signed phases (which reach evenly from -4096 to 4095).
+    A scan of one channel counts as CT when, without padding, at least one voxel in a thousand lies below -90 (fat, lung or
+    air, which MRI stored with an offset or as z-scores does not reach), the median lies below 400, and it is not an image
+    of signed phases.
     """
     if volume.channels != 1:
         return IntensityNormalization.percentiles()
     array = volume.array[0]
-    stride = max(1, math.ceil((array.size / _STATISTICS_VOXELS) ** (1 / 3)))
+    stride = max(1, math.ceil((array.size / _SAMPLED_VOXELS) ** (1 / 3)))
     values = array[tuple(slice(None, None, stride if n > stride else None) for n in array.shape)]
-    phases = np.percentile(values, 5) < -3050 and np.percentile(values, 95) > 3050
-    values = values[values > -1100.0]
+    phases = np.percentile(values, 5) < -_PHASE_LIMIT and np.percentile(values, 95) > _PHASE_LIMIT
+    values = values[values > _PADDING_HU]
     if phases or not values.size:
         return IntensityNormalization.percentiles()
-    dark, middle = np.percentile(values, [0.1, 50])
-    return IntensityNormalization() if dark < -90.0 and middle < 400.0 else IntensityNormalization.percentiles()
+    dark, median = np.percentile(values, [0.1, 50])
+    is_ct = dark < _SOFT_TISSUE_HU and median < _MEDIAN_HU
+    return IntensityNormalization() if is_ct else IntensityNormalization.percentiles()

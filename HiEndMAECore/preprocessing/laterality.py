@@ -1,7 +1,7 @@
-"""Left and right: which structures are each other's mirror image, and whether a mirrored scan is still a possible patient.
+"""Laterality: which structures are mirror images of each other, and whether a mirrored scan is still a possible patient.
 
-Told by names (`kidney_left`, `LeftParotid`, `Parotid_L`) and by how structures lie about the body's mid-plane. Arrays lie
-with their first axis along the patient's right-left direction, as the network's grid does.
+Both are decided by names (`kidney_left`, `LeftParotid`, `Parotid_L`) and by the position of structures about the midsagittal
+plane of the body. The first axis of arrays is the right-left direction of the patient, as on the network's grid.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_SIDES = {
+_SIDE_OF_WORD = {
     **dict.fromkeys(("left", "l", "lt", "sin", "sinister", "links", "linke", "linker", "linkes"), "left"),
     **dict.fromkeys(("right", "r", "rt", "dex", "dexter", "rechts", "rechte", "rechter", "rechtes"), "right"),
     **dict.fromkeys(("gauche", "izquierdo", "izquierda", "sinistro", "sinistra", "esquerdo", "esquerda"), "left"),
     **dict.fromkeys(("droit", "droite", "derecho", "derecha", "destro", "destra", "direito", "direita"), "right"),
 }
-_SHORT = {"l", "r", "lt", "rt", "sin", "dex"}  # a side only as the first or last part of a name
-_ONE_SIDED = {"liver", "spleen", "heart", "stomach", "gallbladder", "pancreas", "duodenum", "colon", "appendix"}
-_PARTS = re.compile(r"[A-Z]+(?![a-z])\d*|[A-Z]?[a-z]+\d*|[^\W_]+")
-_ALIKE = 0.5  # correlation of the scan with its mirror image, from which on it shows a mid-plane
-_NAMELESS = re.compile(
+_SHORT_SIDES = {"l", "r", "lt", "rt", "sin", "dex"}  # these are a side only as the first or last part of a name
+_ONE_SIDED_ORGANS = {"liver", "spleen", "heart", "stomach", "gallbladder", "pancreas", "duodenum", "colon", "appendix"}
+_NAME_PARTS = re.compile(r"[A-Z]+(?![a-z])\d*|[A-Z]?[a-z]+\d*|[^\W_]+")
+_MIN_CORRELATION = 0.5  # correlation of a scan with its mirror image from which on it has a midsagittal plane
+_GENERIC_NAME = re.compile(
     r"(structure|segment|label|region|roi|class|object|mask|organ)?[\W_]*(\d+|[a-z])?", re.IGNORECASE
 )
 _DIRECTIONS = {
@@ -40,23 +40,29 @@ _DIRECTIONS = {
     "up",
     "low",
     "top",
-}  # no sides
-_ALIKE_INSIDE = 0.1  # of the window: means of a pair differ by less (42 HU on CT)
-_OFF = 0.04  # of the body's width: a centre further from the mid-plane is clearly off it
-_OVERLAP = 0.15  # Dice of one structure's mirror image with the other of a pair
-_SIZES = 2.5  # times as large, at most, is one of a pair
-_VOXELS = 64  # the mid-plane is looked for on a grid thinned to so many voxels an axis
+}  # directions that are not sides
+_MAX_MEAN_DIFFERENCE = 0.1  # of the intensity range: the means of a pair differ by less (42 HU on CT)
+_OFF_MIDLINE = 0.04  # of the body's width: a center further from the midsagittal plane is clearly off it
+_MIN_OVERLAP = 0.15  # Dice of one structure's mirror image with the other of a pair
+_MAX_SIZE_RATIO = 2.5  # one structure of a pair is at most this many times as large as the other
+_SEARCH_VOXELS = 64  # the plane is searched on a grid of about this many voxels along an axis
 
 
 def split_side(name: str) -> tuple[str, str]:
-    """(side, rest): `LeftParotid` -> ("left", "parotid"); the side is "" where the name tells none.
+    """Split the side from the name of a structure.
 
-    `L5` is a vertebra and `cleft` no side: a side is a whole part of the name, or its beginning.
+    A side is a whole part of the name or its beginning: `L5` is a vertebra, and `cleft` has no side.
+
+    Args:
+        name: The name, in one of several languages and spellings.
+
+    Returns:
+        The side ("left", "right" or "") and the rest in lower case: `LeftParotid` gives ("left", "parotid").
     """
-    parts = [part.lower() for part in _PARTS.findall(name)]
+    parts = [part.lower() for part in _NAME_PARTS.findall(name)]
     for index, part in enumerate(parts):
-        if part in _SIDES and (part not in _SHORT or (len(parts) > 1 and index in (0, len(parts) - 1))):
-            return _SIDES[part], " ".join(parts[:index] + parts[index + 1 :])
+        if part in _SIDE_OF_WORD and (part not in _SHORT_SIDES or (len(parts) > 1 and index in (0, len(parts) - 1))):
+            return _SIDE_OF_WORD[part], " ".join(parts[:index] + parts[index + 1 :])
     for side in ("left", "right"):
         if parts and parts[0].startswith(side) and len(parts[0]) > len(side) + 2:
             return side, " ".join([parts[0][len(side) :], *parts[1:]])
@@ -64,12 +70,12 @@ def split_side(name: str) -> tuple[str, str]:
 
 
 def names_with_side(names: Iterable[str]) -> list[str]:
-    """Those of `names` that tell a side."""
+    """Return the names that contain a side."""
     return [name for name in names if split_side(name)[0]]
 
 
 def lateral_pairs(names: Sequence[str]) -> list[tuple[int, int]]:
-    """Places in `names` of (left, right) structures that are called alike but for the side."""
+    """Return the indices (left, right) of names that are equal except for the side."""
     places: dict[tuple[str, str], int] = {}
     for index, name in enumerate(names):
         places.setdefault(split_side(name), index)
@@ -78,12 +84,14 @@ def lateral_pairs(names: Sequence[str]) -> list[tuple[int, int]]:
 
 
 def may_be_pair(one: str, other: str) -> bool:
-    """Do the names leave it open that the two are one organ of both sides? Names that tell nothing do (`Segment_1`), and
-    names that differ in one short part, such as a side in another language; `aorta` and `IVC`, or medial and lateral, do not.
+    """Return whether two names may belong to the left and right structure of one organ.
+
+    They may when both are generic (`Segment_1`), or differ in one short part that may be a side in another language. Names
+    such as `aorta` and `IVC`, or medial and lateral parts, may not.
     """
-    if _NAMELESS.fullmatch(one) and _NAMELESS.fullmatch(other):
+    if _GENERIC_NAME.fullmatch(one) and _GENERIC_NAME.fullmatch(other):
         return True
-    parts = [[part.lower() for part in _PARTS.findall(name)] for name in (one, other)]
+    parts = [[part.lower() for part in _NAME_PARTS.findall(name)] for name in (one, other)]
     if len(parts[0]) != len(parts[1]) or len(parts[0]) < 2:
         return False
     differ = [pair for pair in zip(*parts) if pair[0] != pair[1]]
@@ -92,9 +100,12 @@ def may_be_pair(one: str, other: str) -> bool:
 
 @dataclass(frozen=True)
 class Mirroring:
-    """May a crop be mirrored from right to left, and which classes change places then?
+    """Whether crops may be mirrored from right to left, and which classes are exchanged then.
 
-    swaps: pairs of classes, 1 for the first structure. reason: one sentence for the log.
+    Attributes:
+        allowed: Whether crops may be mirrored.
+        swaps: Pairs of classes to exchange, 1 for the first structure.
+        reason: One sentence for the log.
     """
 
     allowed: bool
@@ -103,19 +114,26 @@ class Mirroring:
 
 
 def decide_mirroring(names: Sequence[str], scans: Sequence[tuple[np.ndarray, np.ndarray]]) -> Mirroring:
-    """names: of classes 1 to K. scans: (image (H, W, D), classes (H, W, D)) of every labelled scan.
+    """Decide whether crops of labelled scans may be mirrored.
 
-    A structure of one side alone forbids it: a mirrored patient with the liver on the left does not exist. Where a scan
-    shows no mid-plane nobody can tell, so that it is left out.
+    A structure on one side alone forbids it, because no patient has, for example, the liver on the left. So does a scan
+    without a recognizable midsagittal plane, because the sides of its structures are unknown.
+
+    Args:
+        names: Names of the classes 1 to K.
+        scans: Image (H, W, D) and classes (H, W, D) of every labelled scan.
+
+    Returns:
+        The decision, with the pairs of classes to exchange.
     """
     for index, name in enumerate(names):
-        if set(split_side(name)[1].split()) & _ONE_SIDED and not split_side(name)[0]:
+        if set(split_side(name)[1].split()) & _ONE_SIDED_ORGANS and not split_side(name)[0]:
             return Mirroring(False, (), f"off: '{names[index]}' lies on one side of the body")
     pairs = lateral_pairs(names)
     alone = sorted({names.index(name) for name in names_with_side(names)} - {index for pair in pairs for index in pair})
     if alone:
         return Mirroring(False, (), f"off: '{names[alone[0]]}' is labelled on one side alone")
-    found = [_Bodyplan.of(image, classes, len(names)) for image, classes in scans]
+    found = [_LateralPositions.of(image, classes, len(names)) for image, classes in scans]
     if any(body is None for body in found):
         return Mirroring(False, (), "off: a scan shows no mid-plane of the body")
     bodies = [body for body in found if body is not None]
@@ -140,20 +158,26 @@ def decide_mirroring(names: Sequence[str], scans: Sequence[tuple[np.ndarray, np.
         paired |= {one, other}
     if not pairs:
         return Mirroring(True, (), "on: all structures lie in the middle of the body")
-    message = ", ".join(f"'{names[left]}' and '{names[right]}'" for left, right in pairs[:4])
+    exchanged = ", ".join(f"'{names[left]}' and '{names[right]}'" for left, right in pairs[:4])
     more = f" and {len(pairs) - 4} more pairs" if len(pairs) > 4 else ""
-    return Mirroring(True, tuple((a + 1, b + 1) for a, b in pairs), f"flip and swap: {message}{more} change places")
+    return Mirroring(True, tuple((a + 1, b + 1) for a, b in pairs), f"flip and swap: {exchanged}{more} change places")
 
 
 def midsagittal_plane(image: np.ndarray) -> float | None:
-    """Where along the first axis of `image` (H, W, D) its mirror image fits best, in voxels; None when it fits nowhere.
+    """Find the midsagittal plane of a scan: the plane about which its mirror image correlates best with it.
 
-    Looked for in the middle half, at half voxels of a thinned scan.
+    The plane is searched in the middle half of the first axis, at half voxels of a subsampled scan.
+
+    Args:
+        image: (H, W, D), the first axis along right-left.
+
+    Returns:
+        The position along the first axis in voxels; None when no position correlates enough.
     """
-    steps = [max(1, n // _VOXELS) for n in image.shape]
+    steps = [max(1, n // _SEARCH_VOXELS) for n in image.shape]
     n = image.shape[0] // steps[0]
     thin = image[: n * steps[0]].reshape(n, steps[0], *image.shape[1:]).mean(1)[:, :: steps[1], :: steps[2]]
-    best, place = _ALIKE, None
+    best, place = _MIN_CORRELATION, None
     for twice in range(n // 2, 3 * n // 2):  # twice the plane's place
         first, last = max(0, twice - n + 1), min(n - 1, twice)
         part = thin[first : last + 1]
@@ -169,8 +193,8 @@ def _correlation(one: np.ndarray, other: np.ndarray) -> float:
     return float((a * b).sum()) / size if size > 0 else 0.0
 
 
-class _Bodyplan:
-    """Where the structures of one scan lie about its mid-plane. plane: voxels along the first axis."""
+class _LateralPositions:
+    """Positions of the structures of one scan about its midsagittal plane, which is given in voxels along the first axis."""
 
     def __init__(self, image: np.ndarray, classes: np.ndarray, count: int, plane: float) -> None:
         body = np.flatnonzero((image > 0).any(axis=(1, 2)))
@@ -180,28 +204,28 @@ class _Bodyplan:
         self.means = [float(image[tuple(there.T)].mean()) if len(there) else np.nan for there in self.voxels]
 
     @classmethod
-    def of(cls, image: np.ndarray, classes: np.ndarray, count: int) -> _Bodyplan | None:
-        """None where the scan shows no mid-plane."""
+    def of(cls, image: np.ndarray, classes: np.ndarray, count: int) -> _LateralPositions | None:
+        """Return the positions, or None when the scan has no recognizable midsagittal plane."""
         plane = midsagittal_plane(image)
         return None if plane is None else cls(image, classes, count, plane)
 
     def offset(self, index: int) -> float:
-        """Voxels from the mid-plane to the structure's centre."""
+        """Return the distance in voxels from the plane to the center of a structure."""
         return float(self.voxels[index][:, 0].mean()) - self.plane if len(self.voxels[index]) else 0.0
 
     def off_midline(self, index: int) -> bool:
-        """Is the structure clearly on one side?"""
-        return abs(self.offset(index)) > _OFF * self.width
+        """Return whether a structure is clearly on one side."""
+        return abs(self.offset(index)) > _OFF_MIDLINE * self.width
 
     def opposite(self, one: int, other: int) -> bool:
-        """About as far from the mid-plane on the one side as on the other (or one of the two is not in this scan)."""
+        """Return whether two structures lie about equally far on either side, or one of them is not in this scan."""
         if not (len(self.voxels[one]) and len(self.voxels[other])):
             return True
         a, b = self.offset(one), self.offset(other)
         return abs(a + b) <= 0.5 * abs(a - b)
 
     def overlap(self, one: int, other: int) -> float:
-        """Dice of one structure's mirror image with the other."""
+        """Return the Dice of the mirror image of one structure with the other."""
         x, y, z = self.voxels[one].T
         there = np.floor(2 * self.plane - x + 0.5).astype(int)
         inside = (there >= 0) & (there < len(self.classes))
@@ -209,12 +233,12 @@ class _Bodyplan:
         return 2.0 * common / max(1, len(self.voxels[one]) + len(self.voxels[other]))
 
     def mirrored(self, one: int, other: int) -> bool:
-        """Do the two lie as mirror images? Not told by a scan that shows but one of them."""
+        """Return whether two structures are mirror images; False when only one of them is in this scan."""
         sizes = sorted((len(self.voxels[one]), len(self.voxels[other])))
         return (
             sizes[0] > 0
-            and sizes[1] <= _SIZES * sizes[0]
-            and abs(self.means[one] - self.means[other]) < _ALIKE_INSIDE
+            and sizes[1] <= _MAX_SIZE_RATIO * sizes[0]
+            and abs(self.means[one] - self.means[other]) < _MAX_MEAN_DIFFERENCE
             and self.opposite(one, other)
-            and self.overlap(one, other) >= _OVERLAP
+            and self.overlap(one, other) >= _MIN_OVERLAP
         )

@@ -1,8 +1,7 @@
-"""Grids and the ways between them: every resampling of the engine is one affine map from output to input voxels.
+"""Orientation: the axes of a grid next to R, A and S, regular grids, and the regular runs of an irregular stack.
 
-Arrays are (X, Y, Z), affines map voxel indices to RAS mm. A stack of slices that is no regular grid (gantry tilt,
-uneven gaps) is cut into runs of equally spaced slices; inside a run the map is affine again (a shear where there is
-tilt).
+Affines map voxel indices to RAS mm. A stack of slices that is not a regular grid (gantry tilt, uneven gaps) is divided into
+runs of equally spaced slices; the map of a run is affine (a shear where there is tilt).
 """
 
 from __future__ import annotations
@@ -15,12 +14,18 @@ import numpy as np
 
 from HiEndMAECore.io.volume import Geometry
 
-_RUN_TOLERANCE = 0.01  # mm that a slice may lie off the straight line of its run
+_RUN_TOLERANCE_MM = 0.01  # a slice may lie this far off the straight line of its run
 
 
 @dataclass(frozen=True)
 class RegularRun:
-    """Slices `first` to `last` (both in) that are equally spaced; `affine` maps (x, y, z - first) to RAS mm."""
+    """Equally spaced slices of a stack.
+
+    Attributes:
+        first: The first slice.
+        last: The last slice, which belongs to the run.
+        affine: (4, 4), from (x, y, z - first) to RAS mm.
+    """
 
     first: int
     last: int
@@ -28,7 +33,11 @@ class RegularRun:
 
 
 def regular_runs(geometry: Geometry) -> list[RegularRun]:
-    """The stack as regular pieces; neighbours share their border slice. One piece when there are no `slice_origins`."""
+    """Divide a stack into regular runs.
+
+    Returns:
+        The runs in order; neighbors share their border slice. A regular grid is one run.
+    """
     origins, count = geometry.slice_origins, geometry.shape[2]
     if origins is None or count == 1:
         return [RegularRun(0, count - 1, geometry.affine)]
@@ -37,7 +46,7 @@ def regular_runs(geometry: Geometry) -> list[RegularRun]:
         last, step = first + 1, origins[first + 1] - origins[first]
         while last + 1 < count:
             off = origins[last + 1] - origins[first] - (last + 1 - first) * step
-            if np.linalg.norm(off) > _RUN_TOLERANCE:
+            if np.linalg.norm(off) > _RUN_TOLERANCE_MM:
                 break
             last += 1
         affine = geometry.affine.copy()
@@ -49,16 +58,22 @@ def regular_runs(geometry: Geometry) -> list[RegularRun]:
 
 
 def translate_affine(affine: np.ndarray, start: Sequence[float]) -> np.ndarray:
-    """The affine of the part of a grid that begins at voxel `start`."""
+    """Return the affine of the part of a grid that begins at voxel `start`."""
     moved = np.array(affine, dtype=np.float64)
     moved[:3, 3] = affine[:3, :3] @ np.asarray(start, dtype=np.float64) + affine[:3, 3]
     return moved
 
 
 def ras_axes(affine: np.ndarray) -> np.ndarray:
-    """(3, 3) orthonormal directions of a grid, as columns, in the order and sign closest to R, A, S.
+    """Return the orthonormal directions of a grid in the order and sign closest to R, A and S.
 
     A sheared grid keeps its first axis (the rows) and the plane of its first two; the third becomes their normal.
+
+    Args:
+        affine: (4, 4), from voxel index to RAS mm.
+
+    Returns:
+        (3, 3), a direction in each column.
     """
     directions, upper = np.linalg.qr(affine[:3, :3])
     directions = directions * np.sign(np.diag(upper))
@@ -70,7 +85,15 @@ def ras_axes(affine: np.ndarray) -> np.ndarray:
 
 
 def grid_corners(geometry: Geometry, box: Sequence[tuple[int, int]] | None = None) -> np.ndarray:
-    """(N, 3) RAS mm of the outer voxel edges of the grid, or of the voxels `first <= i < end` of a box in it."""
+    """Return the corners of a grid in RAS mm.
+
+    Args:
+        geometry: The grid.
+        box: First and end voxel along each axis, for the corners of a part; None for all.
+
+    Returns:
+        (N, 3), the outer edges of the outermost voxels; eight for each regular run.
+    """
     (x0, x1), (y0, y1), (z0, z1) = box or [(0, n) for n in geometry.shape]
     points = []
     for run in regular_runs(geometry):
@@ -85,10 +108,18 @@ def grid_corners(geometry: Geometry, box: Sequence[tuple[int, int]] | None = Non
 def regular_grid(
     geometry: Geometry, spacing: Sequence[float], *, box: Sequence[tuple[int, int]] | None = None
 ) -> tuple[np.ndarray, tuple[int, int, int]]:
-    """The closest-to-RAS orthogonal grid at `spacing` (mm along R, A, S) over a scan or a box of its voxels.
+    """Return the orthogonal grid closest to R, A and S over a scan or a part of it.
 
-    The grid is centred on what it covers, at least one voxel each way, and no outermost voxel centre lies outside.
-    Returns its affine and shape.
+    The grid is centered on what it covers, has at least one voxel along each axis, and the centers of its outermost voxels
+    lie inside.
+
+    Args:
+        geometry: The scan's own grid.
+        spacing: Spacing in mm along R, A and S.
+        box: First and end voxel along each stored axis of the part to cover; None for all.
+
+    Returns:
+        Its affine (4, 4), from voxel index to RAS mm, and its shape.
     """
     axes, step = ras_axes(geometry.affine), np.asarray(spacing, dtype=np.float64)
     along = grid_corners(geometry, box) @ axes

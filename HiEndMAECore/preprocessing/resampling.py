@@ -1,8 +1,7 @@
-"""Grids and the ways between them: every resampling of the engine is one affine map from output to input voxels.
+"""Resampling of images and label maps: always one affine map from output voxels to input voxels.
 
-Arrays are (X, Y, Z), affines map voxel indices to RAS mm. A stack of slices that is no regular grid (gantry tilt,
-uneven gaps) is cut into runs of equally spaced slices; inside a run the map is affine again (a shear where there is
-tilt).
+Arrays are (X, Y, Z), affines map voxel indices to RAS mm. Images are interpolated linearly, label maps by the largest share of
+linear interpolation. A stack of slices that is not a regular grid is resampled run by run (see `orientation`).
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from HiEndMAECore.io.volume import Geometry
 from .orientation import regular_runs, translate_affine
 
 Sampler = Callable[[np.ndarray, np.ndarray, "tuple[int, int, int]"], np.ndarray]
-_FWHM = 2.0 * np.sqrt(2.0 * np.log(2.0))  # full width at half maximum of a Gaussian of sigma 1
+_FWHM = 2.0 * np.sqrt(2.0 * np.log(2.0))  # full width at half maximum of a Gaussian with sigma 1
 
 
 def resample_affine(
@@ -30,16 +29,23 @@ def resample_affine(
     outside: float = 0.0,
     dtype: int | None = None,
 ) -> np.ndarray:
-    """`array` (X, Y, Z) seen through an affine map, by linear or nearest interpolation.
+    """Resample an array through an affine map by linear or nearest interpolation.
 
-    output_to_input: (4, 4), output voxel -> input voxel; flips, permutations and shears are welcome.
-    outside: value further than half a voxel from the input's outermost voxel centres.
-    dtype: a SimpleITK pixel type for the result, when not the input's.
+    Args:
+        array: Input (X, Y, Z).
+        output_to_input: (4, 4), from output voxel to input voxel; it may flip, permute and shear.
+        output_shape: Voxels of the output along each axis.
+        nearest: Take the nearest voxel instead of interpolating.
+        outside: Value of voxels further than half a voxel from the centers of the input's outermost voxels.
+        dtype: SimpleITK pixel type of the result, if it is not the input's.
+
+    Returns:
+        The array on the output grid.
     """
     matrix, offset = output_to_input[:3, :3], output_to_input[:3, 3]
     if array.dtype == bool:
         array = array.view(np.uint8)
-    # SimpleITK counts the fastest axis first: a C-ordered array is its axes reversed, a Fortran-ordered one is not.
+    # SimpleITK has the fastest axis first: the axes of a C-ordered array are reversed, those of a Fortran-ordered one not.
     if array.flags.f_contiguous and not array.flags.c_contiguous:
         image = sitk.GetImageFromArray(array.T)
         matrix = matrix[:, ::-1]
@@ -60,11 +66,19 @@ def resample_affine(
 
 
 def resample_label_map(labels: np.ndarray, output_to_input: np.ndarray, output_shape: Sequence[int]) -> np.ndarray:
-    """A label map (X, Y, Z) seen through an affine map: each voxel gets the label of the largest interpolated share.
+    """Resample a label map through an affine map: each voxel gets the label with the largest interpolated share.
 
-    The shares are those of linear interpolation (they add up to one, background included), so borders are smooth where
-    nearest neighbour makes steps. One label at a time within its own box: memory is one float32 array of the output.
-    Returns the same integer type.
+    The shares are those of linear interpolation and add up to one, background included, so that borders are smooth where
+    nearest-neighbor interpolation makes steps. One label is worked on at a time, within its own box: memory is one float32
+    array of the output.
+
+    Args:
+        labels: Label map (X, Y, Z) of an integer type.
+        output_to_input: (4, 4), from output voxel to input voxel.
+        output_shape: Voxels of the output along each axis.
+
+    Returns:
+        The label map on the output grid, of the same type.
     """
     shape = tuple(int(n) for n in output_shape)
     result = np.zeros(shape, labels.dtype)
@@ -100,7 +114,7 @@ def resample_label_map(labels: np.ndarray, output_to_input: np.ndarray, output_s
 def _box_through(
     matrix: np.ndarray, box: Sequence[tuple[int, int]], shape: Sequence[int]
 ) -> list[tuple[int, int]] | None:
-    """The voxels of a grid of `shape` that a box of the other grid, one voxel wider, can touch; None if none."""
+    """Return the voxels of a grid of `shape` that a box of the other grid, one voxel wider, can touch; None if none."""
     ends = np.array(np.meshgrid(*[(low - 1, high) for low, high in box], [1.0])).reshape(4, -1)
     mapped = (matrix @ ends)[:3]
     low = np.maximum(np.floor(mapped.min(axis=1) + 1e-6).astype(int), 0)
@@ -113,7 +127,7 @@ def _box_through(
 def _share(
     labels: np.ndarray, value: int, boxes: list, output_to_input: np.ndarray, target: list[tuple[int, int]]
 ) -> np.ndarray:
-    """Interpolated share (0 to 1, float32) of one label on the box `target` of the output grid."""
+    """Return the interpolated share of one label (float32, 0 to 1) on the box `target` of the output grid."""
     low = [max(min(box[a].start for box in boxes) - 1, 0) for a in range(3)]
     high = [max(box[a].stop for box in boxes) + 1 for a in range(3)]
     indicator = labels[tuple(slice(a, b) for a, b in zip(low, high))] == value
@@ -124,10 +138,14 @@ def _share(
 
 
 def antialias(array: np.ndarray, ratios: Sequence[float]) -> np.ndarray:
-    """Take away what a coarser grid cannot carry; `ratios` are target / own spacing along each axis of (X, Y, Z).
+    """Low-pass filter an array before it is resampled to a coarser grid.
 
-    A Gaussian whose width squared is the difference of the two voxel profiles' (Cardoso et al., "Scale factor point
-    spread function matching", MICCAI 2015): sigma = sqrt(ratio^2 - 1) / 2.355 voxels.
+    The filter is a Gaussian whose squared width is the difference of those of the two voxel profiles (Cardoso et al., "Scale
+    factor point spread function matching", MICCAI 2015): sigma = sqrt(ratio^2 - 1) / 2.355 voxels.
+
+    Args:
+        array: (X, Y, Z).
+        ratios: Target spacing over own spacing along each axis; axes with a ratio up to 1.05 are not filtered.
     """
     for axis, ratio in enumerate(ratios):
         if ratio > 1.05 and array.shape[axis] > 1:
@@ -139,8 +157,18 @@ def antialias(array: np.ndarray, ratios: Sequence[float]) -> np.ndarray:
 def resample_from_stack(
     array: np.ndarray, source: Geometry, affine: np.ndarray, shape: tuple[int, int, int], sampler: Sampler
 ) -> np.ndarray:
-    """`array` on the grid of `source` -> the grid (affine, shape), whose axes are parallel to the slices if there are
-    several runs. `sampler(array, output_to_input, output_shape)` does the work, run by run."""
+    """Resample from a stack of slices to a regular grid, run by run.
+
+    Args:
+        array: Voxels (X, Y, Z) on the grid of `source`.
+        source: The stack.
+        affine: (4, 4) of the target grid; if the stack has several runs, its axes must be parallel to the slices.
+        shape: Voxels of the target grid.
+        sampler: Called for each run with (array, output_to_input, output_shape).
+
+    Returns:
+        The array on the target grid.
+    """
     pieces = regular_runs(source)
     if len(pieces) == 1:
         return sampler(array, np.linalg.inv(pieces[0].affine) @ affine, shape)
@@ -169,7 +197,17 @@ def resample_from_stack(
 
 
 def resample_to_stack(array: np.ndarray, affine: np.ndarray, target: Geometry, sampler: Sampler) -> np.ndarray:
-    """`array` on the regular grid of `affine` -> exactly the voxels of `target`, at its slices' true positions."""
+    """Resample from the regular grid of `affine` to exactly the voxels of a stack, at the true positions of its slices.
+
+    Args:
+        array: Voxels on the regular grid.
+        affine: (4, 4) of the regular grid.
+        target: The stack.
+        sampler: Called for each run with (array, output_to_input, output_shape).
+
+    Returns:
+        The array (X, Y, Z) on the grid of `target`.
+    """
     world_to_input = np.linalg.inv(affine)
     pieces, (x, y, z) = regular_runs(target), target.shape
     if len(pieces) == 1:

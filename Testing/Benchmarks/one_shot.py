@@ -34,9 +34,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.networks.nets import DynUNet
 from scipy import stats
-from torch import Tensor, nn
+from torch import nn
 
 from HiEndMAECore.data.cases import Case
 from HiEndMAECore.data.datasets import read_dataset
@@ -63,35 +62,19 @@ CHOSEN = {  # on `tune`, where an arm's best setting is not the loop's own
     "hi-end-mae": {"encoder_rate": PRETRAINED_RATE},
     "hi-end-mae-encoder": {"encoder_rate": PRETRAINED_RATE},
     "mae": {"encoder_rate": PRETRAINED_RATE},
-    "dynunet": {"learning_rate": 1e-3},
+    "dynunet": {"learning_rate": 1e-3, "encoder_rate": 1e-3},
 }
 CPU = torch.device("cpu")
 NOWHERE = Path("snapshots")  # none is written: a run of a benchmark is not taken up in its middle
 finetuning._CHECKPOINT_SECONDS = float("inf")
 
 
-class Rival(nn.Module):
-    """MONAI's residual DynUNet behind the interface that the loop expects: (B, C, H, W, D) -> logits."""
-
-    def __init__(self, classes: int, channels: int) -> None:
-        super().__init__()
-        self.classes = classes
-        self.encoder = nn.Module()  # nothing in it was pretrained
-        self.encoder.patch_size = 8
-        self.net = DynUNet(
-            3, channels, classes, kernel_size=[3] * 4, strides=[1, 2, 2, 2], upsample_kernel_size=[2] * 3,
-            filters=[16, 32, 64, 128], res_block=True,
-        )  # fmt: skip
-
-    def forward(self, volume: Tensor) -> Tensor:
-        return self.net(volume)
-
-
 def build(arm: str, options: argparse.Namespace, *, classes: int, channels: int) -> tuple[nn.Module, dict[str, Any]]:
     """(network with its starting weights, architecture)."""
-    architecture = segmentation_architecture(VARIANT, classes=classes, in_channels=channels)
+    variant = "dynunet_small" if arm == "dynunet" else VARIANT
+    architecture = segmentation_architecture(variant, classes=classes, in_channels=channels)
     if arm == "dynunet":
-        return Rival(classes, channels), architecture
+        architecture["arguments"]["deep_supervision"] = 0  # MONAI's default, and what the recorded results had
     if arm == "unetr":
         architecture["network"], architecture["arguments"]["feature_size"] = "UNETR", 16
     network = build_network(architecture)

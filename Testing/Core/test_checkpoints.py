@@ -155,14 +155,14 @@ def test_no_model_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["base_16p", "large_16p", "large_12p"])
-def test_our_layout_is_the_authors(name: str) -> None:
+def test_pretraining_state_dict_has_the_authors_layout(name: str) -> None:
     known = {key: tuple(shape) for key, shape in json.loads((PARITY / f"state_dict_{name}.json").read_text()).items()}
     assert len(known) == 248
     with torch.device("meta"):
         model = build_pretraining_model(f"hi_end_mae_vit_{name}")
-    ours = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    built = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     tables = {"encoder_pos_embed", "decoder_pos_embed"}
-    assert {key: shape for key, shape in known.items() if key not in tables} == ours
+    assert {key: shape for key, shape in known.items() if key not in tables} == built
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ def tiny() -> tuple[HiEndMAE, dict]:
     return model, state
 
 
-def test_the_authors_file_goes_into_a_unetr(tmp_path: Path, tiny: tuple[HiEndMAE, dict]) -> None:
+def test_authors_file_initializes_the_encoder_of_unetr(tmp_path: Path, tiny: tuple[HiEndMAE, dict]) -> None:
     model, state = tiny
     torch.save({"epoch": 3, "state_dict": state}, tmp_path / "weights.pth")
     initial = pretrained.read_pretrained(str(tmp_path / "weights.pth"))
@@ -182,15 +182,15 @@ def test_the_authors_file_goes_into_a_unetr(tmp_path: Path, tiny: tuple[HiEndMAE
     assert initial.variant == "hi_end_mae_vit_tiny_8p"
     network = UNETR(**{**UNETR_SIZES, "image_size": (24, 24, 24), "patch_size": 8, "encoder_dim": 192, "encoder_depth": 12,
                        "encoder_heads": 3, "in_channels": 2})  # fmt: skip
-    told = pretrained.load_pretrained(network, initial)
-    assert len(told["init_sha256"]) == 64
+    record = pretrained.load_pretrained(network, initial)
+    assert len(record["init_sha256"]) == 64
     torch.testing.assert_close(
         network.encoder.patch_embed.proj.weight[:, 1:], model.encoder.patch_embed.proj.weight / 2
     )
     assert torch.equal(network.encoder.blocks[5].mlp.fc1.weight, model.encoder.blocks[5].mlp.fc1.weight)
 
 
-def test_every_misfit_is_named(tiny: tuple[HiEndMAE, dict]) -> None:
+def test_weights_that_do_not_fit_list_every_difference(tiny: tuple[HiEndMAE, dict]) -> None:
     model, state = tiny
     authors.load_pretraining_state(model, state)
     broken = dict(state)
@@ -206,7 +206,7 @@ def test_every_misfit_is_named(tiny: tuple[HiEndMAE, dict]) -> None:
     assert caught.value.code == "weights_positions"
 
 
-def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
+def test_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
     class Bomb:
         def __reduce__(self) -> tuple:
             return (Path.touch, (tmp_path / "exploded",))
@@ -220,7 +220,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "exploded").exists()
 
 
-def test_old_torch_does_not_read_pickles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: tuple) -> None:
+def test_pickle_is_refused_by_old_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: tuple) -> None:
     torch.save({"state_dict": tiny[1]}, tmp_path / "weights.pth")
     monkeypatch.setattr(torch, "__version__", "2.5.1+cpu")  # an older torch cannot be had beside this one
     with pytest.raises(InputError) as caught:
@@ -229,18 +229,18 @@ def test_old_torch_does_not_read_pickles(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(("init", "code"), [("nowhere", "init_unknown"), ("hi-end-mae-10k", "init_not_at_hand")])
-def test_an_unknown_start_says_what_there_is(init: str, code: str) -> None:
+def test_unknown_initial_weights_list_the_known_ones(init: str, code: str) -> None:
     with pytest.raises(InputError) as caught:
         pretrained.read_pretrained(init)
     assert caught.value.code == code
     assert "hi" in caught.value.advice
 
 
-def test_no_start_is_no_start() -> None:
+def test_initial_weights_none_are_none() -> None:
     assert pretrained.read_pretrained("none") is None
 
 
-def test_a_pretraining_run_is_a_start(tmp_path: Path, tiny: tuple[HiEndMAE, dict]) -> None:
+def test_pretraining_run_is_read_as_initial_weights(tmp_path: Path, tiny: tuple[HiEndMAE, dict]) -> None:
     arguments = pretraining_arguments("hi_end_mae_vit_tiny_8p", image_size=(16, 16, 16))
     description = describe(
         kind="pretraining", labels=[], architecture={"variant": "hi_end_mae_vit_tiny_8p", "arguments": arguments}
@@ -252,7 +252,7 @@ def test_a_pretraining_run_is_a_start(tmp_path: Path, tiny: tuple[HiEndMAE, dict
     assert set(initial.encoder) == set(tiny[0].encoder.state_dict())
 
 
-def test_a_segmentation_model_starts_one_with_other_structures(tmp_path: Path, network: UNETR) -> None:
+def test_segmentation_model_initializes_all_but_the_head_of_other_structures(tmp_path: Path, network: UNETR) -> None:
     folder.write_model(tmp_path / "model", describe(), network.state_dict())
     initial = pretrained.read_pretrained(str(tmp_path / "model"))
     other = UNETR(**{**UNETR_SIZES, "classes": 5})
@@ -261,6 +261,6 @@ def test_a_segmentation_model_starts_one_with_other_structures(tmp_path: Path, n
     assert other.out.conv.conv.weight.shape[0] == 5
 
 
-def test_weights_of_two_channels_do_not_become_three() -> None:
+def test_inflation_of_two_channels_to_three_is_refused() -> None:
     with pytest.raises(InputError, match="trained on 2 channels, the scans have 3"):
         pretrained.inflate_input_weight(torch.zeros(4, 2, 2, 2, 2), 3)

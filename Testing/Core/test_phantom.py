@@ -1,4 +1,4 @@
-"""Digital patients: the same for a seed, plausible as CT, right way round, and unlike each other."""
+"""Digital patients are anatomically plausible, reproducible, and differ from one another."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from HiEndMAECore.data.phantom import DEMO_SEEDS, PHANTOM_STRUCTURES, make_patie
 from HiEndMAECore.io.volume import Volume
 
 SEEDS = (1, 2, 3, 4)
+
+
 VALUES = {structure.name: structure.value for structure in PHANTOM_STRUCTURES}
+
+
 MILLILITRES = {
     "liver": (400, 2000),
     "spleen": (20, 400),
@@ -22,6 +26,8 @@ MILLILITRES = {
     "aorta": (30, 250),
     "vertebral column": (250, 900),
 }
+
+
 HU = {
     "liver": (75, 125),
     "spleen": (95, 140),
@@ -30,6 +36,7 @@ HU = {
     "aorta": (150, 320),
     "vertebral column": (140, 400),
 }
+
 
 patient = cache(make_patient)
 
@@ -49,7 +56,7 @@ def center(labels: Volume, name: str) -> np.ndarray:
     return labels.affine[:3, :3] @ voxels.mean(0) + labels.affine[:3, 3]
 
 
-def test_a_seed_makes_one_patient():
+def test_phantom_of_a_seed_is_reproducible():
     small = {"shape": (40, 36, 32), "spacing": (8.0, 8.0, 9.0)}
     (image, labels), (again, labels_again) = make_patient(7, **small), make_patient(7, **small)
     np.testing.assert_array_equal(image.array, again.array)
@@ -58,7 +65,7 @@ def test_a_seed_makes_one_patient():
     assert np.abs(image.array - other.array).mean() > 20
 
 
-def test_volumes_are_well_formed():
+def test_phantom_volumes_are_well_formed():
     image, labels = patient(1)
     assert image.array.shape == labels.array.shape == (1, 112, 96, 96)
     assert image.array.dtype == np.float32
@@ -70,7 +77,7 @@ def test_volumes_are_well_formed():
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_every_structure_has_a_plausible_volume_and_density(seed):
+def test_phantom_structures_have_plausible_volume_and_density(seed):
     image, labels = patient(seed)
     assert set(np.unique(labels.array)) == {0, *VALUES.values()}
     for name, (least, most) in MILLILITRES.items():
@@ -89,7 +96,7 @@ def test_every_structure_has_a_plausible_volume_and_density(seed):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_organs_lie_where_they_do_in_people(seed):
+def test_phantom_organs_lie_in_their_places(seed):
     _, labels = patient(seed)
     at = {name: center(labels, name) for name in VALUES}
     right, anterior, superior = 0, 1, 2
@@ -100,7 +107,7 @@ def test_organs_lie_where_they_do_in_people(seed):
     assert at["liver"][superior] > at["right kidney"][superior]
 
 
-def test_anatomy_does_not_depend_on_the_grid():
+def test_phantom_anatomy_does_not_depend_on_the_grid():
     _, fine = patient(1)
     _, coarse = make_patient(1, shape=(56, 48, 48), spacing=(6.0, 6.0, 6.0))
     for name in ("liver", "left kidney", "vertebral column"):
@@ -108,17 +115,17 @@ def test_anatomy_does_not_depend_on_the_grid():
         assert apart < 4, (name, apart)  # mm
 
 
-def test_copying_labels_of_one_demo_patient_onto_the_other_fails():
+def test_labels_of_one_demo_patient_do_not_fit_the_other():
     first, second = DEMO_SEEDS
     assert copied_dice(patient(first)[1], patient(second)[1]) < 0.5
 
 
-def test_copying_labels_fails_between_most_patients():
+def test_labels_of_one_patient_rarely_fit_another():
     pairs = [copied_dice(patient(a)[1], patient(b)[1]) for a, b in combinations(SEEDS, 2)]
     assert np.mean(np.array(pairs) < 0.5) > 0.8, pairs
 
 
 @pytest.mark.parametrize("wrong", [{"shape": (64, 64)}, {"shape": (64, 64, 2)}, {"spacing": (3.0, 0.0, 3.0)}])
-def test_impossible_grids_are_refused(wrong):
+def test_phantom_on_an_impossible_grid_is_refused(wrong):
     with pytest.raises(ValueError, match=r"shape|spacing"):
         make_patient(1, **wrong)

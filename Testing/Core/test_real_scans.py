@@ -7,7 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from test_geometry import dice, world_of_grid, world_of_voxels
+from geometries import dice, world_of_grid, world_of_voxels
 
 from HiEndMAECore.data.cases import find_cases
 from HiEndMAECore.data.datasets import read_dataset

@@ -1,4 +1,4 @@
-"""Left and right: told by names and by how structures lie; mirrored crops stay possible patients."""
+"""Left and right structures are paired, and crops are mirrored only where a mirrored patient is possible."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_training import cube_scan
+from training_examples import cube_case
 
 from HiEndMAECore.data.labelled_cases import cases_from_dataset, collect_structures, read_labelled_case
 from HiEndMAECore.preprocessing.laterality import (
@@ -50,11 +50,11 @@ NAMES = ["Brainstem", "RightParotid", "LeftParotid", "Larynx"]
         ("Left", "left", ""),
     ],
 )
-def test_names_tell_sides(name: str, side: str, rest: str) -> None:
+def test_split_side_of_names(name: str, side: str, rest: str) -> None:
     assert split_side(name) == (side, rest)
 
 
-def test_names_tell_pairs() -> None:
+def test_lateral_pairs_of_names() -> None:
     assert lateral_pairs(NAMES) == [(2, 1)]
     assert lateral_pairs(["rib_left_1", "rib_right_2", "rib_right_1", "rib_left_2", "sternum"]) == [(0, 2), (3, 1)]
     assert lateral_pairs(["kidney_left", "parotid_right"]) == []
@@ -84,18 +84,18 @@ def only(*values: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("shift", [0, -3, 6])
-def test_the_mid_plane_is_found(shift: int) -> None:
+def test_midsagittal_plane_is_found(shift: int) -> None:
     assert midsagittal_plane(body(shift)[0]) == pytest.approx(39.5 + shift, abs=0.6)
 
 
-def test_a_scan_of_one_side_shows_none() -> None:
+def test_midsagittal_plane_of_one_side_is_absent() -> None:
     rng = np.random.default_rng(0)
     assert midsagittal_plane(np.linspace(0, 1, 40)[:, None, None] + 0.1 * rng.normal(size=(40, 30, 30))) is None
     assert midsagittal_plane(np.zeros((10, 10, 10))) is None
     assert not decide_mirroring(["thing"], [(np.zeros((10, 10, 10)), np.ones((10, 10, 10), int))]).allowed
 
 
-def test_pairs_are_swapped_by_name_and_by_place() -> None:
+def test_decide_mirroring_pairs_by_name_and_by_position() -> None:
     named = decide_mirroring(["spine", "kidney_right", "kidney_left"], [only(1, 2, 3)])
     assert (named.allowed, named.swaps) == (True, ((3, 2),))
     assert "'kidney_left' and 'kidney_right'" in named.reason
@@ -117,11 +117,11 @@ def test_pairs_are_swapped_by_name_and_by_place() -> None:
         ("rib 3", "rib 4", False),
     ],
 )
-def test_names_may_forbid_a_pair(one: str, other: str, may: bool) -> None:
+def test_may_be_pair_of_names(one: str, other: str, may: bool) -> None:
     assert may_be_pair(one, other) is may_be_pair(other, one) is may
 
 
-def test_what_lies_like_a_pair_need_not_be_one() -> None:
+def test_decide_mirroring_does_not_pair_different_organs() -> None:
     """Two kidneys by their places; but two names of different organs, or another brightness, are two organs."""
     image, classes = only(2, 3)
     assert not decide_mirroring(["aorta", "vena cava"], [(image, classes)]).allowed
@@ -140,29 +140,29 @@ def test_what_lies_like_a_pair_need_not_be_one() -> None:
         (["ventricle left", "ventricle right"], (2, 4), "no mirror images"),
     ],
 )
-def test_one_side_alone_turns_it_off(names: list[str], values: tuple[int, ...], why: str) -> None:
+def test_unpaired_lateral_structure_disables_mirroring(names: list[str], values: tuple[int, ...], why: str) -> None:
     decided = decide_mirroring(names, [only(*values)])
     assert not decided.allowed
     assert why in decided.reason
 
 
-def test_what_lies_in_the_middle_may_be_mirrored() -> None:
+def test_midline_structures_allow_mirroring() -> None:
     decided = decide_mirroring(["structure 1"], [only(1)])
     assert (decided.allowed, decided.swaps) == (True, ())
     assert "middle" in decided.reason
 
 
-def test_one_scan_of_several_is_enough_to_forbid_it() -> None:
+def test_one_unsuitable_scan_disables_mirroring() -> None:
     assert decide_mirroring(["a", "b"], [only(2, 3), only(2, 3)]).allowed
     assert not decide_mirroring(["a", "b"], [only(2, 3), only(2, 4)]).allowed
 
 
-def test_mirrored_crops_keep_each_side_its_name() -> None:
+def test_mirrored_crops_exchange_lateral_classes() -> None:
     """A flipped kidney of the right is a left one: in every crop the structure on the low side is class 2."""
     image, classes = only(2, 3)
     scan = TrainingCase("body", torch.from_numpy(image)[None], torch.from_numpy(classes))
     mirroring = decide_mirroring(["kidney_right", "kidney_left"], [(image, classes)])
-    plan = FinetuningPlan(crop=(80, 48, 40), steps=1, batch_size=8, mirrored=0.5)
+    plan = FinetuningPlan(crop=(80, 48, 40), steps=1, batch_size=8, mirror_probability=0.5)
 
     class Centred(finetuning.DefaultRecipe):
         turned = 0
@@ -182,8 +182,8 @@ def test_mirrored_crops_keep_each_side_its_name() -> None:
     assert len({float(picture[0, :30].sum()) for picture in images}) == 2  # the pictures do differ
 
 
-def test_without_leave_no_crop_is_mirrored() -> None:
-    scan = cube_scan()
+def test_crops_are_not_mirrored_unless_allowed() -> None:
+    scan = cube_case()
     plan = FinetuningPlan(crop=(16, 16, 16), steps=1)
     off = decide_mirroring(["liver", "ball"], [(scan.image[0].numpy(), scan.classes.numpy())])
     for mirroring in (None, off):
