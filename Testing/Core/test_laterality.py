@@ -203,6 +203,6 @@ def test_real_heads_have_two_parotids(named: bool) -> None:
     plan = presets.choose_preprocessing(read, preset=presets.PRESETS["cpu"], spacing=(5.0, 5.0, 5.0))
     structures = collect_structures(read, dataset.structures if named else ())
     scans = preprocess_training_cases(read, plan, structures, report=report)
-    told = mirroring_to_json(decide_case_mirroring(scans, structures, report=report), structures)["mirroring"]
-    assert told["allowed"]
-    assert [sorted(pair) for pair in told["swaps"]] == [[3, 4]]
+    stored = mirroring_to_json(decide_case_mirroring(scans, structures, report=report), structures)["mirroring"]
+    assert stored["allowed"]
+    assert [sorted(pair) for pair in stored["swaps"]] == [[3, 4]]

@@ -52,10 +52,10 @@ def test_labels_resampled_to_the_original_grid_are_recovered(geometry: Geometry,
     there = preprocess_labels(labels, prepared)
     assert there.shape == prepared.shape
     assert there.dtype == np.uint8
-    home = resample_labels_to_original(there, NetworkGrid(prepared.affine, prepared.original))
-    assert home.shape == geometry.shape
+    restored = resample_labels_to_original(there, NetworkGrid(prepared.affine, prepared.original))
+    assert restored.shape == geometry.shape
     if (labels.array > 0).sum() > 100:
-        assert dice(home > 0, labels.array[0] > 0) > 0.9
+        assert dice(restored > 0, labels.array[0] > 0) > 0.9
 
 
 @pytest.mark.parametrize("shape", [(20, 20, 1), (1, 20, 20), (2, 2, 2), (1, 1, 1)])
@@ -139,9 +139,9 @@ def test_labels_of_an_irregular_stack_are_recovered(tilt: float, gaps: list[floa
     thickness = np.gradient(geometry.slice_origins[:, 2])[np.nonzero(truth)[2]]
     expected = np.average(world_of_voxels(geometry)[truth > 0], axis=0, weights=thickness)
     assert np.linalg.norm(center - expected) < 0.7
-    home = resample_labels_to_original(there, prepared)
-    assert home.shape == geometry.shape
-    assert dice(home > 0, truth > 0) > 0.93
+    restored = resample_labels_to_original(there, prepared)
+    assert restored.shape == geometry.shape
+    assert dice(restored > 0, truth > 0) > 0.93
 
 
 @pytest.mark.parametrize("tilt", [20.0, -20.0])
@@ -164,5 +164,5 @@ def test_preprocess_straightens_a_tilted_series(tmp_path: Path, tilt: float) -> 
     np.testing.assert_allclose(points.mean(axis=0), center * [-1, -1, 1], atol=0.5)
     np.testing.assert_allclose(ball.sum(), 4 / 3 * np.pi * 17**3, rtol=0.04)
     np.testing.assert_allclose(np.sqrt(np.linalg.eigvalsh(np.cov(points.T)) * 5), 17.0, rtol=0.04)  # round
-    home = resample_labels_to_original(ball.astype(np.uint8), prepared)
-    assert dice(home > 0, volume.array[0] > 0) > 0.95
+    restored = resample_labels_to_original(ball.astype(np.uint8), prepared)
+    assert dice(restored > 0, volume.array[0] > 0) > 0.95

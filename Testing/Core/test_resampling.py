@@ -28,16 +28,16 @@ def test_resample_affine_agrees_with_scipy(geometry: Geometry, fortran: bool, ne
     array = np.asarray(rng.normal(size=(9, 8, 7)).astype(np.float32), order="F" if fortran else "C")
     matrix = np.linalg.inv(geometry.affine)
     matrix[:3, 3] = [4.1, 3.2, 2.7] - matrix[:3, :3] @ [2, 3, 1]
-    ours = resample_affine(array, matrix, (5, 6, 4), nearest=nearest, outside=-7.0)
-    theirs = ndimage.affine_transform(
+    result = resample_affine(array, matrix, (5, 6, 4), nearest=nearest, outside=-7.0)
+    expected = ndimage.affine_transform(
         array, matrix[:3, :3], matrix[:3, 3], (5, 6, 4), order=0 if nearest else 1, cval=np.nan, mode="constant"
     )
-    inside = np.isfinite(theirs)
-    assert ours.shape == (5, 6, 4)
-    np.testing.assert_allclose(ours[inside], theirs[inside], atol=1e-4)
+    inside = np.isfinite(expected)
+    assert result.shape == (5, 6, 4)
+    np.testing.assert_allclose(result[inside], expected[inside], atol=1e-4)
     index = np.stack(np.meshgrid(*map(np.arange, (5, 6, 4)), indexing="ij"), axis=-1) @ matrix[:3, :3].T + matrix[:3, 3]
     far = ((index < -0.6) | (index > np.array(array.shape) - 0.4)).any(axis=-1)
-    assert (ours[far] == -7.0).all()
+    assert (result[far] == -7.0).all()
 
 
 def test_resample_affine_by_the_identity_keeps_the_type() -> None:
@@ -89,12 +89,12 @@ def test_resample_from_stack_uses_true_slice_positions(tilt: float, gaps: list[f
     known &= (along > ends[0]) & (along < ends[1])
     np.testing.assert_allclose(network[known], expected[known], atol=2e-3)
 
-    home = resample_to_stack(expected, affine, geometry, sampler)
-    assert home.shape == geometry.shape
-    known = ndimage.binary_erosion(np.isfinite(home), np.ones((3, 3, 1)))
+    restored = resample_to_stack(expected, affine, geometry, sampler)
+    assert restored.shape == geometry.shape
+    known = ndimage.binary_erosion(np.isfinite(restored), np.ones((3, 3, 1)))
     known[:, :, [0, -1]] = False
     assert known.mean() > 0.3
-    np.testing.assert_allclose(home[known], array[known], atol=2e-3)
+    np.testing.assert_allclose(restored[known], array[known], atol=2e-3)
 
 
 @given(geometries())
@@ -130,8 +130,8 @@ def test_resample_label_map_takes_the_largest_share() -> None:
     shares = np.stack(
         [resample_affine((labels == v).astype(np.float32), matrix, shape, outside=float(v == 0)) for v in range(6)]
     )
-    ours = resample_label_map(labels, matrix, shape)
-    chosen = np.take_along_axis(shares, ours[None].astype(int), axis=0)[0]
+    result = resample_label_map(labels, matrix, shape)
+    chosen = np.take_along_axis(shares, result[None].astype(int), axis=0)[0]
     np.testing.assert_allclose(chosen, shares.max(axis=0), atol=1e-5)
 
 
