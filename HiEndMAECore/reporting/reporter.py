@@ -192,7 +192,7 @@ class _StageTiming:
         self._reported_at = float("-inf")
 
     def is_due(self, step: int, total: int) -> bool:
-        """Tell whether progress is to be reported now. A step below the last one starts the stage again."""
+        """Return whether progress is to be reported now. A step below the last one starts the stage again."""
         now = time.monotonic()
         if not self._marks or step < self._marks[-1][1]:
             self._marks, self._reported_at = [(now, step)], float("-inf")

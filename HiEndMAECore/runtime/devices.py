@@ -73,7 +73,7 @@ def _absent(name: str) -> UsageError:
 
 
 def card_is_usable(index: int) -> bool:
-    """Tell whether this torch has code for the graphics card with this index."""
+    """Return whether this torch has code for the graphics card with this index."""
     import torch
 
     if torch.version.hip is not None:
@@ -83,7 +83,7 @@ def card_is_usable(index: int) -> bool:
 
 
 def compiled_for(capability: tuple[int, int], architectures: Sequence[str]) -> bool:
-    """Tell whether code for some architectures runs on a card.
+    """Return whether code for some architectures runs on a card.
 
     Machine code (`sm`) runs on its own major version from its minor version on; PTX (`compute`) runs on every newer card.
 
@@ -102,7 +102,7 @@ def compiled_for(capability: tuple[int, int], architectures: Sequence[str]) -> b
 
 @functools.cache
 def _mps_is_usable() -> bool:
-    """Tell whether torch has the 3D operations of the networks on Apple's graphics.
+    """Return whether torch has the 3D operations of the networks on Apple's graphics.
 
     torch before 2.8 had no 3D convolutions there, and later versions lack a part of the 3D sampling.
     """
@@ -170,7 +170,7 @@ def gradient_scaler(device: torch.device, precision: str) -> torch.amp.GradScale
 
 
 def cpu_has_bf16() -> bool:
-    """Tell whether this CPU multiplies bf16 in hardware (AVX-512 BF16 or AMX); False where torch does not know."""
+    """Return whether this CPU multiplies bf16 in hardware (AVX-512 BF16 or AMX); False where torch does not know."""
     import torch
 
     checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))

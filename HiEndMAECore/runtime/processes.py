@@ -6,7 +6,7 @@ import os
 
 
 def process_exists(pid: int) -> bool:
-    """Tell whether a process runs.
+    """Return whether a process runs.
 
     Args:
         pid: The number of the process.
@@ -45,10 +45,10 @@ def world_size_from_environment() -> int:
 
 
 def started_by_torchrun() -> bool:
-    """Tell whether `torchrun` started this process, and may restart it."""
+    """Return whether `torchrun` started this process, and may restart it."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def restarted_by_torchrun() -> bool:
-    """Tell whether `torchrun` has restarted the processes of this machine after one of them was lost."""
+    """Return whether `torchrun` has restarted the processes of this machine after one of them was lost."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
