@@ -36,8 +36,8 @@ def write_patients(folder: Path, *, labelled: Sequence[int], unlabelled: Sequenc
     for name in ("imagesTr", "labelsTr", "imagesUnlabelled"):
         (folder / name).mkdir(exist_ok=True)
     for seed in (*labelled, *unlabelled):
-        place = "imagesTr" if seed in labelled else "imagesUnlabelled"
-        path = folder / place / f"patient_{seed:03d}_0000.nii.gz"
+        images = "imagesTr" if seed in labelled else "imagesUnlabelled"
+        path = folder / images / f"patient_{seed:03d}_0000.nii.gz"
         label = folder / "labelsTr" / f"patient_{seed:03d}.nii.gz"
         if not path.exists() or (seed in labelled and not label.exists()):
             scan, labels = make_patient(seed)

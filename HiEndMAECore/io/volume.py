@@ -16,6 +16,8 @@ import numpy as np
 class Geometry:
     """The grid of a scan.
 
+    Two grids are compared by `matches`; `==` is identity, because arrays have no single truth value.
+
     Attributes:
         shape: Voxels along the three stored axes (X, Y, Z).
         affine: (4, 4) float64, from voxel index to RAS mm; any orientation, obliqueness, anisotropy or shear.

@@ -94,7 +94,11 @@ class IntensityNormalization:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> IntensityNormalization:
-        """Return the normalization of `to_json`. Raises `ValueError` that names what is wrong."""
+        """Return the normalization that `to_json` described.
+
+        Raises:
+            ValueError: A key is absent or unknown, or a value is impossible; the message names it.
+        """
         if not isinstance(data, Mapping) or set(data) != {"kind", "low", "high"}:
             raise ValueError(f"normalisation needs exactly 'kind', 'low' and 'high', got {data!r}")
         return cls(
@@ -105,7 +109,11 @@ class IntensityNormalization:
 
 
 def parse_number(value: Any, name: str) -> float:
-    """Return a JSON number as float. Raises `ValueError` with `name` for anything else."""
+    """Return a JSON number as float.
+
+    Raises:
+        ValueError: The value is not a number; the message begins with `name`.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{name} is {value!r}, must be a number")
     return float(value)

@@ -43,7 +43,7 @@ def draw_result(
     title: str = "Segmentation",
     training_case: tuple[np.ndarray, np.ndarray] | None = None,
     training_spacing: Sequence[float] | None = None,
-    window: tuple[float, float] = (-175.0, 250.0),
+    window: tuple[float, float] = (0.0, 1.0),
 ) -> None:
     """Draw slices of a result, the Dice of each structure and the loss of fine-tuning, 1800 x 1100 pixels.
 
@@ -59,7 +59,7 @@ def draw_result(
         title: Title of the figure.
         training_case: (scan, label map) of the labelled scan, drawn above the result.
         training_spacing: Its voxel edges in mm; None for those of the result.
-        window: Lowest and highest intensity.
+        window: Lowest and highest intensity; by default those of a preprocessed scan.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.

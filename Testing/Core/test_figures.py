@@ -10,6 +10,7 @@ import pytest
 
 from HiEndMAECore.errors import InputError, MissingDependencyError
 from HiEndMAECore.io.structure import Structure
+from HiEndMAECore.preprocessing.defaults import CT_WINDOW_HU
 from HiEndMAECore.reporting import figures
 from HiEndMAECore.reporting.figure_parts import best_slice, radiological_slice
 
@@ -25,7 +26,13 @@ def make_case() -> dict:
     labels = np.zeros(SHAPE, np.uint8)
     labels[24:34, 10:22, 6:18], labels[6:12, 8:16, 8:16] = 1, 2
     image[labels > 0] = 150
-    return {"image": image, "spacing": SPACING, "prediction": labels, "structures": STRUCTURES}
+    return {
+        "image": image,
+        "spacing": SPACING,
+        "prediction": labels,
+        "structures": STRUCTURES,
+        "window": CT_WINDOW_HU,
+    }
 
 
 def read_pixels(path: Path) -> np.ndarray:
@@ -64,6 +71,7 @@ def test_draw_result_bright_blob_on_the_right_is_drawn_on_the_left(tmp_path: Pat
         prediction=scan["prediction"],
         spacing=SPACING,
         structures=STRUCTURES,
+        window=CT_WINDOW_HU,
     )
     picture = read_pixels(tmp_path / "a.png")
     height, width = picture.shape[:2]

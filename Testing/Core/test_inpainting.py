@@ -19,7 +19,8 @@ from HiEndMAECore.data.crop_store import CropStore
 from HiEndMAECore.data.store_writer import write_manifest, write_scan
 from HiEndMAECore.errors import Cancelled, InputError, UsageError
 from HiEndMAECore.models import conversion, pretrained
-from HiEndMAECore.models.folder import read_description
+from HiEndMAECore.models.description import ModelDescription
+from HiEndMAECore.models.folder import read_description, write_model
 from HiEndMAECore.networks import HybridUNETR, build_network, segmentation_architecture
 from HiEndMAECore.networks.layers.patches import patchify
 from HiEndMAECore.reporting.reporter import Reporter
@@ -194,3 +195,34 @@ def test_wrong_inpainting_options_are_named(store: Path, pretrained_run: Path, t
         pretrain.run(replace(config(store, pretrained_run, resume=True), init=str(pretrained_run)))
     with pytest.raises(InputError, match="second stage"):
         conversion.convert(pretrained_run / "model", tmp_path / "authors.pth")
+
+
+def test_inpainting_pretrains_a_network_without_patches(store: Path) -> None:
+    """From a segmentation model of the same network; fine-tuning then starts from encoder and decoder."""
+    architecture = segmentation_architecture("unet_small", classes=3, image_size=SIZE)
+    torch.manual_seed(0)
+    network = build_network(architecture)
+    plan = {
+        "spacing": [3.0] * 3,
+        "normalisation": {"kind": "window", "low": -175.0, "high": 250.0},
+        "orientation": "RAS",
+    }
+    labels = [{"value": value, "name": str(value), "colour": [0, 0, 255], "terminology": {}} for value in (1, 2)]
+    description = ModelDescription(
+        kind="segmentation", name="unet", architecture=architecture, channels=["CT"], preparation=plan, labels=labels
+    )
+    write_model(store.parent / "unet", description, network.state_dict())
+    output = store.parent / "run"
+    pretrain.run(config(store, output, variant="unet_small", init=str(store.parent / "unet")))
+    found = pretrained.read_pretrained(str(output))
+    assert found is not None
+    assert (found.network, found.variant, found.is_segmentation) == ("UNet", "unet_small", False)
+    for key, value in network.encoder_state().items():
+        assert torch.equal(value, found.state[key]), key
+    assert not torch.equal(
+        network.state_dict()["decoder.0.1.conv.unit0.conv.weight"], found.state["decoder.0.1.conv.unit0.conv.weight"]
+    )
+    other = build_network(segmentation_architecture("unet_small", classes=5))
+    assert pretrained.load_pretrained(other, found)["init_taken"] == "network"
+    with pytest.raises(UsageError, match="--objective mae needs a network that is a TokenEncoder; UNet"):
+        pretrain.run(config(store, store.parent / "mae", variant="unet_small", objective="mae", init=None))
