@@ -67,7 +67,7 @@ class PatientPainter:
         return tuple(sum(m * c for m, c in zip(row, moved)) for row in matrix)  # type: ignore[return-value]
 
     def frame(self, center: Sequence[float], *, wander: float = 10, stretch: float = 0.14, turn: float = 12) -> Point:
-        """Return coordinates around an organ, moved at random by up to `wander` mm, `stretch` of its size and `turn` degrees."""
+        """Return coordinates around an organ, displaced at random: `wander` mm, `stretch` of its size, `turn` degrees."""
         c = [value + self.uniform(-wander, wander) for value in center]
         size = self.uniform(1 - stretch, 1 + stretch)
         scale = [size * self.uniform(1 - stretch / 2, 1 + stretch / 2) for _ in range(3)]
