@@ -67,8 +67,7 @@ class PatientPainter:
         return tuple(sum(m * c for m, c in zip(row, moved)) for row in matrix)  # type: ignore[return-value]
 
     def frame(self, center: Sequence[float], *, wander: float = 10, stretch: float = 0.14, turn: float = 12) -> Point:
-        """Return coordinates around the center of an organ, with a random position (+- wander mm), size (+- stretch, as a
-        fraction) and rotation (+- turn degrees)."""
+        """Return coordinates around an organ, displaced at random: `wander` mm, `stretch` of its size, `turn` degrees."""
         c = [value + self.uniform(-wander, wander) for value in center]
         size = self.uniform(1 - stretch, 1 + stretch)
         scale = [size * self.uniform(1 - stretch / 2, 1 + stretch / 2) for _ in range(3)]
@@ -96,7 +95,7 @@ class PatientPainter:
         self.place_spine()
         spaces = [self.perirenal_space(side) for side in (1, -1)]
         spinal = np.hypot(*self.spine_uv) - 36
-        self.retroperitoneum = np.minimum.reduce([spinal, *(bed for _, bed in spaces)])  # no other organ lies there
+        self.retroperitoneum = np.minimum.reduce([spinal, *(fat for _, fat in spaces)])  # no other organ lies there
         self.trunk()
         self.bowel()
         self.chest()
@@ -128,8 +127,8 @@ class PatientPainter:
         self.wall = trunk_section(x / taper, y / taper, 136, 96)
         self.cavity = trunk_section(x / taper, (y - 4) / taper, 122, 80)
         fat = rng(6, 24)
-        lying = 1 - 0.35 * np.clip(y / 90, -1, 1)  # fat is thicker behind and at the flanks than in front
-        body = self.wall - fat * lying * (1 + 0.15 * self.field(160))
+        thickness = 1 - 0.35 * np.clip(y / 90, -1, 1)  # fat is thicker behind and at the flanks than in front
+        body = self.wall - fat * thickness * (1 + 0.15 * self.field(160))
         body = np.maximum(body, 8 - np.hypot(x, y + 104 + fat * 1.3))  # the furrow of the back
         bed = self.world[1] - 0.0009 * self.world[0] ** 2
         bed -= bed[body < 0].min() + 3
@@ -161,7 +160,7 @@ class PatientPainter:
         self.paint(np.maximum(rib + 2.6, limits), np.where(y > 52, 110, 220))
 
     def bowel(self) -> None:
-        """Paint unlabelled structures: small bowel loops, colon with gas and faeces, mesenteric vessels, pancreas."""
+        """Paint unlabelled structures: small bowel loops, colon with gas and feces, mesenteric vessels, pancreas."""
         x, y, z, rng = self.x, self.y, self.z, self.uniform
         region = np.maximum.reduce([self.cavity + 6, z - 10 - 0.3 * y, -y - 8])
         a, b = self.field(56), self.field(56)
@@ -170,22 +169,22 @@ class PatientPainter:
         vessels = (np.sqrt(self.field(44) ** 2 + (a - 1.0) ** 2) - 0.16) * 16
         self.paint(np.maximum(vessels, region - 6), self.by_phase(150, 150))
         haustra = 1 + 0.16 * np.cos(z / 4.5) * np.cos(x / 4.5)
-        faeces = np.clip(-120 + 190 * self.field(11), -700, 70)
+        feces = np.clip(-120 + 190 * self.field(11), -700, 70)
         for side, top in ((1, -22), (-1, 20)):
             cx, cy = side * rng(92, 102), rng(-38, -12)
             tube = np.hypot(x - cx - 5 * np.sin(z / 20), (y - cy)) - rng(15, 20) * haustra
             tube = np.maximum(smooth_intersection(tube, z - top - rng(-8, 8), 10), self.cavity + 2)
-            self.hollow(tube, cy + rng(0, 25), wall=75, fluid=faeces)
+            self.hollow(tube, cy + rng(0, 25), wall=75, fluid=feces)
         sag = rng(-40, -12) + 0.0022 * x**2
         transverse = np.hypot(z - sag, y - 58 + 0.002 * x**2) - rng(14, 18) * haustra
         transverse = np.maximum.reduce([transverse, np.abs(x) - 92, self.cavity + 2])
-        self.hollow(transverse, rng(48, 64), wall=75, fluid=faeces)
+        self.hollow(transverse, rng(48, 64), wall=75, fluid=feces)
         u, v, w = self.frame((0, 8, -4), wander=8)
         gland = np.hypot(v - 10 * np.cos(u / 34), w + 0.2 * u) - 11 + 1.6 * self.grain + 0.0016 * u**2
         self.paint(np.maximum(gland, np.abs(u) - 62), self.by_phase(110, 98) + 12 * self.grain)
 
     def chest(self) -> None:
-        """Paint lungs above the two domes of the diaphragm, their vessels, mediastinum, heart, oesophagus."""
+        """Paint lungs above the two domes of the diaphragm, their vessels, mediastinum, heart, esophagus."""
         x, y, z, rng = self.x, self.y, self.z, self.uniform
         domes = []
         for side, height in ((1, rng(66, 88)), (-1, rng(56, 78))):
@@ -212,8 +211,8 @@ class PatientPainter:
         self.paint(np.maximum(heart, above), 75)
         chamber = np.minimum(ellipsoid((u + 18, v + 4, w), (26, 26, 34)), ellipsoid((u - 22, v - 4, w), (24, 28, 34)))
         self.paint(np.maximum(chamber, above), self.by_phase(250, 150))
-        gullet = np.hypot((x + 4) / 1.3, y + 6) - 6
-        self.paint(np.maximum(gullet, 50 - z), 50)
+        esophagus = np.hypot((x + 4) / 1.3, y + 6) - 6
+        self.paint(np.maximum(esophagus, 50 - z), 50)
 
     def stomach(self) -> None:
         """Paint fundus, body and antrum with their contents."""
@@ -272,9 +271,9 @@ class PatientPainter:
         u, v, w = rotate((side * u, v, w), 12, -10, 24)  # upper pole medial and behind, hilum forward
         return (u, v, w), ellipsoid((u + 4, v + 24, w), (34, 52, 60))
 
-    def kidney(self, label: int, place: Point) -> None:
+    def kidney(self, label: int, coordinates: Point) -> None:
         """Paint cortex, medulla with columns, sinus fat, pelvis and vessels; the label has neither sinus nor pelvis."""
-        u, v, w = place
+        u, v, w = coordinates
         bean = ellipsoid((u, v, w), (27, 25, 52))
         kidney = smooth_intersection(bean, -ellipsoid((u + 24, v, w), (17, 13, 21)), 5) + 0.9 * self.field(34)
         self.paint(kidney - 6, -106)  # perirenal fat
@@ -283,12 +282,12 @@ class PatientPainter:
         self.paint(kidney + 7 + columns, self.by_phase(95, 172) + 8 * self.grain, None)
         sinus = ellipsoid((u + 10, v, w), (15, 9, 26))
         self.paint(sinus, -70 + 20 * self.grain)
-        self.paint(rod(place, (-4, 0, 4), (-28, 2, -8), 5.5), 14)
-        vessel = rod(place, (-12, 1, 2), (-54, 7, 6), 3.6)
+        self.paint(rod(coordinates, (-4, 0, 4), (-28, 2, -8), 5.5), 14)
+        vessel = rod(coordinates, (-12, 1, 2), (-54, 7, 6), 3.6)
         self.paint(np.maximum(vessel, -bean - 14), self.by_phase(130, 160))
 
     def vessels(self) -> None:
-        """Paint the vena cava, and the aorta with the coeliac and mesenteric trunks (the branches are not labelled)."""
+        """Paint the vena cava, and the aorta with the celiac and mesenteric trunks (the branches are not labelled)."""
         x, y, z, rng = self.x, self.y, self.z, self.uniform
         cx, cy = rng(18, 28), rng(-20, -10)
         cava = np.hypot((x - cx - 4 * np.sin(z / 50)) / 1.25, y - cy - 0.1 * np.clip(z, 0, 90)) - rng(8.5, 11)

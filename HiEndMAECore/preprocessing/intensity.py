@@ -125,6 +125,12 @@ def suggest_normalization(volume: Volume) -> IntensityNormalization:
     A scan of one channel counts as CT when, without padding, at least one voxel in a thousand lies below -90 (fat, lung or
     air, which MRI stored with an offset or as z-scores does not reach), the median lies below 400, and it is not an image
     of signed phases.
+
+    Args:
+        volume: The scan.
+
+    Returns:
+        The default window, or the default percentiles.
     """
     if volume.channels != 1:
         return IntensityNormalization.percentiles()

@@ -179,15 +179,23 @@ def preprocess_labels(labels: Volume, scan: PreprocessedScan, *, values: Sequenc
 
 
 def resample_labels_to_original(labels: np.ndarray, grid: NetworkGrid) -> np.ndarray:
-    """Resample labels (H, W, D) to the scan's own voxels (X, Y, Z), of the same type; background outside."""
+    """Resample labels from the network's grid to the scan's own voxels.
+
+    Args:
+        labels: Label map (H, W, D) on the network's grid.
+        grid: That grid and the scan's own.
+
+    Returns:
+        The label map (X, Y, Z) of the same type; background outside of the network's grid.
+    """
     return resample_to_stack(labels, grid.affine, grid.original, resample_label_map)
 
 
 def resample_scalar_to_original(array: np.ndarray, grid: NetworkGrid, outside: float = 0.0) -> np.ndarray:
-    """Resample numbers (H, W, D), such as entropy, linearly to the scan's own voxels (X, Y, Z).
+    """Resample numbers, such as entropy, linearly from the network's grid to the scan's own voxels.
 
     Args:
-        array: The numbers on the network's grid.
+        array: Numbers (H, W, D) on the network's grid.
         grid: That grid and the scan's own.
         outside: Value of voxels outside of the network's grid.
 

@@ -146,6 +146,9 @@ def antialias(array: np.ndarray, ratios: Sequence[float]) -> np.ndarray:
     Args:
         array: (X, Y, Z).
         ratios: Target spacing over own spacing along each axis; axes with a ratio up to 1.05 are not filtered.
+
+    Returns:
+        The filtered array, float32; the input itself when no axis is filtered.
     """
     for axis, ratio in enumerate(ratios):
         if ratio > 1.05 and array.shape[axis] > 1:

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from HiEndMAECore.errors import InputError, UsageError
+from HiEndMAECore.inference.forward import forward
 from HiEndMAECore.inference.predictor import Predictor
-from HiEndMAECore.inference.sliding_window import forward
 from HiEndMAECore.models.description import ModelDescription
 from HiEndMAECore.models.folder import write_model
 from HiEndMAECore.models.pretrained import PretrainedWeights, load_pretrained
@@ -29,7 +29,6 @@ from HiEndMAECore.training.optimizer import freeze_encoder, layer_decay_groups
 
 TINY = "hi_end_mae_vit_tiny_8p"
 NETWORKS = list_networks()
-QUICKER = {"swinunetr": {"depths": (1, 1, 1, 1)}}  # arguments of a network that would take long
 
 
 def smallest_architecture(name: str, *, classes: int = 3, in_channels: int = 1) -> dict[str, Any]:
@@ -38,7 +37,7 @@ def smallest_architecture(name: str, *, classes: int = 3, in_channels: int = 1) 
     architecture = segmentation_architecture(variant, classes=classes, in_channels=in_channels, network=name)
     network, config = registry.network_class(name), registry.network_config(architecture)
     size = fit_size(network, config, [2 * edge for edge in network.size_divisor(config)])
-    arguments = {**architecture["arguments"], "image_size": size, **QUICKER.get(name, {})}
+    arguments = {**architecture["arguments"], "image_size": size}
     return {**architecture, "arguments": arguments}
 
 

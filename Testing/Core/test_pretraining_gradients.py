@@ -98,4 +98,4 @@ def test_decoder_costs_of_the_paper_are_reproduced(key: tuple[str, int]) -> None
     """To the digits that Tables 6 and 7 print; they cut off instead of rounding."""
     macs = paper_macs(*key)
     assert int(macs * 100) / 100 == PUBLISHED[key]
-    assert full_macs(*key, ours=True) < full_macs(*key, ours=False)
+    assert full_macs(*key, engine=True) < full_macs(*key, engine=False)
