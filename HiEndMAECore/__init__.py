@@ -1,6 +1,6 @@
-"""HiEndMAECore: label one scan, segment the rest, and pretrain the model that makes it possible.
+"""HiEndMAECore: label one scan, segment the rest, and pretrain the encoder that makes it possible.
 
-The commands are `prepare`, `pretrain`, `finetune`, `segment`, `evaluate`, `demo` and `doctor`. Each runs as
+The commands are `prepare`, `pretrain`, `finetune`, `segment`, `evaluate`, `demo` and `doctor`. Each of them runs as
 `python -m HiEndMAECore.<command>`, as `hiendmae <command>`, and as `HiEndMAECore.<command>.run(config)`. Importing the
 package, or any command, needs the standard library alone.
 
@@ -11,4 +11,4 @@ from __future__ import annotations
 
 __version__ = "0.1.0"
 COMMANDS = ("prepare", "pretrain", "finetune", "segment", "evaluate", "demo", "doctor")
-DOORS = COMMANDS  # the name of earlier versions, which scripts may import
+DOORS = COMMANDS  # compatibility: the name in earlier versions

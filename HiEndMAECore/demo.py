@@ -1,9 +1,9 @@
-"""The main job, end to end, with pictures: pretrain, learn from ONE labelled scan, segment another patient, score it.
+"""Run the whole method with figures: pretrain, fine-tune on ONE labelled scan, segment another patient, evaluate.
 
   python -m HiEndMAECore.demo --output demo
 
-Without --dataset it works on digital patients made on the spot (no download, no patient data); with a data set in
-nnU-Net's layout, on its scans: the first case teaches, the next ones are segmented.
+Without --dataset it uses digital patients (no download, no patient data). With a data set in nnU-Net's layout, its first case
+is the training case, and the next ones are segmented.
 """
 
 from __future__ import annotations
@@ -24,22 +24,24 @@ if TYPE_CHECKING:
     from .data.cases import Case
     from .data.datasets import Dataset
     from .data.labelled_cases import LabelledCase
-    from .preprocessing.intensity import IntensityNormalization
+    from .preprocessing.pipeline import PreprocessingPlan
 
-_UNLABELLED = 8
-_SPACING = 5.0  # mm; coarse, so that two processor cores learn the digital patients in minutes
+_MAX_UNLABELLED = 8
+_PHANTOM_SPACING_MM = 5.0  # coarse, so that two processor cores train on the digital patients within minutes
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig(CommandConfig):
-    """Where to write, on what, and how long."""
+    """The options of `demo`."""
 
-    output: Path = option(help="Folder to write: scans, model, results, picture.", required=True)
+    output: Path = option(help="Folder to write: scans, model, results, figure.", required=True)
     dataset: Path | None = option(None, help="Real scans in nnU-Net's or Decathlon's layout.")
-    teacher: str | None = option(None, help="Case of the data set to learn from (default: the first).")
+    training_case: str | None = option(
+        None, help="Case of the data set to train on (default: the first).", aliases=("--teacher",)
+    )
     targets: int = option(1, help="How many other cases to segment.")
     pretraining_steps: int = option(250, help="Steps of pretraining, 4 crops each.")
-    steps: int = option(550, help="Steps of learning from the labelled scan.")
+    steps: int = option(550, help="Steps of fine-tuning on the labelled scan.")
     spacing: float | None = option(None, help="Working grid in mm (default: 5 for the digital patients, else chosen).")
 
     def __post_init__(self) -> None:
@@ -48,124 +50,157 @@ class DemoConfig(CommandConfig):
 
 
 def run(config: DemoConfig, report: Reporter | None = None) -> dict[str, Any]:
-    """Run the doors one after the other; returns the picture and the scores. Raises `InputError`."""
-    report = report or Reporter(quiet=True)
-    from HiEndMAECore import evaluate, finetune, prepare, pretrain, segment
+    """Run the commands one after the other and draw the first result; returns the figure, the scores and the model.
 
+    Raises:
+        InputError: The data set has too few labelled cases, or a file cannot be used.
+    """
+    report = report or Reporter(quiet=True)
     from .data.datasets import read_dataset
     from .data.labelled_cases import read_labelled_case
-    from .runtime.devices import choose_device
-    from .training import presets
 
     started = time.monotonic()
-    shared: dict[str, Any] = {"device": config.device, "seed": config.seed}
-    out = config.output
-    dataset = config.dataset or _draw_patients(out / "patients", config.targets, report)
-    found = read_dataset(dataset)
-    teacher, targets = _roles(found, config)
-    read = read_labelled_case(teacher, report=report)
-    preset = presets.choose_preset("auto", choose_device(config.device))
-    edge = config.spacing or (None if config.dataset else _SPACING)
-    plan = presets.choose_preprocessing([read], preset=preset, spacing=None if edge is None else (edge, edge, edge))
-    report.info(f"1. Pretraining on {min(len(found.unlabelled), _UNLABELLED)} scans that nobody labelled.")
-    listed = out / "unlabelled.txt"
-    pool = [case.channels[0].resolve() for case in (found.unlabelled or (teacher,))[:_UNLABELLED]]
-    listed.parent.mkdir(parents=True, exist_ok=True)
-    listed.write_text("\n".join(map(str, pool)) + "\n", encoding="utf-8")
-    store, pretrained, model, results = out / "store", out / "pretraining", out / "model", out / "results"
-    modality = "ct" if plan.normalization.kind == "window" else "mri"
-    prepare.run(
-        prepare.PrepareConfig(input=(listed,), output=store, spacing=plan.spacing, modality=modality, **shared), report
-    )
-    pretrain.run(
-        pretrain.PretrainConfig(
-            data=store,
-            output=pretrained,
-            variant="hi_end_mae_vit_tiny_8p",
-            steps=config.pretraining_steps,
-            batch_size=4,
-            learning_rate=1e-3,
-            resume=(pretrained / "config.json").exists(),
-            **shared,
-        ),
-        report,
-    )
-    report.info(f"2. Learning from one labelled scan, {teacher.name}.")
-    finetune.run(
-        finetune.FinetuneConfig(
-            dataset=dataset, cases=(teacher.name,), init=str(pretrained), output=model, steps=config.steps, **shared
-        ),
-        report,
-    )
-    report.info(f"3. Segmenting {', '.join(case.name for case in targets)}, never seen before.")
-    inputs = tuple(",".join(map(str, case.channels)) for case in targets)
-    segment.run(segment.SegmentConfig(model=model, input=inputs, output=results, clean=True, **shared), report)
-    report.info("4. Scoring against the reference.")
-    reference = teacher.label.parent if teacher.label else dataset
-    scores = evaluate.run(
-        evaluate.EvaluateConfig(
-            prediction=results, reference=reference, output=out / "scores.json", labels=dataset / "dataset.json"
-        ),
-        report,
-    )
-    picture = _show(out, read, targets[0], plan.normalization, found)
-    report.preview(picture)
-    report.info(f"Look at {picture}. All took {time.monotonic() - started:.0f} s.")
-    return {"picture": picture, **scores, "model": model}
+    folder = config.dataset or _write_phantoms(config.output / "patients", config.targets, report)
+    dataset = read_dataset(folder)
+    training_case, targets = _choose_cases(dataset, config)
+    labelled = read_labelled_case(training_case, report=report)
+    plan = _choose_preprocessing(labelled, config)
+    _pretrain(dataset.unlabelled or (training_case,), plan, config, report)
+    outputs = _finetune_and_evaluate(folder, training_case, targets, config, report)
+    figure = _draw_result(labelled, targets[0], plan, dataset, config.output)
+    report.preview(figure)
+    report.info(f"The result is drawn in {figure}. All steps took {time.monotonic() - started:.0f} s.")
+    return {"picture": figure, **outputs}
 
 
-def _draw_patients(folder: Path, targets: int, report: Reporter) -> Path:
-    """Make the digital patients: one to learn from, `targets` to segment, and some whom nobody labels."""
+def _write_phantoms(folder: Path, targets: int, report: Reporter) -> Path:
+    """Write the digital patients: one to train on, `targets` to segment, and some without labels."""
     from .data.phantom import DEMO_SEEDS
     from .data.phantom_dataset import write_patients
 
     first = max(DEMO_SEEDS) + 1
     labelled = [*DEMO_SEEDS, *range(first, first + targets - 1)]
-    unlabelled = range(first + targets - 1, first + targets - 1 + _UNLABELLED)
+    unlabelled = range(first + targets - 1, first + targets - 1 + _MAX_UNLABELLED)
     patients = write_patients(folder, labelled=labelled, unlabelled=unlabelled)
     for _ in report.steps("drawing patients", len(labelled) + len(unlabelled)):
         next(patients)
     return folder
 
 
-def _roles(dataset: Dataset, config: DemoConfig) -> tuple[Case, list[Case]]:
-    """(the case to learn from, the cases to segment); raises `InputError` when there are too few."""
+def _choose_cases(dataset: Dataset, config: DemoConfig) -> tuple[Case, list[Case]]:
+    """Return the case to train on and the cases to segment; raise `InputError` when there are too few."""
     cases = {case.name: case for case in dataset.cases}
-    if len(cases) < 2 or (config.teacher and config.teacher not in cases):
+    if len(cases) < 2 or (config.training_case and config.training_case not in cases):
         message = f"The data set {dataset.name} has the labelled cases: {', '.join(cases) or 'none'}."
-        raise InputError("case_absent", message, "Two are needed at least; check --teacher.")
-    teacher = cases.pop(config.teacher or next(iter(cases)))
-    return teacher, list(cases.values())[: config.targets]
+        raise InputError("case_absent", message, "Two are needed at least; check --training-case.")
+    training_case = cases.pop(config.training_case or next(iter(cases)))
+    return training_case, list(cases.values())[: config.targets]
 
 
-def _show(
-    out: Path, teacher: LabelledCase, target: Case, normalization: IntensityNormalization, dataset: Dataset
-) -> Path:
-    """The picture of the first target."""
+def _choose_preprocessing(labelled: LabelledCase, config: DemoConfig) -> PreprocessingPlan:
+    """Return the grid and the intensity normalization for all commands."""
+    from .runtime.devices import choose_device
+    from .training.presets import choose_preprocessing, choose_preset
+
+    edge = config.spacing or (None if config.dataset else _PHANTOM_SPACING_MM)
+    preset = choose_preset("auto", choose_device(config.device))
+    return choose_preprocessing([labelled], preset=preset, spacing=None if edge is None else (edge, edge, edge))
+
+
+def _pretrain(cases: Sequence[Case], plan: PreprocessingPlan, config: DemoConfig, report: Reporter) -> None:
+    """Prepare the scans of at most 8 cases, and pretrain an encoder on them."""
+    from . import prepare, pretrain
+
+    cases = cases[:_MAX_UNLABELLED]
+    report.info(f"1. Pretraining on {len(cases)} scan(s) without labels.")
+    scans, store, run_directory = (config.output / name for name in ("unlabelled.txt", "store", "pretraining"))
+    scans.parent.mkdir(parents=True, exist_ok=True)
+    scans.write_text("".join(f"{case.channels[0].resolve()}\n" for case in cases), encoding="utf-8")
+    prepare_config = prepare.PrepareConfig(
+        input=(scans,),
+        output=store,
+        spacing=plan.spacing,
+        modality="ct" if plan.normalization.kind == "window" else "mri",
+        device=config.device,
+        seed=config.seed,
+    )
+    prepare.run(prepare_config, report)
+    pretrain_config = pretrain.PretrainConfig(
+        data=store,
+        output=run_directory,
+        variant="hi_end_mae_vit_tiny_8p",
+        steps=config.pretraining_steps,
+        batch_size=4,
+        learning_rate=1e-3,
+        resume=(run_directory / "config.json").exists(),
+        device=config.device,
+        seed=config.seed,
+    )
+    pretrain.run(pretrain_config, report)
+
+
+def _finetune_and_evaluate(
+    folder: Path, training_case: Case, targets: Sequence[Case], config: DemoConfig, report: Reporter
+) -> dict[str, Any]:
+    """Fine-tune on one case, segment the others, and score them; returns the model and the reports."""
+    from . import evaluate, finetune, segment
+
+    out, shared = config.output, {"device": config.device, "seed": config.seed}
+    report.info(f"2. Fine-tuning on one labelled scan, {training_case.name}.")
+    finetune_config = finetune.FinetuneConfig(
+        dataset=folder,
+        cases=(training_case.name,),
+        init=str(out / "pretraining"),
+        output=out / "model",
+        steps=config.steps,
+        **shared,  # type: ignore[arg-type]
+    )
+    finetune.run(finetune_config, report)
+    report.info(f"3. Segmenting {', '.join(case.name for case in targets)}, on which nothing was trained.")
+    inputs = tuple(",".join(map(str, case.channels)) for case in targets)
+    segment_config = segment.SegmentConfig(
+        model=out / "model",
+        input=inputs,
+        output=out / "results",
+        clean=True,
+        **shared,  # type: ignore[arg-type]
+    )
+    segment.run(segment_config, report)
+    report.info("4. Evaluating against the reference.")
+    evaluate_config = evaluate.EvaluateConfig(
+        prediction=out / "results",
+        reference=training_case.label.parent if training_case.label else folder,
+        output=out / "scores.json",
+        labels=folder / "dataset.json",
+    )
+    return {**evaluate.run(evaluate_config, report), "model": out / "model"}
+
+
+def _draw_result(labelled: LabelledCase, target: Case, plan: PreprocessingPlan, dataset: Dataset, out: Path) -> Path:
+    """Draw the result of one case; returns the figure's path."""
     from .inference.result_figure import draw_result_figure
     from .io.readers import read_label_map, read_volume
     from .models.folder import read_description
 
-    whole = json.loads((out / "scores.json").read_text(encoding="utf-8"))
-    scores = {row["structure"]: row["dice"] for row in whole["cases"] if row["case"] == target.name}
-    picture = out / "result.png"
+    report = json.loads((out / "scores.json").read_text(encoding="utf-8"))
+    figure = out / "result.png"
     draw_result_figure(
-        picture,
+        figure,
         scan=read_volume(target.channels),
         prediction=read_label_map(out / "results" / f"{target.name}.nii.gz", allow_empty=True),
-        truth=read_label_map(target.label) if target.label else None,
-        teacher=(teacher.scan, teacher.labels),
-        normalization=normalization,
+        reference=read_label_map(target.label) if target.label else None,
+        training_case=(labelled.scan, labelled.labels),
+        normalization=plan.normalization,
         structures=dataset.structures,
         losses=[(int(step), loss) for step, loss in read_description(out / "model").training["losses"]],
-        scores=scores,
-        title=f"{target.name}, segmented after learning from {teacher.scan.name} alone",
+        scores={row["structure"]: row["dice"] for row in report["cases"] if row["case"] == target.name},
+        title=f"{target.name}, segmented after training on {labelled.scan.name} alone",
     )
-    return picture
+    return figure
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
+    """Run the command line and return the exit code."""
     return run_command(DemoConfig, run, argv, command="demo", description=__doc__ or "")
 
 

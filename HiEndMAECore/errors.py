@@ -1,7 +1,7 @@
-"""Errors a person can cause, and what each of them means to whoever started the run.
+"""Typed errors, the exit codes of the commands, and the translation of foreign exceptions.
 
-Every one carries a stable `code` (programs look at it), one plain sentence (`message`) that names the
-file or the value, and one piece of advice (`advice`) that says what to do. The class decides the exit code of the door.
+Every typed error carries a stable `code` for programs, one sentence (`message`) that names the file or the value, and one
+sentence of advice (`advice`) that names the option to use. The class of the error decides the exit code of the command.
 """
 
 from __future__ import annotations
@@ -16,7 +16,16 @@ EXIT_CANCELLED = 130
 
 
 class HiEndMAEError(Exception):
-    """Base of all typed errors: `code`, `message`, `advice`, and the `exit_code` of the door."""
+    """The base class of all typed errors.
+
+    Args:
+        code: Stable identifier in snake case.
+        message: One sentence that names the file or the value.
+        advice: One sentence that says what to do, or an empty text.
+
+    Attributes:
+        exit_code: The exit code of a command that ends with this error.
+    """
 
     exit_code = EXIT_FAULT
 
@@ -29,36 +38,42 @@ class HiEndMAEError(Exception):
     def __str__(self) -> str:
         return f"{self.message} {self.advice}".strip()
 
-    def __reduce__(self) -> tuple:  # crosses process borders with all three parts
+    def __reduce__(self) -> tuple:
+        # The default would pass the message alone, and an error must arrive whole from a worker process.
         return type(self), (self.code, self.message, self.advice)
 
 
 class UsageError(HiEndMAEError):
-    """An argument that cannot be meant: unknown option, impossible value (exit code 2)."""
+    """A wrong argument: an unknown option or an impossible value (exit code 2)."""
 
     exit_code = EXIT_USAGE
 
 
 class InputError(HiEndMAEError):
-    """A file that cannot be used: a scan, a label map, a model, a store (exit code 3)."""
+    """An unusable file: a scan, a label map, a model or a store (exit code 3)."""
 
     exit_code = EXIT_INPUT
 
 
 class OutOfMemoryError(HiEndMAEError):
-    """The device or the machine has too little memory for this run (exit code 4)."""
+    """Too little memory on the device or in the machine (exit code 4)."""
 
     exit_code = EXIT_MEMORY
 
 
 class MissingDependencyError(HiEndMAEError):
-    """A Python package that this job needs is not installed (exit code 5)."""
+    """A required Python package that is not installed (exit code 5)."""
 
     exit_code = EXIT_DEPENDENCY
 
     @classmethod
     def of(cls, package: str, purpose: str) -> MissingDependencyError:
-        """The usual sentence for a missing `package` that is needed for `purpose`."""
+        """Return the error for one missing package.
+
+        Args:
+            package: The name that pip knows.
+            purpose: What the package is needed for, as the end of a sentence: "to draw figures".
+        """
         return cls(
             "dependency_missing",
             f"The Python package '{package}' is not installed; it is needed {purpose}.",
@@ -67,7 +82,7 @@ class MissingDependencyError(HiEndMAEError):
 
 
 class Cancelled(HiEndMAEError):
-    """Somebody asked the run to stop: control file, Ctrl-C, SIGTERM, or the parent process has gone (exit code 130)."""
+    """A run cancelled by the control file, Ctrl-C, SIGTERM, or the end of its parent process (exit code 130)."""
 
     exit_code = EXIT_CANCELLED
 
@@ -75,7 +90,7 @@ class Cancelled(HiEndMAEError):
         super().__init__(code, message, advice)
 
 
-_OUT_OF_MEMORY = (
+_OUT_OF_MEMORY_TEXTS = (
     "DefaultCPUAllocator: can't allocate memory",
     "DefaultCPUAllocator: not enough memory",
     "MPS backend out of memory",
@@ -86,29 +101,49 @@ _OUT_OF_MEMORY = (
 
 
 def classify_exception(error: BaseException) -> HiEndMAEError | None:
-    """The typed error that a foreign exception stands for, or None. Only real out-of-memory errors count as one."""
+    """Translate an exception of Python, torch or the operating system into a typed error.
+
+    Args:
+        error: Any exception that is not a `HiEndMAEError`.
+
+    Returns:
+        `MissingDependencyError` for a missing package; `OutOfMemoryError` for a failed allocation, recognized by its type
+        or by the exact texts of torch and CUDA; `InputError` `disk_full` or `not_allowed` for a full disk or a missing
+        permission; None for everything else, which is then a fault of the engine.
+    """
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("HiEndMAE"):
         return MissingDependencyError.of(error.name.split(".")[0], "for this job")
-    text = str(error)
-    if (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or any(said in text for said in _OUT_OF_MEMORY)
-    ):
+    if _is_out_of_memory(error):
         return OutOfMemoryError(
             "out_of_memory",
             "There is not enough memory for this run.",
             "Close other programs, use a larger --spacing or a smaller --batch-size, or try --device cpu.",
         )
     if isinstance(error, OSError) and error.errno is not None:
-        import errno
+        return _classify_os_error(error)
+    return None
 
-        if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
-            place = error.filename or "the output folder"
-            advice = "Free some space and run the same line again."
-            return InputError("disk_full", f"The disk is full ({place}).", advice)
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:
-            return InputError(
-                "not_allowed", f"{error.filename} cannot be written or read (permission).", "Choose another folder."
-            )
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an exception reports a failed allocation. Looser text matching would take other faults for one."""
+    text = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or any(known in text for known in _OUT_OF_MEMORY_TEXTS)
+    )
+
+
+def _classify_os_error(error: OSError) -> InputError | None:
+    """Return the typed error for a full disk or a missing permission, None for other errors of the operating system."""
+    import errno
+
+    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+        location = error.filename or "the output folder"
+        return InputError(
+            "disk_full", f"The disk is full ({location}).", "Free some space and run the same command again."
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:
+        message = f"{error.filename} cannot be written or read (permission)."
+        return InputError("not_allowed", message, "Choose another folder.")
     return None

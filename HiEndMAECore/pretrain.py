@@ -8,7 +8,6 @@ torchrun --nproc-per-node 8 -m HiEndMAECore.pretrain --data store --output run â
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from .errors import UsageError
 from .networks.registry import list_variants
 from .reporting.reporter import Reporter
 from .runtime.devices import PRECISIONS, choose_device, require_torch
+from .runtime.processes import rank_from_environment, world_size_from_environment
 from .training.objectives import find_objective, list_objectives
 from .training.plans import PretrainingPlan
 
@@ -78,7 +78,7 @@ class PretrainConfig(CommandConfig):
         if objective.frozen_encoder and self.recompute:
             message = "--recompute saves memory of the encoder, which is frozen for inpainting."
             raise UsageError("usage", message, "Leave it out.")
-        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        processes = world_size_from_environment()
         if self.batch_size % (self.accumulate * processes):
             message = (
                 f"--batch-size {self.batch_size} is no multiple of {processes} process(es) x {self.accumulate} parts."
@@ -101,7 +101,7 @@ def run(config: PretrainConfig, report: Reporter | None = None) -> dict[str, Any
     from .training import pretrain_pipeline as pipeline
     from .training.run_directory import require_same_run
 
-    rank = int(os.environ.get("RANK", "0"))
+    rank = rank_from_environment()
     if rank > 0:
         report.mute()
     device = choose_device(config.device)
@@ -109,7 +109,7 @@ def run(config: PretrainConfig, report: Reporter | None = None) -> dict[str, Any
     require_same_run(config.output, to_json(config), read_record(config.output), resume=resume)
     initial = pipeline.read_initial_weights(config.init, config.variant)
     store = CropStore.open(_prepare_store(config, report))
-    report.info(f"Computing on {device}, {os.environ.get('WORLD_SIZE', '1')} process(es).")
+    report.info(f"Computing on {device}, {world_size_from_environment()} process(es).")
     setup = pipeline.build_setup(
         store, initial,
         variant=config.variant, objective=config.objective, cross_stages=config.cross_stages,
@@ -141,7 +141,7 @@ def _prepare_store(config: PretrainConfig, report: Reporter) -> Path:
 
     if (config.data / MANIFEST).is_file():
         return config.data
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if world_size_from_environment() > 1:
         message = f"{config.data} is not a store."
         raise UsageError("usage", message, "Run prepare first, because many processes need a store.")
     from .prepare import PrepareConfig

@@ -1,4 +1,7 @@
-"""All checks, one after the other: style, types, tests. `python Testing/run.py [pytest arguments]`."""
+"""Run all checks, one after the other: style, types, tests.
+
+python Testing/run.py [pytest arguments]
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,11 @@ CHECKS = (
 
 
 def main() -> int:
-    """Run all, stop at none; 1 when any failed."""
+    """Run every check, also after a failed one; return 1 if any has failed, otherwise 0."""
     failed = []
-    # torch's compiler reads its own files in the machine's encoding, and fails where that is ASCII.
+    # torch's compiler reads its own files in the encoding of the machine, and fails where that is ASCII.
     environment = {**os.environ, "PYTHONUTF8": "1"}
-    environment.setdefault("GOMP_SPINCOUNT", "3000")  # as HiEndMAECore.cli.runner.limit_openmp_spinning has it
+    environment.setdefault("GOMP_SPINCOUNT", "3000")  # as in HiEndMAECore.cli.runner.limit_openmp_spinning
     for check in CHECKS:
         sys.stderr.write(f"-- {' '.join(check)}\n")
         if subprocess.run([sys.executable, "-m", *check], cwd=REPOSITORY, env=environment, check=False).returncode:

@@ -1,4 +1,4 @@
-"""Compatibility: this module has moved to `HiEndMAECore.models.catalogue`."""
+"""Compatibility: the names of this module have moved to `HiEndMAECore.models.catalogue`."""
 
 from __future__ import annotations
 

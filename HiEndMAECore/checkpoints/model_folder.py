@@ -1,4 +1,4 @@
-"""Compatibility: this module has moved to `HiEndMAECore.models.folder`."""
+"""Compatibility: the names of this module have moved to `HiEndMAECore.models.folder`."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The command line: configurations as dataclasses, and the runner that every command's `main` calls."""
+"""The command line: a config dataclass for each command, and the runner that every command's `main` calls."""

@@ -1,17 +1,17 @@
-"""One frozen dataclass a door, and its way to command-line arguments, help and JSON and back.
+"""One frozen dataclass per command, and its conversion to and from command-line arguments, help and JSON.
 
 Usage:
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(DoorConfig):
+    class PretrainConfig(CommandConfig):
         output: Path = option(help="Folder to write.", required=True)
-        steps: int | None = option(None, help="Optimiser steps.")
+        steps: int | None = option(None, help="Optimizer steps.")
 
-    config = parse(Config, ["--output", "run", "--steps", "10"], door="pretrain", description="…")
-    Config(**from_json(Config, to_json(config))) == config
+    config = parse(PretrainConfig, ["--output", "run", "--steps", "10"], command="pretrain", description="…")
+    PretrainConfig(**from_json(PretrainConfig, to_json(config))) == config
 
-Field types understood: `str`, `int`, `float`, `bool`, `Path`, `X | None`, `tuple[X, ...]`, `tuple[X, X, X]`, and
-`choices` in the option. Needs the standard library alone: the Slicer module fills the same dataclasses.
+The types of fields are `str`, `int`, `float`, `bool`, `Path`, `X | None`, `tuple[X, ...]` and `tuple[X, X, X]`. This module
+needs the standard library alone, because the Slicer module fills the same dataclasses.
 """
 
 from __future__ import annotations
@@ -32,25 +32,52 @@ from HiEndMAECore.errors import UsageError
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
 
-def option(default: Any = MISSING, *, help: str, choices: Sequence[Any] | None = None, required: bool = False) -> Any:
-    """A dataclass field with the sentence that `--help` prints.
+def option(
+    default: Any = MISSING,
+    *,
+    help: str,
+    choices: Sequence[Any] | None = None,
+    required: bool = False,
+    aliases: Sequence[str] = (),
+) -> Any:
+    """Return a dataclass field that is an option of a command.
 
-    `required` fields still get a default (None or an empty tuple) so that a config may name them; `parse` refuses
-    a call that leaves them out.
+    The type of a required option needs no None: a config without it cannot be built, neither by `parse` nor in Python. Where
+    a required option has a default, only `parse` demands it.
+
+    Args:
+        default: Value when the option is not given. Options that are not required default to None.
+        help: The sentence that `--help` prints.
+        choices: Allowed values.
+        required: True when the command line or the config file must give the option.
+        aliases: Old spellings such as "--teacher". Command lines and config files may use them; `--help` hides them.
     """
-    metadata = {"help": help, "choices": tuple(choices) if choices else None, "required": required}
+    metadata = {
+        "help": help,
+        "choices": tuple(choices) if choices else None,
+        "required": required,
+        "has_default": default is not MISSING,
+        "aliases": tuple(aliases),
+    }
     return field(default=None if default is MISSING else default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CommandConfig:
-    """What every door takes."""
+    """The options that every command takes.
+
+    Raises:
+        UsageError: `usage`, for a missing required option; `device_unknown`, `value_negative` or `choice_unknown`, for a
+            value that is not allowed.
+    """
 
     device: str = option("auto", help="Where to compute: auto, cpu, cuda, cuda:1, mps.")
     seed: int = option(0, help="Seed of everything random.")
-    events: bool = option(False, help="Write one JSON object a line to standard output instead of bars and sentences.")
+    events: bool = option(
+        False, help="Write one JSON object a line to standard output instead of progress bars and sentences."
+    )
     control: Path | None = option(
-        None, help="File looked at every second: 'finish' (stop now, usable result) or 'cancel'."
+        None, help="File that is read every second: 'finish' (stop now, usable result) or 'cancel'."
     )
     parent_pid: int | None = option(None, help="End when the process of this number is gone.")
 
@@ -63,10 +90,12 @@ class CommandConfig:
             raise UsageError("value_negative", f"--seed is {self.seed}.", "It must be 0 or more.")
         for item in dataclasses.fields(self):
             choices, value = item.metadata.get("choices"), getattr(self, item.name)
+            if item.metadata.get("required") and not item.metadata["has_default"] and value in (None, ()):
+                raise UsageError("usage", f"{flag(item.name)} is missing.")
             if choices and value is not None and value not in choices:
-                named = ", ".join(map(str, choices))
+                names = ", ".join(map(str, choices))
                 raise UsageError(
-                    "choice_unknown", f"'{value}' is no value for {flag(item.name)}.", f"Use one of: {named}."
+                    "choice_unknown", f"'{value}' is no value for {flag(item.name)}.", f"Use one of: {names}."
                 )
 
 
@@ -74,12 +103,20 @@ Config = TypeVar("Config", bound=CommandConfig)
 
 
 def flag(name: str) -> str:
-    """The command-line flag of a field: `hold_out` -> `--hold-out`."""
+    """Return the command-line flag of a field: `--hold-out` for `hold_out`."""
     return "--" + name.replace("_", "-")
 
 
 def require_positive(config: CommandConfig, *names: str) -> None:
-    """Raise `UsageError` when a named number is given and not above zero."""
+    """Check that numbers are greater than zero, where they are given.
+
+    Args:
+        config: The config that has the numbers.
+        names: Fields that are a number, a tuple of numbers, or None.
+
+    Raises:
+        UsageError: `value_not_positive`.
+    """
     for name in names:
         value = getattr(config, name)
         numbers = value if isinstance(value, tuple) else (value,)
@@ -88,101 +125,125 @@ def require_positive(config: CommandConfig, *names: str) -> None:
 
 
 @dataclass(frozen=True)
-class _Kind:
-    """A field's type, taken apart: scalar type, how many values (None for one, "*" for any), may it be absent."""
+class _FieldType:
+    """The type of a field: its scalar type, the number of values (None for one, "*" for any), and whether None is allowed."""
 
     scalar: type
     count: int | str | None
     optional: bool
 
+    @classmethod
+    def of(cls, hint: Any) -> _FieldType:
+        """Return the parts of a type hint; raise `TypeError` for a union of two types."""
+        optional = False
+        if typing.get_origin(hint) in (typing.Union, types.UnionType):
+            members = [part for part in typing.get_args(hint) if part is not type(None)]
+            optional = len(members) < len(typing.get_args(hint))
+            if len(members) != 1:
+                raise TypeError(f"unsupported config type {hint}")
+            hint = members[0]
+        if typing.get_origin(hint) is tuple:
+            parts = typing.get_args(hint)
+            if len(parts) == 2 and parts[1] is Ellipsis:
+                return cls(parts[0], "*", optional)
+            return cls(parts[0], len(parts), optional)
+        return cls(hint, None, optional)
 
-def _kind(hint: Any) -> _Kind:
-    optional = False
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        inner = [part for part in typing.get_args(hint) if part is not type(None)]
-        optional = len(inner) < len(typing.get_args(hint))
-        if len(inner) != 1:
-            raise TypeError(f"unsupported config type {hint}")
-        hint = inner[0]
-    if typing.get_origin(hint) is tuple:
-        parts = typing.get_args(hint)
-        if len(parts) == 2 and parts[1] is Ellipsis:
-            return _Kind(parts[0], "*", optional)
-        return _Kind(parts[0], len(parts), optional)
-    return _Kind(hint, None, optional)
 
-
-def _kinds(config_class: type[CommandConfig]) -> dict[str, _Kind]:
+def _field_types(config_class: type[CommandConfig]) -> dict[str, _FieldType]:
+    """Return the type of each field of a config, by the field's name."""
     hints = typing.get_type_hints(config_class)
-    return {item.name: _kind(hints[item.name]) for item in dataclasses.fields(config_class)}
-
-
-def _usage(parser: argparse.ArgumentParser, message: str) -> typing.NoReturn:
-    raise UsageError("usage", f"{message[:1].upper()}{message[1:]}".rstrip(".") + ".", f"See: {parser.prog} --help")
+    return {item.name: _FieldType.of(hints[item.name]) for item in dataclasses.fields(config_class)}
 
 
 class _Parser(argparse.ArgumentParser):
+    """An argument parser that raises `UsageError` where argparse would exit."""
+
     def error(self, message: str) -> typing.NoReturn:
-        _usage(self, message)
+        sentence = f"{message[:1].upper()}{message[1:]}".rstrip(".") + "."
+        raise UsageError("usage", sentence, f"See: {self.prog} --help")
 
 
 def build_parser(config_class: type[CommandConfig], *, command: str, description: str) -> argparse.ArgumentParser:
-    """The argument parser of a door. Options that were not given stay out of the namespace."""
+    """Return the argument parser of a command.
+
+    Args:
+        config_class: The dataclass of the command.
+        command: The name of the command, for the usage line.
+        description: The text above the list of options.
+
+    Returns:
+        A parser whose namespace has only the options that were given.
+    """
     parser = _Parser(
         prog=f"python -m HiEndMAECore.{command}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        allow_abbrev=False,  # an abbreviation would change its meaning when an option is added
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("--config", metavar="FILE.json", help="Take options from this file; options given here win.")
-    kinds = _kinds(config_class)
+    field_types = _field_types(config_class)
     for item in dataclasses.fields(config_class):
-        kind, message = kinds[item.name], item.metadata["help"]
-        shown = item.default not in (None, False, ())
-        text = f"{message} (default: {_shown(item.default)})" if shown else message
-        text = text.replace("%", "%%")
-        if kind.scalar is bool:
-            parser.add_argument(flag(item.name), action=argparse.BooleanOptionalAction, help=text)
-            continue
-        nargs: Any = "+" if kind.count == "*" else kind.count
-        choices = item.metadata["choices"]
-        metavar = None if choices else item.name.split("_")[-1].upper()
-        parser.add_argument(
-            flag(item.name),
-            action="extend" if kind.count == "*" else "store",  # `--image a --image b` is both, not the last
-            type=kind.scalar,
-            nargs=nargs,
-            choices=choices,
-            metavar=metavar,
-            help=text,
-        )
+        settings = _argument_settings(item, field_types[item.name])
+        parser.add_argument(flag(item.name), help=_help_text(item), **settings)
+        for alias in item.metadata["aliases"]:
+            parser.add_argument(alias, dest=item.name, help=argparse.SUPPRESS, **settings)
     return parser
 
 
-def _shown(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+def _argument_settings(item: dataclasses.Field, field_type: _FieldType) -> dict[str, Any]:
+    """Return what `add_argument` needs for one field, apart from its flag and its help."""
+    if field_type.scalar is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    choices = item.metadata["choices"]
+    return {
+        "action": "extend" if field_type.count == "*" else "store",  # `--image a --image b` gives both
+        "type": field_type.scalar,
+        "nargs": "+" if field_type.count == "*" else field_type.count,
+        "choices": choices,
+        "metavar": None if choices else item.name.split("_")[-1].upper(),
+    }
+
+
+def _help_text(item: dataclasses.Field) -> str:
+    """Return the help of a field, with its default where it says something."""
+    text = str(item.metadata["help"])
+    if item.default not in (None, False, ()):
+        default = " ".join(map(str, item.default)) if isinstance(item.default, tuple) else str(item.default)
+        text = f"{text} (default: {default})"
+    return text.replace("%", "%%")
 
 
 def parse(config_class: type[Config], argv: Sequence[str], *, command: str, description: str) -> Config:
-    """The config that `argv` (and the `--config` file in it) ask for; raises `UsageError`."""
+    """Return the config of a command line.
+
+    Args:
+        config_class: The dataclass of the command.
+        argv: The arguments, without the program's name. `--config FILE.json` gives options that the others replace.
+        command: The name of the command, for messages and help.
+        description: The text above the list of options in `--help`.
+
+    Raises:
+        UsageError: An option is unknown, missing, or has a wrong value; or the config file cannot be used.
+    """
     parser = build_parser(config_class, command=command, description=description)
-    given = vars(parser.parse_args(list(argv)))
+    arguments = vars(parser.parse_args(list(argv)))
     values: dict[str, Any] = {}
-    file = given.pop("config", None)
+    file = arguments.pop("config", None)
     if file is not None:
         values.update(_read_config_file(config_class, Path(file)))
-    values.update({name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
-    config = config_class(**values)
+    values.update({name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()})
     for item in dataclasses.fields(config_class):
-        if item.metadata["required"] and getattr(config, item.name) in (None, ()):
-            _usage(parser, f"{flag(item.name)} is missing")
-    return config
+        if item.metadata["required"] and values.get(item.name) in (None, ()):
+            parser.error(f"{flag(item.name)} is missing")
+    return config_class(**values)
 
 
 def _read_config_file(config_class: type[CommandConfig], file: Path) -> dict[str, Any]:
+    """Return the keyword arguments in a JSON file; raise `UsageError` that names the file."""
     try:
-        data = json.loads(file.read_bytes())  # bytes: json knows UTF-16, which Windows' shell writes
+        data = json.loads(file.read_bytes())  # bytes, because json then recognizes UTF-16, which Windows' shell writes
     except OSError as error:
         message = f"The config file {file} cannot be read ({error.strerror})."
         raise UsageError("config_unreadable", message, "") from error
@@ -197,7 +258,7 @@ def _read_config_file(config_class: type[CommandConfig], file: Path) -> dict[str
 
 
 def to_json(config: CommandConfig) -> dict[str, Any]:
-    """The config as plain JSON values; paths become strings, tuples become lists."""
+    """Return a config as plain JSON values; paths become strings and tuples become lists."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Path):
@@ -210,35 +271,55 @@ def to_json(config: CommandConfig) -> dict[str, Any]:
 
 
 def from_json(config_class: type[CommandConfig], data: Mapping[str, Any]) -> dict[str, Any]:
-    """Checked keyword arguments for `config_class` out of JSON values; raises `UsageError` that names the key."""
-    kinds = _kinds(config_class)
-    unknown = sorted(set(data) - set(kinds))
-    if unknown:
-        raise UsageError(
-            "config_unknown_key", f"There is no option '{unknown[0]}'.", f"Known: {', '.join(sorted(kinds))}."
-        )
-    return {name: _from_plain(name, kinds[name], value) for name, value in data.items()}
+    """Return the keyword arguments for a config from JSON values.
+
+    Args:
+        config_class: The dataclass of a command.
+        data: Values by the names of options, as `to_json` returns them; old spellings of names are accepted.
+
+    Raises:
+        UsageError: `config_unknown_key`, `config_key_twice` or `config_wrong_type`, with the name of the key.
+    """
+    field_types = _field_types(config_class)
+    new_names = {
+        alias.lstrip("-").replace("-", "_"): item.name
+        for item in dataclasses.fields(config_class)
+        for alias in item.metadata["aliases"]
+    }
+    values: dict[str, Any] = {}
+    for key, value in data.items():
+        name = new_names.get(key, key)
+        if name not in field_types:
+            advice = f"Known: {', '.join(sorted(field_types))}."
+            raise UsageError("config_unknown_key", f"There is no option '{key}'.", advice)
+        if name in values:
+            message = f"The option '{name}' is given twice, once by its old name."
+            raise UsageError("config_key_twice", message, f"Keep '{name}' alone.")
+        values[name] = _from_plain(key, field_types[name], value)
+    return values
 
 
-def _from_plain(name: str, kind: _Kind, value: Any) -> Any:
-    if value is None and (kind.optional or kind.count is not None or kind.scalar is Path):
-        return () if kind.count == "*" and not kind.optional else None
-    if kind.count is None:
-        return _scalar(name, kind.scalar, value)
-    if not isinstance(value, list) or (kind.count != "*" and len(value) != kind.count):
-        size = "" if kind.count == "*" else f" of {kind.count}"
+def _from_plain(name: str, field_type: _FieldType, value: Any) -> Any:
+    """Return the value of a field from its JSON value; raise `UsageError` `config_wrong_type`."""
+    if value is None and (field_type.optional or field_type.count is not None or field_type.scalar is Path):
+        return () if field_type.count == "*" and not field_type.optional else None
+    if field_type.count is None:
+        return _scalar(name, field_type.scalar, value)
+    if not isinstance(value, list) or (field_type.count != "*" and len(value) != field_type.count):
+        size = "" if field_type.count == "*" else f" of {field_type.count}"
         raise UsageError("config_wrong_type", f"'{name}' must be a list{size}, not {value!r}.", "")
-    return tuple(_scalar(name, kind.scalar, part) for part in value)
+    return tuple(_scalar(name, field_type.scalar, part) for part in value)
 
 
-def _scalar(name: str, wanted: type, value: Any) -> Any:
-    fits = {
+def _scalar(name: str, scalar_type: type, value: Any) -> Any:
+    """Return a single JSON value as `scalar_type`; raise `UsageError` `config_wrong_type`."""
+    is_valid = {
         bool: isinstance(value, bool),
         int: isinstance(value, int) and not isinstance(value, bool),
         float: isinstance(value, int | float) and not isinstance(value, bool),
         str: isinstance(value, str),
         Path: isinstance(value, str),
-    }[wanted]
-    if not fits:
-        raise UsageError("config_wrong_type", f"'{name}' must be of type {wanted.__name__}, not {value!r}.", "")
-    return wanted(value)
+    }[scalar_type]
+    if not is_valid:
+        raise UsageError("config_wrong_type", f"'{name}' must be of type {scalar_type.__name__}, not {value!r}.", "")
+    return scalar_type(value)

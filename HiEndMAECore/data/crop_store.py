@@ -182,7 +182,7 @@ def scan_files(store: Path, entry: Any) -> tuple[Path, Path]:
 
 
 def is_plain_name(name: object) -> bool:
-    """Tell whether this is the name of a file on every system, and leads to no other folder."""
+    """Return whether this is the name of a file on every system, and leads to no other folder."""
     if not isinstance(name, str) or name in ("", ".", "..") or "\0" in name:
         return False
     return not set(name) & set("/\\") and not PureWindowsPath(name).drive

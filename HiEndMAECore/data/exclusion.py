@@ -112,7 +112,7 @@ class ExclusionList:
         return bool(own & self.names or files & {path.resolve() for path in case.channels} or self._is_test_scan(first))
 
     def _is_test_scan(self, path: Path) -> bool:
-        """Tell whether a scan lies in a test folder below every input folder that contains it."""
+        """Return whether a scan lies in a test folder below every input folder that contains it."""
         scan = path.absolute()
         below = [
             scan.relative_to(folder.absolute()).parts

@@ -70,7 +70,7 @@ class ScanIngest:
 
 
 def looks_like_labels(volume: Volume) -> bool:
-    """Tell whether a volume is a label map: whole numbers from 0 on, nearly all equal to their neighbors."""
+    """Return whether a volume is a label map: whole numbers from 0 on, nearly all equal to their neighbors."""
     array = volume.array[0]
     if array.min(initial=0) < 0 or (array != np.rint(array)).any():
         return False

@@ -1,9 +1,8 @@
-"""Digital patients: contrast-enhanced CT of the lower chest and upper abdomen, with their label maps, made from a seed.
+"""Digital patients: contrast-enhanced CT of the lower chest and upper abdomen with their label maps, made from a seed.
 
-They let the whole program be shown and tested without anybody's scan. Anatomy is drawn in the millimetres of a standard
-patient from signed-distance functions (negative inside) and painted from the outside inwards, a later organ pushing
-aside an earlier one. Patients differ in where and how they lie on the table, their build, a smooth random deformation,
-the place, size and turn of every organ, and the contrast phase: copying one patient's labels onto another fails.
+With them the whole program can be shown and tested without the scan of a person. The anatomy is drawn in the millimeters of a
+standard patient from signed distance functions. Patients differ in position on the table, build, a smooth random deformation,
+the position, size and rotation of every organ, and the contrast phase: labels copied from one patient to another do not fit.
 """
 
 from __future__ import annotations
@@ -11,410 +10,54 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import ndimage
 
-from HiEndMAECore.io.structure import Structure
 from HiEndMAECore.io.volume import Geometry, Volume
 
-LIVER, SPLEEN, RIGHT_KIDNEY, LEFT_KIDNEY, STOMACH, AORTA, SPINE = range(1, 8)
-PHANTOM_STRUCTURES: tuple[Structure, ...] = (
-    Structure(LIVER, "liver", (221, 130, 80)),
-    Structure(SPLEEN, "spleen", (176, 112, 204)),
-    Structure(RIGHT_KIDNEY, "right kidney", (112, 196, 108)),
-    Structure(LEFT_KIDNEY, "left kidney", (64, 190, 200)),
-    Structure(STOMACH, "stomach", (244, 150, 190)),
-    Structure(AORTA, "aorta", (232, 62, 54)),
-    Structure(SPINE, "vertebral column", (241, 214, 120)),
+from .phantom_anatomy import PatientPainter
+from .phantom_structures import (
+    AORTA,
+    LEFT_KIDNEY,
+    LIVER,
+    PHANTOM_STRUCTURES,
+    RIGHT_KIDNEY,
+    SPINE,
+    SPLEEN,
+    STOMACH,
 )
+
+__all__ = [
+    "AORTA", "DEMO_SEEDS", "LEFT_KIDNEY", "LIVER", "PHANTOM_STRUCTURES", "RIGHT_KIDNEY", "SPINE", "SPLEEN", "STOMACH",
+    "make_patient",
+]  # fmt: skip
+
 DEMO_SEEDS = (1, 2)
-Array = np.ndarray
-Point = tuple[Array, Array, Array]
 
 
 def make_patient(
     seed: int, *, shape: Sequence[int] = (112, 96, 96), spacing: Sequence[float] = (3.0, 3.0, 3.0)
 ) -> tuple[Volume, Volume]:
-    """The patient of this seed: a CT (1, X, Y, Z) float32 in HU, whole numbers as scanners store them, and the label
-    map (1, X, Y, Z) uint8 with the values of `PHANTOM_STRUCTURES`.
+    """Make the digital patient of a seed.
 
-    shape: voxels along patient left->right, posterior->anterior, inferior->superior (the affine is RAS, diagonal).
-    spacing: voxel edges in mm. Another grid shows the same anatomy with other noise.
+    Args:
+        seed: The patient.
+        shape: Voxels from left to right, from posterior to anterior, and from inferior to superior; the affine is RAS and
+            diagonal.
+        spacing: Voxel edges in mm. Another grid shows the same anatomy with other noise.
+
+    Returns:
+        The CT (1, X, Y, Z), float32 in whole HU, and the label map (1, X, Y, Z), uint8 with the values of
+        `PHANTOM_STRUCTURES`.
+
+    Raises:
+        ValueError: The grid is impossible.
     """
     if len(shape) != 3 or min(shape) < 8:
         raise ValueError(f"shape must be three numbers of 8 or more, not {tuple(shape)}")
     if len(spacing) != 3 or min(spacing) <= 0:
         raise ValueError(f"spacing must be three positive numbers of mm, not {tuple(spacing)}")
-    hu, labels = _Painter(seed, tuple(shape), tuple(spacing)).patient()
+    hu, labels = PatientPainter(seed, tuple(shape), tuple(spacing)).patient()
     affine = np.diag([*map(float, spacing), 1.0])
     affine[:3, 3] = [-(n - 1) / 2 * s for n, s in zip(shape, spacing)]
     geometry = Geometry((int(shape[0]), int(shape[1]), int(shape[2])), affine)
     name = f"patient_{seed:03d}"
     return Volume(hu[None], geometry, name=name), Volume(labels[None], geometry, name=name)
-
-
-class _Painter:
-    """One patient in the making. Coordinates x (to the patient's right), y (anterior), z (superior) are the standard
-    patient's, in mm, arrays of the grid's shape (X, Y, Z); the origin is the middle of the abdomen."""
-
-    def __init__(self, seed: int, shape: tuple[int, ...], spacing: tuple[float, ...]) -> None:
-        self.rng = np.random.default_rng(seed)
-        self.spacing = spacing
-        self.axes = [((np.arange(n) - (n - 1) / 2) * s).astype(np.float32) for n, s in zip(shape, spacing)]
-        self.edge = float(np.mean(spacing))  # partial volume: a border is blurred over about one voxel
-        self.hu = np.full(shape, -1000.0, np.float32)
-        self.labels = np.zeros(shape, np.uint8)
-        self.world: Point = tuple(np.meshgrid(*self.axes, indexing="ij"))  # type: ignore[assignment]
-        self.x, self.y, self.z = self._into_standard_patient()
-
-    # Chance
-
-    def uniform(self, low: float, high: float) -> float:
-        return float(self.rng.uniform(low, high))
-
-    def field(self, wavelength: float) -> Array:
-        """A smooth random field, mean 0 and spread about 1: cubic B-splines on a lattice fixed in mm, so that the
-        anatomy does not depend on the grid it is seen on (within 300 mm of the centre)."""
-        step = wavelength / 2
-        knots = np.arange(-int(300 / step) - 2, int(300 / step) + 3)
-        values = self.rng.standard_normal((knots.size,) * 3).astype(np.float32)
-        for axis in self.axes:
-            t = np.abs(axis[:, None] / step - knots[None])
-            basis = np.where(t < 1, 2 / 3 - t**2 + t**3 / 2, np.where(t < 2, (2 - t) ** 3 / 6, 0)).astype(np.float32)
-            values = np.tensordot(values, basis, axes=(0, 1))  # contracts the first axis, appends the new one
-        return values * np.float32(2.6)  # a sum of splines is quieter than its coefficients
-
-    def _into_standard_patient(self) -> Point:
-        """World mm -> standard patient mm: position and tilt on the table, build, and a smooth deformation."""
-        shift = np.array([self.uniform(-14, 14), self.uniform(-16, 16), self.uniform(-38, 38)])
-        turn = _rotation(self.uniform(-7, 7), self.uniform(-7, 7), self.uniform(-11, 11))
-        self.build = np.array([self.uniform(0.9, 1.1), self.uniform(0.9, 1.14), self.uniform(0.88, 1.12)])
-        matrix = (turn / self.build).T.astype(np.float32)
-        moved = [w - np.float32(s) + self.field(150) * np.float32(5) for w, s in zip(self.world, shift)]
-        return tuple(sum(m * c for m, c in zip(row, moved)) for row in matrix)  # type: ignore[return-value]
-
-    def frame(self, center: Sequence[float], *, wander: float = 10, stretch: float = 0.14, turn: float = 12) -> Point:
-        """Coordinates around an organ's own centre, with this patient's place (+- wander mm), size (+- stretch, as a
-        fraction) and turn (+- turn degrees) of the organ."""
-        c = [value + self.uniform(-wander, wander) for value in center]
-        size = self.uniform(1 - stretch, 1 + stretch)
-        scale = [size * self.uniform(1 - stretch / 2, 1 + stretch / 2) for _ in range(3)]
-        matrix = _rotation(*(self.uniform(-turn, turn) for _ in range(3))).T / np.array(scale)[:, None]
-        moved = [p - np.float32(v) for p, v in zip((self.x, self.y, self.z), c)]
-        return tuple(sum(np.float32(m) * q for m, q in zip(row, moved)) for row in matrix)  # type: ignore[return-value]
-
-    # Paint
-
-    def paint(self, distance: Array, hu: Array | float, label: int | None = 0) -> None:
-        """Fills the inside (distance < 0, in mm) with `hu`, blending at the border; label None keeps the labels."""
-        cover = np.clip(0.5 - distance / (1.2 * self.edge), 0, 1)
-        self.hu += cover * (hu - self.hu)
-        if label is not None:
-            self.labels[distance < 0] = label
-
-    def hollow(self, distance: Array, level: float, *, wall: float, fluid: Array | float, label: int = 0) -> None:
-        """A hollow organ of a supine patient: enhancing wall of 3 mm, fluid, and gas above a level (world y, mm)."""
-        self.paint(distance, wall, label)
-        self.paint(distance + 3, fluid, None)
-        self.paint(np.maximum(distance + 3, level - self.world[1]), -960, None)
-
-    # Anatomy, from the outside inwards
-
-    def patient(self) -> tuple[Array, Array]:
-        """HU (X, Y, Z) float32 and labels (X, Y, Z) uint8."""
-        self.phase = self.uniform(0.2, 1)  # 0 arterial, 1 portal venous
-        self.grain = self.field(9)  # tissue texture, shared by all organs in different strength
-        self.place_spine()
-        beds = [self.kidney_bed(side) for side in (1, -1)]
-        spinal = np.hypot(*self.spine_uv) - 36
-        self.retroperitoneum = np.minimum.reduce([spinal, *(bed for _, bed in beds)])  # no other organ lies there
-        self.trunk()
-        self.bowel()
-        self.chest()
-        self.stomach()
-        self.liver()
-        self.spleen()
-        self.kidney(RIGHT_KIDNEY, beds[0][0])
-        self.kidney(LEFT_KIDNEY, beds[1][0])
-        self.vessels()
-        self.without_crumbs()
-        self.spine()
-        return self.scanned(), self.labels
-
-    def by_phase(self, arterial: float, portal: float) -> float:
-        """HU between the two contrast phases, and a little of the patient's own."""
-        return arterial + (portal - arterial) * self.phase + self.uniform(-6, 6)
-
-    def place_spine(self) -> None:
-        """Coordinates (u right, v anterior) around the middle of the vertebral bodies, and how stout these are."""
-        curve, lordosis = self.uniform(-9, 9), self.uniform(-5, 8)
-        u = self.x - curve * np.sin(self.z / 70 + self.uniform(0, 3))
-        self.spine_uv = u, self.y + 46 - lordosis * np.cos(self.z / 75)
-        self.girth = self.uniform(0.88, 1.12)
-
-    def trunk(self) -> None:
-        """Table, skin, subcutaneous fat, muscle wall and its fat planes, visceral fat, back and psoas muscles, ribs."""
-        x, y, z, rng = self.x, self.y, self.z, self.uniform
-        taper = 1 + 0.0004 * z - 0.0000035 * (z - 40) ** 2
-        self.wall = _barrel(x / taper, y / taper, 136, 96)
-        self.cavity = _barrel(x / taper, (y - 4) / taper, 122, 80)
-        fat = rng(6, 24)
-        lying = 1 - 0.35 * np.clip(y / 90, -1, 1)  # fat is thicker behind and at the flanks than in front
-        body = self.wall - fat * lying * (1 + 0.15 * self.field(160))
-        body = np.maximum(body, 8 - np.hypot(x, y + 104 + fat * 1.3))  # the furrow of the back
-        bed = self.world[1] - 0.0009 * self.world[0] ** 2
-        bed -= bed[body < 0].min() + 3
-        self.paint(np.maximum(np.abs(bed + 10) - 10, np.abs(self.world[0]) - 190), -870)
-        for surface in (1, 20):
-            self.paint(np.maximum(np.abs(bed + surface) - 1.2, np.abs(self.world[0]) - 190), 60)
-        self.paint(body, 10)
-        self.paint(body + 2.5, -106 + 5 * self.grain)
-        self.muscle = 58 + 9 * self.grain
-        self.paint(self.wall, self.muscle)
-        self.paint(np.maximum(np.abs(self.wall + 4.5) - 0.7, -y - 60), -60)
-        self.paint(np.maximum(np.abs(self.wall + 9.5) - 0.6, -y - 60), -50)
-        self.paint(np.hypot(x, y - 92) - 5, -40)  # linea alba
-        self.paint(self.cavity, -104 + 6 * self.grain)
-        back_muscle = np.minimum(*(_ellipsoid((x - s * 33, y + 76, z * 0), (29, 19, 1)) for s in (-1, 1)))
-        self.paint(np.maximum(back_muscle - 1.5, self.wall + 2), -30)
-        self.paint(np.maximum(back_muscle, self.wall + 2), self.muscle - 6)
-        down = np.clip(20 - z, 0, 150)
-        for side in (-1, 1):
-            thick = 5 + 0.16 * down
-            psoas = np.hypot((x - side * (34 + 0.12 * down)) / 0.9, y + 44) - thick
-            self.paint(np.maximum(psoas, z - 20), self.muscle)
-        slope = z + 0.55 * y + 8 * np.cos(x / 60)  # ribs run downwards to the front
-        pitch, start = rng(25, 30), rng(-42, -22)
-        phase = np.mod(slope - start, pitch) - pitch / 2
-        rib = np.hypot((self.wall + 7) * 1.15, phase * 0.72) - 4.6
-        limits = np.maximum.reduce([start - slope, y - 72 - 0.25 * z, 24 - np.abs(x), y - 0.9 * z - 40])
-        self.paint(np.maximum(rib, limits), np.where(y > 52, 130, 520))
-        self.paint(np.maximum(rib + 2.6, limits), np.where(y > 52, 110, 220))
-
-    def bowel(self) -> None:
-        """Unlabelled clutter: small bowel loops, colon with gas and faeces, mesenteric vessels, pancreas."""
-        x, y, z, rng = self.x, self.y, self.z, self.uniform
-        region = np.maximum.reduce([self.cavity + 6, z - 10 - 0.3 * y, -y - 8])
-        a, b = self.field(56), self.field(56)
-        loops = (np.sqrt(a**2 + b**2) - 0.82) * 17  # the lines where two random fields vanish are winding tubes
-        self.hollow(np.maximum(loops, region), 62, wall=self.by_phase(80, 105), fluid=22 + 14 * self.field(30))
-        vessels = (np.sqrt(self.field(44) ** 2 + (a - 1.0) ** 2) - 0.16) * 16
-        self.paint(np.maximum(vessels, region - 6), self.by_phase(150, 150))
-        haustra = 1 + 0.16 * np.cos(z / 4.5) * np.cos(x / 4.5)
-        faeces = np.clip(-120 + 190 * self.field(11), -700, 70)
-        for side, top in ((1, -22), (-1, 20)):
-            cx, cy = side * rng(92, 102), rng(-38, -12)
-            tube = np.hypot(x - cx - 5 * np.sin(z / 20), (y - cy)) - rng(15, 20) * haustra
-            tube = np.maximum(_smooth_max(tube, z - top - rng(-8, 8), 10), self.cavity + 2)
-            self.hollow(tube, cy + rng(0, 25), wall=75, fluid=faeces)
-        sag = rng(-40, -12) + 0.0022 * x**2
-        transverse = np.hypot(z - sag, y - 58 + 0.002 * x**2) - rng(14, 18) * haustra
-        transverse = np.maximum.reduce([transverse, np.abs(x) - 92, self.cavity + 2])
-        self.hollow(transverse, rng(48, 64), wall=75, fluid=faeces)
-        u, v, w = self.frame((0, 8, -4), wander=8)
-        gland = np.hypot(v - 10 * np.cos(u / 34), w + 0.2 * u) - 11 + 1.6 * self.grain + 0.0016 * u**2
-        self.paint(np.maximum(gland, np.abs(u) - 62), self.by_phase(110, 98) + 12 * self.grain)
-
-    def chest(self) -> None:
-        """Lungs above the two domes of the diaphragm, their vessels, mediastinum, heart, oesophagus."""
-        x, y, z, rng = self.x, self.y, self.z, self.uniform
-        domes = []
-        for side, height in ((1, rng(66, 88)), (-1, rng(56, 78))):
-            u, v = (x - side * 62) / 66, (y - 8) / 78
-            domes.append(height - 46 * (u**2 + v**2) - 16 * np.clip(-v, 0, 2) ** 2)
-        self.dome = _smooth_max(domes[0], domes[1], 14)
-        self.below = z - self.dome + 2.5  # negative inside the abdomen
-        mediastinum = _ellipsoid((x + 2, y + 6, z * 0), (30, 92, 1))
-        mediastinum = np.minimum(mediastinum, _ellipsoid((x, y + 84, z * 0), (52, 32, 1)))  # beside the spine
-        chest = np.maximum(self.cavity + 1, self.dome - z)
-        self.paint(np.maximum(self.cavity, self.dome - 3.5 - z), self.muscle)  # diaphragm and chest wall lining
-        self.paint(chest, -90)
-        lung = _smooth_max(chest, -mediastinum, 6)
-        u, v, w = self.frame((-26, 34, 116), wander=8, stretch=0.1)
-        heart = _ellipsoid((u, v, w), (56, 44, 46))
-        lung = np.maximum(lung, 6 - heart)
-        air = -850 - 0.5 * (y - 20) + 22 * self.grain
-        self.paint(lung, air)
-        branches = (np.sqrt(self.field(56) ** 2 + self.field(56) ** 2) - 0.13) * 24
-        twigs = (np.sqrt(self.field(30) ** 2 + self.field(30) ** 2) - 0.12) * 12
-        self.paint(np.maximum(branches, lung + 3), 20, None)
-        self.paint(np.maximum(twigs, lung + 4), -330, None)
-        above = self.dome + 1 - z
-        self.paint(np.maximum(heart, above), 75)
-        chamber = np.minimum(_ellipsoid((u + 18, v + 4, w), (26, 26, 34)), _ellipsoid((u - 22, v - 4, w), (24, 28, 34)))
-        self.paint(np.maximum(chamber, above), self.by_phase(250, 150))
-        gullet = np.hypot((x + 4) / 1.3, y + 6) - 6
-        self.paint(np.maximum(gullet, 50 - z), 50)
-
-    def stomach(self) -> None:
-        u, v, w = self.frame((-58, 14, 28), wander=9, turn=14)
-        fundus = _ellipsoid((u + 6, v + 8, w - 16), (38, 40, 34))
-        body = _ellipsoid(_turned((u - 10, v - 26, w + 12), 25, 0, -30), (25, 24, 46))
-        antrum = _ellipsoid((u - 46, v - 30, w + 34), (34, 17, 17))
-        bag = _smooth_min(_smooth_min(fundus, body, 12), antrum, 10) + 1.2 * self.field(40)
-        bag = np.maximum.reduce([_smooth_max(bag, 2 - self.retroperitoneum, 6), self.cavity + 3, self.below])
-        inside = self.world[1][bag < 0]
-        level = float(np.quantile(inside, self.uniform(0.6, 0.9))) if inside.size else 0.0
-        self.paint(bag - 3, -104)
-        meal = self.uniform(5, 45) + 14 * self.field(14)
-        self.hollow(bag, level, wall=self.by_phase(95, 110), fluid=meal, label=STOMACH)
-
-    def liver(self) -> None:
-        u, v, w = self.frame((70, 4, 22), wander=9, stretch=0.12, turn=9)
-        right = _ellipsoid((u, v, w), (73, 88, 86))
-        left = _ellipsoid(_turned((u + 66, v - 34, w - 20), 0, 18, -8), (72, 44, 36))
-        liver = _smooth_min(right, left, 16)
-        hollow_below = _ellipsoid((u + 50, v + 6, w + 64), (68, 62, 56))  # the visceral surface
-        liver = _smooth_max(liver, -hollow_below, 10) + 1.5 * self.field(60)
-        liver = _smooth_max(liver, -self.retroperitoneum, 8)
-        liver = np.maximum.reduce([_smooth_max(liver, self.cavity + 3, 4), self.below])
-        tissue = self.by_phase(76, 114)
-        self.paint(liver - 2, -95)
-        self.paint(liver, tissue + 7 * self.grain, LIVER)
-        portal = np.minimum(
-            _segment((u, v, w), (-46, -8, -12), (2, -2, 4), 6.5), _segment((u, v, w), (2, -2, 4), (34, -22, 14), 4.5)
-        )
-        portal = np.minimum(portal, _segment((u, v, w), (2, -2, 4), (26, 34, 8), 4.5))
-        portal = np.minimum(portal, _segment((u, v, w), (-22, -4, -2), (-62, 40, 22), 4.5))
-        veins = [_segment((u, v, w), (-34, -38, 48), end, 4.5) for end in ((38, -34, 20), (16, 38, 26), (-56, 26, 34))]
-        twigs = (np.sqrt(self.field(50) ** 2 + self.field(50) ** 2) - 0.11) * 20
-        self.paint(np.maximum(np.minimum(portal, twigs), liver + 5), tissue + 12 + 38 * self.phase, None)
-        self.paint(np.maximum(np.minimum.reduce(veins), liver + 4), tissue - 14 + 62 * self.phase, None)
-        bladder = _ellipsoid(_turned((u + 24, v - 38, w + 36), -25, 15, 0), (15, 15, 30))
-        self.paint(np.maximum(bladder, self.cavity + 4), 60)
-        self.paint(np.maximum(bladder + 1.5, self.cavity + 5), 8)
-
-    def spleen(self) -> None:
-        u, v, w = self.frame((-92, -32, 34), wander=9, stretch=0.16, turn=14)
-        body = _ellipsoid(_turned((u, v, w), 18, 12, 14), (38, 52, 56))
-        spleen = _smooth_max(body, -_ellipsoid((u - 42, v - 18, w + 2), (28, 42, 48)), 7)
-        spleen = _smooth_max(spleen, -self.retroperitoneum, 8)
-        spleen = np.maximum.reduce([_smooth_max(spleen, self.cavity + 3, 4), self.below]) + 0.8 * self.field(40)
-        stripes = (1 - self.phase) * 16 * np.sin(2.2 * self.field(32))  # arterial-phase mottling
-        self.paint(spleen - 2.5, -100)
-        self.paint(spleen, self.by_phase(118, 126) + 5 * self.grain + stripes, SPLEEN)
-
-    def kidney_bed(self, side: int) -> tuple[Point, Array]:
-        """A kidney's own coordinates (u lateral, v anterior, w superior) and the distance to its bed of fat."""
-        u, v, w = self.frame((side * 62, -34, -22 if side > 0 else -6), wander=9, stretch=0.12, turn=9)
-        u, v, w = _turned((side * u, v, w), 12, -10, 24)  # upper pole medial and behind, hilum forward
-        return (u, v, w), _ellipsoid((u + 4, v + 24, w), (34, 52, 60))
-
-    def kidney(self, label: int, place: Point) -> None:
-        """Cortex, medulla with columns, sinus fat, pelvis and vessels; the label has neither sinus nor pelvis."""
-        u, v, w = place
-        bean = _ellipsoid((u, v, w), (27, 25, 52))
-        kidney = _smooth_max(bean, -_ellipsoid((u + 24, v, w), (17, 13, 21)), 5) + 0.9 * self.field(34)
-        self.paint(kidney - 6, -106)  # perirenal fat
-        self.paint(kidney, self.by_phase(205, 190) + 8 * self.grain, label)
-        columns = 1.8 * np.cos(w / 5) * np.cos(v / 5)
-        self.paint(kidney + 7 + columns, self.by_phase(95, 172) + 8 * self.grain, None)
-        sinus = _ellipsoid((u + 10, v, w), (15, 9, 26))
-        self.paint(sinus, -70 + 20 * self.grain)
-        self.paint(_segment(place, (-4, 0, 4), (-28, 2, -8), 5.5), 14)
-        vessel = _segment(place, (-12, 1, 2), (-54, 7, 6), 3.6)
-        self.paint(np.maximum(vessel, -bean - 14), self.by_phase(130, 160))
-
-    def vessels(self) -> None:
-        """Vena cava, and the aorta with the coeliac and mesenteric trunks (the branches are not labelled)."""
-        x, y, z, rng = self.x, self.y, self.z, self.uniform
-        cx, cy = rng(18, 28), rng(-20, -10)
-        cava = np.hypot((x - cx - 4 * np.sin(z / 50)) / 1.25, y - cy - 0.1 * np.clip(z, 0, 90)) - rng(8.5, 11)
-        self.paint(np.maximum(cava, z - 88), self.by_phase(85, 150))
-        radius = rng(9.5, 13) * (1 + 0.0008 * np.clip(z, -140, 140))
-        u, v = self.spine_uv  # the aorta lies on the spine, higher up to its left
-        high = np.clip(z - 10, 0, 140)
-        u = u + rng(4, 16) + rng(-6, 6) * np.sin(z / 55) + 0.10 * high
-        v = v - 17 * self.girth - radius - rng(2, 5) + 0.12 * high
-        lumen = self.by_phase(320, 170)
-        for level, drop in ((rng(14, 24), 0.35), (rng(-6, 6), 1.1)):
-            branch = np.hypot(u, z - level + drop * np.clip(v, 0, 34)) - 3.6
-            self.paint(np.maximum(branch, np.abs(v - 17) - 17), lumen - 30)
-        self.paint(np.hypot(u, v) - radius - 2, -80)
-        self.paint(np.hypot(u, v) - radius, lumen, AORTA)
-
-    def spine(self) -> None:
-        """Vertebral bodies with cortex and discs, arches, transverse and spinous processes, an unlabelled canal."""
-        rng, z = self.uniform, self.z
-        u, v = (c / self.girth for c in self.spine_uv)
-        pitch = rng(29, 34)
-        level = np.mod(z - rng(0, pitch), pitch) - pitch / 2  # 0 mid-vertebra, +- pitch/2 mid-disc
-        column = _ellipsoid((u, v, z * 0), (22.5, 18, 1)) - 0.5 + 2.2 * np.cos(level / pitch * 2 * np.pi)  # waisted
-        column = _smooth_max(column, -np.hypot(u, v + 25) + 9.5, 3)
-        bone = _smooth_max(column, np.abs(level) - pitch / 2 + 4.2, 2)
-        ring = (np.hypot(u, v + 24) + np.maximum(0.87 * np.abs(u) - 0.5 * (v + 24), v + 24)) / 2 + 1.5
-        arch = np.maximum(np.abs(ring - 12.5) - 3.6, np.abs(level + 2) - 10)
-        spinous = np.maximum.reduce([np.abs(u) - 3.9, np.abs(level + 4 - 0.35 * (v + 40)) - 9, -v - 62, v + 34])
-        transverse = np.hypot(v + 21 + 0.14 * np.abs(u), level - 1) - 6 + 0.03 * np.abs(u)
-        transverse = np.maximum.reduce([transverse, np.abs(u) - 38, 9 - np.abs(u)])
-        canal = np.hypot(u, (v + 25) * 1.1) - 9
-        processes = np.maximum(np.minimum.reduce([arch, spinous, transverse]), -canal)
-        self.paint(column - 1.5, -70)
-        self.paint(column, 88 + 5 * self.grain, SPINE)
-        self.paint(processes, 430, SPINE)
-        self.paint(processes + 2.6, 300, None)
-        self.paint(bone, 430, SPINE)
-        self.paint(bone + 2.4, rng(140, 210) + 26 * self.grain, None)
-        self.paint(canal, -20)
-        self.paint(canal + 3, 38)
-
-    def without_crumbs(self) -> None:
-        """Pieces that a neighbour cut off an organ turn to fat."""
-        for structure in PHANTOM_STRUCTURES:
-            pieces, count = ndimage.label(self.labels == structure.value)
-            if count > 1:
-                crumbs = (pieces > 0) & (pieces != np.bincount(pieces.ravel())[1:].argmax() + 1)
-                self.hu[crumbs], self.labels[crumbs] = -100, 0
-
-    def scanned(self) -> Array:
-        """The scanner's part: its point spread and its noise, correlated in the plane; whole HU, not below -1024."""
-        blur = [0.45 * 3.0 / s for s in self.spacing]
-        noise = ndimage.gaussian_filter(self.rng.standard_normal(self.hu.shape, dtype=np.float32), (0.75, 0.75, 0.4))
-        noise *= self.uniform(9, 15) / noise.std()
-        hu = ndimage.gaussian_filter(self.hu, blur) + noise
-        return np.clip(np.round(hu), -1024, 3071).astype(np.float32)
-
-
-def _ellipsoid(p: Point, radii: Sequence[float]) -> Array:
-    """Distance to an ellipsoid around the origin (to first order exact at its surface)."""
-    scaled = [q / np.float32(r) for q, r in zip(p, radii)]
-    k = np.sqrt(sum(q * q for q in scaled))
-    slope = np.sqrt(sum((q / np.float32(r)) ** 2 for q, r in zip(scaled, radii)))
-    return k * (k - 1) / np.maximum(slope, np.float32(1e-6))
-
-
-def _barrel(x: Array, y: Array, half_width: float, half_depth: float) -> Array:
-    """Distance to the trunk's cross-section, a superellipse, fuller at the flanks than an ellipse."""
-    k = (np.abs(x / half_width) ** 2.5 + np.abs(y / half_depth) ** 2.5) ** 0.4
-    return (k - 1) * np.float32(half_depth) * (1 + 0.3 * np.abs(x) / half_width)
-
-
-def _segment(p: Point, start: Sequence[float], end: Sequence[float], radius: float) -> Array:
-    """Distance to a round-ended rod."""
-    a, d = np.array(start, np.float32), np.array(end, np.float32) - np.array(start, np.float32)
-    moved = [q - c for q, c in zip(p, a)]
-    t = np.clip(sum(m * c for m, c in zip(moved, d)) / float(d @ d), 0, 1)
-    return np.sqrt(sum((m - t * c) ** 2 for m, c in zip(moved, d))) - radius
-
-
-def _smooth_min(a: Array, b: Array, rounding: float) -> Array:
-    """Union with a fillet of about `rounding` mm."""
-    h = np.clip(rounding - np.abs(a - b), 0, None) / rounding
-    return np.minimum(a, b) - h * h * (rounding / 4)
-
-
-def _smooth_max(a: Array, b: Array, rounding: float) -> Array:
-    """Intersection with a fillet of about `rounding` mm."""
-    return -_smooth_min(-a, -b, rounding)
-
-
-def _rotation(about_x: float, about_y: float, about_z: float) -> Array:
-    """(3, 3) rotation, degrees."""
-    (a, b, c), (d, e, f) = (fn(np.radians([about_x, about_y, about_z])) for fn in (np.cos, np.sin))
-    rx, ry = np.array([[1, 0, 0], [0, a, -d], [0, d, a]]), np.array([[b, 0, e], [0, 1, 0], [-e, 0, b]])
-    return np.array([[c, -f, 0], [f, c, 0], [0, 0, 1]]) @ ry @ rx
-
-
-def _turned(p: Point, about_x: float, about_y: float, about_z: float) -> Point:
-    """Coordinates in a frame turned by these degrees."""
-    matrix = _rotation(about_x, about_y, about_z).T.astype(np.float32)
-    return tuple(sum(m * q for m, q in zip(row, p)) for row in matrix)  # type: ignore[return-value]

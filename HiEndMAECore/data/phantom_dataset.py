@@ -1,4 +1,4 @@
-"""Digital patients as a data set on disk, in nnU-Net's layout: what the demonstration and the tests work on."""
+"""Digital patients as a data set on disk in nnU-Net's layout, for the demonstration and the tests."""
 
 from __future__ import annotations
 
@@ -13,12 +13,18 @@ from .phantom import PHANTOM_STRUCTURES, make_patient
 
 
 def write_patients(folder: Path, *, labelled: Sequence[int], unlabelled: Sequence[int] = ()) -> Iterator[Path]:
-    """Write the patients of these seeds (a second or two each); yields each scan's path once it is there.
+    """Write digital patients as a data set.
 
-    Patients that are already there are left as they are.
+    Args:
+        folder: Folder of the data set; patients that exist in it are not changed.
+        labelled: Seeds of patients with a label map.
+        unlabelled: Seeds of patients without one.
+
+    Yields:
+        The path of each scan when it is written (a second or two each).
     """
     names = {structure.name: structure.value for structure in PHANTOM_STRUCTURES}
-    message = {
+    description = {
         "name": "Digital patients",
         "description": "Drawn by HiEndMAECore.data.phantom; nobody's scan.",
         "channel_names": {"0": "CT"},
@@ -26,12 +32,12 @@ def write_patients(folder: Path, *, labelled: Sequence[int], unlabelled: Sequenc
         "numTraining": len(labelled),
         "file_ending": ".nii.gz",
     }
-    write_text(folder / "dataset.json", json.dumps(message, indent=1) + "\n")
-    for place in ("imagesTr", "labelsTr", "imagesUnlabelled"):
-        (folder / place).mkdir(exist_ok=True)
+    write_text(folder / "dataset.json", json.dumps(description, indent=1) + "\n")
+    for name in ("imagesTr", "labelsTr", "imagesUnlabelled"):
+        (folder / name).mkdir(exist_ok=True)
     for seed in (*labelled, *unlabelled):
-        place = "imagesTr" if seed in labelled else "imagesUnlabelled"
-        path = folder / place / f"patient_{seed:03d}_0000.nii.gz"
+        images = "imagesTr" if seed in labelled else "imagesUnlabelled"
+        path = folder / images / f"patient_{seed:03d}_0000.nii.gz"
         label = folder / "labelsTr" / f"patient_{seed:03d}.nii.gz"
         if not path.exists() or (seed in labelled and not label.exists()):
             scan, labels = make_patient(seed)

@@ -95,7 +95,7 @@ class _Pool:
             work,
             cases,
             workers=self.workers,
-            watch=self.report.check,
+            check=self.report.check,
             cost=bytes_to_read,
             budget=self.memory,
         )

@@ -1,16 +1,17 @@
-"""Scores of one label map against another: overlap, surface distances in mm, and an interval for the mean.
+"""Scores of a label map against a reference: overlap (Dice) and surface distances in mm (HD95, surface Dice).
 
-Everything is computed on the native grid, inside the bounding box of both masks. A surface voxel is a voxel of the mask
-with at least one of its six neighbours outside (the border of the volume counts as outside). The definitions are those
-of `monai.metrics` without sub-voxels:
+All scores are computed on the native grid, within the bounding box of both masks. A surface voxel is a voxel of the mask that
+has at least one of its six neighbors outside the mask; what lies outside the volume counts as outside. The definitions are
+those of `monai.metrics` without sub-voxels:
 
-* Dice: twice the common voxels over the voxels of both.
-* HD95: of the distances from each surface voxel to the nearest surface voxel of the other mask, the 95th percentile in
-  each direction (linear interpolation), and the larger of the two; also the choice of DeepMind's surface-distance.
-* NSD (surface Dice): the share of all surface voxels, of both masks together, whose distance is at most the tolerance;
-  Nikolov et al., arXiv 1809.04430, with voxels counted instead of areas.
+* Dice: twice the number of common voxels, divided by the sum of the voxels of both masks.
+* HD95: the 95th percentile (linear interpolation) of the distances from each surface voxel of one mask to the nearest surface
+  voxel of the other, in each direction; the larger of the two. DeepMind's surface-distance makes the same choice.
+* NSD (normalized surface Dice, surface Dice): the share of the surface voxels of both masks whose distance to the other
+  surface is at most the tolerance. This is the voxel-count NSD, in which every surface voxel has the same weight. The
+  area-weighted NSD of Nikolov et al. (arXiv 1809.04430) and DeepMind's surface-distance differs from it slightly.
 
-Distances are exact: a k-d tree of surface voxels in mm, which also holds for sheared grids (gantry tilt).
+Distances are exact: a k-d tree holds the surface voxels in mm, which also covers sheared grids (gantry tilt).
 """
 
 from __future__ import annotations
@@ -28,10 +29,17 @@ STATUSES = ("scored", "missed", "not_labelled")
 
 @dataclass(frozen=True)
 class StructureScore:
-    """One structure of one case; volumes in ml, distances in mm.
+    """The scores of one structure in one case.
 
-    status `scored`: both label it. `missed`: only the reference does; Dice and NSD are 0, HD95 is undefined (None).
-    `not_labelled`: the reference does not, so nothing is scored; `prediction_ml` tells what was predicted all the same.
+    Attributes:
+        value: Value in the label maps.
+        status: `scored`: both label maps have the structure. `missed`: only the reference has it; Dice and NSD are 0, and
+            HD95 is undefined (None). `not_labelled`: the reference does not have it, so there are no scores.
+        dice: Dice, 0 to 1.
+        hd95_mm: HD95 in mm.
+        nsd: Voxel-count NSD, 0 to 1.
+        reference_ml: Volume in the reference in ml.
+        prediction_ml: Volume in the prediction in ml.
     """
 
     value: int
@@ -44,32 +52,41 @@ class StructureScore:
 
 
 def dice(prediction: np.ndarray, reference: np.ndarray) -> float | None:
-    """Dice of two boolean masks of one shape; None when both are empty."""
-    both = int(np.count_nonzero(prediction)) + int(np.count_nonzero(reference))
-    return 2.0 * int(np.count_nonzero(prediction & reference)) / both if both else None
+    """Return the Dice of two boolean masks (X, Y, Z); None when both are empty."""
+    total = int(np.count_nonzero(prediction)) + int(np.count_nonzero(reference))
+    return 2.0 * int(np.count_nonzero(prediction & reference)) / total if total else None
 
 
 def surface_distances(
-    prediction: np.ndarray, reference: np.ndarray, steps: np.ndarray
+    prediction: np.ndarray, reference: np.ndarray, voxel_steps: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Distances in mm of each surface voxel of one mask to the nearest of the other: (prediction's, reference's).
+    """Return the distance of each surface voxel of one mask to the nearest surface voxel of the other, in mm.
 
-    prediction, reference: (X, Y, Z) boolean, neither empty. steps: (3,) voxel spacing in mm, or (3, 3) whose columns
-    are the steps along the voxel axes in mm (the affine's upper left).
+    Args:
+        prediction: Boolean mask (X, Y, Z), not empty.
+        reference: Boolean mask (X, Y, Z), not empty.
+        voxel_steps: (3,) voxel spacing in mm; or (3, 3), whose columns are the steps along the voxel axes in mm (the upper
+            left of the affine).
+
+    Returns:
+        (distances of the prediction's surface voxels, distances of the reference's surface voxels), each (N,).
     """
-    steps = np.asarray(steps, dtype=np.float64)
-    matrix = np.diag(steps) if steps.ndim == 1 else steps
-    first, second = _surface(prediction), _surface(reference)
-    return _directed(first, second, matrix), _directed(second, first, matrix)
+    voxel_steps = np.asarray(voxel_steps, dtype=np.float64)
+    matrix = np.diag(voxel_steps) if voxel_steps.ndim == 1 else voxel_steps
+    prediction_surface, reference_surface = _surface(prediction), _surface(reference)
+    return (
+        _directed_distances(prediction_surface, reference_surface, matrix),
+        _directed_distances(reference_surface, prediction_surface, matrix),
+    )
 
 
 def hd95(distances: tuple[np.ndarray, np.ndarray]) -> float:
-    """HD95 in mm out of `surface_distances`."""
+    """Return the HD95 in mm from the result of `surface_distances`."""
     return float(max(np.percentile(directed, 95) for directed in distances))
 
 
 def surface_dice(distances: tuple[np.ndarray, np.ndarray], tolerance_mm: float) -> float:
-    """NSD at `tolerance_mm` out of `surface_distances`."""
+    """Return the voxel-count NSD at a tolerance in mm from the result of `surface_distances`."""
     within = sum(int(np.count_nonzero(directed <= tolerance_mm)) for directed in distances)
     return within / sum(len(directed) for directed in distances)
 
@@ -77,74 +94,83 @@ def surface_dice(distances: tuple[np.ndarray, np.ndarray], tolerance_mm: float) 
 def score_case(
     prediction: np.ndarray, reference: np.ndarray, *, affine: np.ndarray, tolerance_mm: float = 2.0
 ) -> dict[int, StructureScore]:
-    """Scores of every value above zero that one of two label maps holds.
+    """Return the scores of every value above zero in either of two label maps.
 
-    prediction, reference: (X, Y, Z) integers on one grid. affine: (4, 4), voxel -> mm.
+    Args:
+        prediction: Label map (X, Y, Z), integers.
+        reference: Label map on the same grid.
+        affine: (4, 4) from voxel index to mm.
+        tolerance_mm: Tolerance of the surface Dice.
     """
-    steps = np.asarray(affine, dtype=np.float64)[:3, :3]
-    voxel_ml = float(abs(np.linalg.det(steps)) / 1000.0)
-    boxes = _boxes(prediction), _boxes(reference)
+    voxel_steps = np.asarray(affine, dtype=np.float64)[:3, :3]
+    voxel_ml = float(abs(np.linalg.det(voxel_steps)) / 1000.0)
+    boxes = _bounding_boxes(prediction), _bounding_boxes(reference)
     scores = {}
     for value in sorted(set(boxes[0]) | set(boxes[1])):
         box = _union([found[value] for found in boxes if value in found])
         masks = prediction[box] == value, reference[box] == value
-        scores[value] = _score(value, *masks, steps=steps, voxel_ml=voxel_ml, tolerance_mm=tolerance_mm)
+        scores[value] = _score_structure(
+            value, *masks, voxel_steps=voxel_steps, voxel_ml=voxel_ml, tolerance_mm=tolerance_mm
+        )
     return scores
 
 
 def not_labelled(value: int) -> StructureScore:
-    """The score of a structure that neither label map holds."""
+    """Return the score of a structure that neither label map has."""
     return StructureScore(value, "not_labelled", None, None, None, 0.0, 0.0)
 
 
-def _score(
+def _score_structure(
     value: int,
     prediction: np.ndarray,
     reference: np.ndarray,
     *,
-    steps: np.ndarray,
+    voxel_steps: np.ndarray,
     voxel_ml: float,
     tolerance_mm: float,
 ) -> StructureScore:
+    """Return the scores of one structure from its boolean masks."""
     volumes = int(np.count_nonzero(reference)) * voxel_ml, int(np.count_nonzero(prediction)) * voxel_ml
     if not volumes[0]:
         return StructureScore(value, "not_labelled", None, None, None, *volumes)
     if not volumes[1]:
         return StructureScore(value, "missed", 0.0, None, 0.0, *volumes)
-    distances = surface_distances(prediction, reference, steps)
+    distances = surface_distances(prediction, reference, voxel_steps)
     nsd = surface_dice(distances, tolerance_mm)
     return StructureScore(value, "scored", dice(prediction, reference), hd95(distances), nsd, *volumes)
 
 
 def _surface(mask: np.ndarray) -> np.ndarray:
-    """The voxels of `mask` with a face neighbour outside it or outside the array."""
-    inner = np.zeros_like(mask)
-    inner[1:-1, 1:-1, 1:-1] = mask[1:-1, 1:-1, 1:-1]
-    core = inner[1:-1, 1:-1, 1:-1]
+    """Return the voxels of a mask that have a face neighbor outside it or outside the array."""
+    interior = np.zeros_like(mask)
+    interior[1:-1, 1:-1, 1:-1] = mask[1:-1, 1:-1, 1:-1]
+    core = interior[1:-1, 1:-1, 1:-1]
     for axis in range(3):
-        for side in (slice(None, -2), slice(2, None)):
-            core &= mask[tuple(side if other == axis else slice(1, -1) for other in range(3))]
-    return mask & ~inner
+        for neighbors in (slice(None, -2), slice(2, None)):
+            core &= mask[tuple(neighbors if other == axis else slice(1, -1) for other in range(3))]
+    return mask & ~interior
 
 
-def _directed(start: np.ndarray, goal: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+def _directed_distances(start: np.ndarray, goal: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Return the distance of each voxel of `start` to the nearest voxel of `goal` in mm; those with distance 0 come last."""
     distances = np.zeros(np.count_nonzero(start))
-    # A surface voxel that both masks share lies at distance 0: only the others need a look into the tree.
+    # The distance of a voxel that both surfaces share is 0, so only the other voxels are looked up in the tree.
     apart = np.argwhere(start & ~goal) @ matrix.T
     if len(apart):
         distances[: len(apart)] = cKDTree(np.argwhere(goal) @ matrix.T).query(apart, workers=-1)[0]
     return distances
 
 
-def _boxes(labels: np.ndarray) -> dict[int, tuple[slice, ...]]:
-    """The bounding box of each value above zero, in one pass."""
+def _bounding_boxes(labels: np.ndarray) -> dict[int, tuple[slice, ...]]:
+    """Return the bounding box of each value above zero, found in one pass."""
     largest = int(labels.max(initial=0))
     values = np.arange(1, 1 + min(largest, 2**16))
-    if largest > 2**16:  # find_objects would list every number up to the largest
+    if largest > 2**16:  # find_objects would list every number up to the largest one
         values, ranks = np.unique(np.append(labels, 0), return_inverse=True)
         values, labels = values[1:], ranks[:-1].reshape(labels.shape)
     return {int(value): box for value, box in zip(values, find_objects(labels)) if box is not None}
 
 
 def _union(boxes: Sequence[tuple[slice, ...]]) -> tuple[slice, ...]:
+    """Return the smallest box that contains all boxes."""
     return tuple(slice(min(part.start for part in axis), max(part.stop for part in axis)) for axis in zip(*boxes))

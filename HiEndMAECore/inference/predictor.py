@@ -1,10 +1,9 @@
-"""A trained model, ready to segment scans.
+"""The predictor: a trained model that preprocesses a scan, infers its labels, and resamples them to the original grid.
 
-Usage:
-
-    predictor = Predictor.load(Path("my-model"), device=choose_device())
-    result = predictor.segment(read_volume(Path("scan.nii.gz")))
-    write_labels(Path("labels.nii.gz"), result.labels, volume.geometry, structures=predictor.structures)
+predictor = Predictor.load(Path("my-model"), device=choose_device())
+volume = read_volume(Path("scan.nii.gz"))
+result = predictor.segment(volume)
+write_label_map(Path("labels.nii.gz"), result.labels, volume.geometry, structures=predictor.structures)
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from HiEndMAECore.data.label_table import model_structures
-from HiEndMAECore.errors import InputError, OutOfMemoryError, classify_exception
+from HiEndMAECore.errors import InputError
 from HiEndMAECore.io.volume import Volume
 from HiEndMAECore.models.authors import load_strict
 from HiEndMAECore.models.description import ModelDescription
-from HiEndMAECore.models.folder import read_description, read_weights
+from HiEndMAECore.models.folder import read_model
 from HiEndMAECore.networks import SegmentationNetwork, build_network
 from HiEndMAECore.networks.interface import fit_size
 from HiEndMAECore.preprocessing.pipeline import (
@@ -38,19 +37,24 @@ from HiEndMAECore.preprocessing.pipeline import (
 from HiEndMAECore.reporting.reporter import Reporter
 from HiEndMAECore.runtime.memory import Cost, measure_peak
 
+from .forward import forward
+from .memory_fallback import as_out_of_memory, summarize_logits_within_memory
 from .memory_plan import check_resampling_memory
-from .sliding_window import SlidingWindow, forward
+from .sliding_window import SlidingWindow
 from .test_time_augmentation import mirrored_classes
-from .uncertainty import slices_to_review, summarize_logits
+from .uncertainty import slices_to_review
 
-_LONG = 1.0  # seconds
+_SLOW_TILE_SECONDS = 1.0  # in a slower tile the overhead of the first call does not matter
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NetworkSegmentation:
-    """A result on the network's grid, (H, W, D) each: labels in the model's values; entropy float16, 0 sure to 1.
+    """A result on the network's grid.
 
-    confidence: {value of a structure: mean probability, 0 to 1, that its voxels are given}, of structures found.
+    Args:
+        labels: Label map (H, W, D) in the model's values.
+        entropy: Normalized entropy (H, W, D), float16, from 0 (certain) to 1 (all classes equally likely).
+        confidence: {value of a structure: mean maximum probability of its voxels}, of the structures that were found.
     """
 
     labels: np.ndarray
@@ -58,20 +62,35 @@ class NetworkSegmentation:
     confidence: dict[int, float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Segmentation:
-    """A result on the scan's own grid: labels (X, Y, Z) in the model's values; entropy (X, Y, Z) float32 in 0 (sure) to 1
-    (every structure as likely), or None; confidence as in `NetworkSegmentation`; review: stored slices (last axis) to
-    look at first, the worst first."""
+    """A result on the scan's original grid.
+
+    Args:
+        labels: Label map (X, Y, Z) in the model's values.
+        entropy: Normalized entropy (X, Y, Z), float32, from 0 (certain) to 1 (all classes equally likely), or None.
+        confidence: As in `NetworkSegmentation`.
+        review_slices: Stored slices (last axis, from 0) to review first, in falling order of uncertainty.
+    """
 
     labels: np.ndarray
     entropy: np.ndarray | None = None
     confidence: dict[int, float] = field(default_factory=dict)
-    review: list[int] = field(default_factory=list)
+    review_slices: list[int] = field(default_factory=list)
 
 
 class Predictor:
-    """A network with what one must know to use it: see `ModelDescription`. exact: float32 throughout, no autocast."""
+    """A network with its description, ready to segment scans.
+
+    Args:
+        network: The network; it is moved to `device` and put in evaluation mode.
+        description: Preprocessing, channels and labels of the network.
+        device: Device that computes.
+        exact: Compute in float32 throughout, without autocast.
+
+    Raises:
+        InputError: `model_unusable`; the description's preprocessing is not valid.
+    """
 
     def __init__(
         self, network: SegmentationNetwork, description: ModelDescription, device: torch.device, *, exact: bool = False
@@ -80,31 +99,39 @@ class Predictor:
         self.description = description
         self.device = device
         self.exact = exact
-        self._footprint: Cost | None = None
+        self._tile_cost: Cost | None = None
         self.tile = fit_size(type(network), network.config, description.architecture["arguments"]["image_size"])
-        preparation = description.preparation
+        stored = description.preparation
         try:
-            self.plan = PreprocessingPlan.from_json({key: preparation[key] for key in ("spacing", "normalisation")})
+            self.plan = PreprocessingPlan.from_json({key: stored[key] for key in ("spacing", "normalisation")})
         except ValueError as error:
             raise InputError("model_unusable", f"The model '{description.name}' cannot be used: {error}.") from error
         self.structures = model_structures(description)
 
     @classmethod
     def load(cls, path: Path, *, device: torch.device, exact: bool = False) -> Predictor:
-        """The segmentation model in a folder or zip; raises `InputError`."""
-        description = read_description(path)
+        """Load a segmentation model from a folder or a .zip file.
+
+        Args:
+            path: The model.
+            device: Device that computes.
+            exact: Compute in float32 throughout, without autocast.
+
+        Raises:
+            InputError: It is no model, is damaged, or is a pretraining model.
+        """
+        description, weights = read_model(path)
         if description.kind != "segmentation":
             raise InputError(
                 "model_not_for_segmentation",
                 f"{path} is a {description.kind} model: it cannot segment yet.",
-                f"Teach it first: python -m HiEndMAECore.finetune --init {path} …",
+                f"Fine-tune it first: python -m HiEndMAECore.finetune --init {path} …",
             )
         try:
             network = build_network(description.architecture)
         except (TypeError, ValueError) as error:
             raise InputError("model_unusable", f"The model {path} cannot be built: {error}.") from error
-        weights = {key: value.float() for key, value in read_weights(path, description).items()}
-        load_strict(network, weights, what="weights")
+        load_strict(network, {key: value.float() for key, value in weights.items()}, what="weights")
         return cls(network, description, device, exact=exact)
 
     def segment(
@@ -116,10 +143,18 @@ class Predictor:
         mirror: bool = False,
         uncertainty: bool = False,
     ) -> Segmentation:
-        """Segment one scan; its labels lie on its own grid, voxel by voxel.
+        """Segment one scan, with a result on its original grid.
 
-        spacing: mm along R, A, S instead of the model's own. mirror: average with the scan mirrored from right to
-        left, where the model knows such patients. Raises `InputError` when the scan has other channels than the model.
+        Args:
+            volume: The scan, with the model's channels.
+            report: Receives progress and warnings, and requests to cancel.
+            spacing: Voxel edges of the network's grid in mm along R, A, S, instead of the model's.
+            mirror: Average with the scan mirrored from right to left, if the model was trained on mirrored scans.
+            uncertainty: Also resample the entropy.
+
+        Raises:
+            InputError: `channels_do_not_fit`.
+            OutOfMemoryError: The scan does not fit in memory.
         """
         prepared = self.preprocess(volume, spacing=spacing)
         return self.resample_to_original(
@@ -127,7 +162,15 @@ class Predictor:
         )
 
     def preprocess(self, volume: Volume, *, spacing: Sequence[float] | None = None) -> PreprocessedScan:
-        """The scan as the network sees it. Raises `InputError` when it has other channels than the model."""
+        """Resample and normalize a scan as the network expects it.
+
+        Args:
+            volume: The scan, with the model's channels.
+            spacing: Voxel edges of the network's grid in mm along R, A, S, instead of the model's.
+
+        Raises:
+            InputError: `channels_do_not_fit`; the scan has another number of channels than the model.
+        """
         if volume.channels != len(self.description.channels):
             raise InputError(
                 "channels_do_not_fit",
@@ -143,29 +186,38 @@ class Predictor:
 
     @torch.inference_mode()
     def probe(self) -> Cost:
-        """What one tile costs, measured once. In a batch: before anything else runs beside it."""
-        if self._footprint is None:
+        """Measure the memory and time of one tile, once.
+
+        A batch calls it before reading and writing run beside the computation and disturb the measurement.
+        """
+        if self._tile_cost is None:
             channels = len(self.description.channels)
-            self._footprint = Cost()
+            self._tile_cost = Cost()
             try:
                 self.network.to(self.device)
                 tile = torch.zeros((1, channels, *self.tile), device=self.device)
-                for _ in range(2):
-                    with measure_peak(self.device) as self._footprint:
+                for _ in range(2):  # the first call of a network also allocates and selects kernels
+                    with measure_peak(self.device) as self._tile_cost:
                         forward(self.network, tile, exact=self.exact)
-                    if self._footprint.seconds > _LONG:
-                        break  # else the first one was slow for being the first
+                    if self._tile_cost.seconds > _SLOW_TILE_SECONDS:
+                        break
             except Exception as error:
-                if not isinstance(classify_exception(error), OutOfMemoryError):
+                if as_out_of_memory(error) is None:
                     raise
-        return self._footprint
+        return self._tile_cost
 
     def infer(
         self, prepared: PreprocessedScan, *, report: Reporter | None = None, mirror: bool = False
     ) -> NetworkSegmentation:
-        """Labels, entropy and confidence on the network's grid; logits are let go block by block.
+        """Infer labels, entropy and confidence on the network's grid; logits are in memory for a few blocks at a time.
 
-        Raises `OutOfMemoryError`, before the first tile where that can be foreseen.
+        Args:
+            prepared: The preprocessed scan.
+            report: Receives progress and warnings, and requests to cancel.
+            mirror: Average with the scan mirrored from right to left, if the model was trained on mirrored scans.
+
+        Raises:
+            OutOfMemoryError: The scan does not fit in memory; raised before the first tile if that is foreseeable.
         """
         check_resampling_memory(math.prod(prepared.original.shape))
         values = np.array([0, *(structure.value for structure in self.structures)])
@@ -173,19 +225,26 @@ class Predictor:
         labels = np.empty(prepared.shape, values.dtype)
         entropy = np.empty(prepared.shape, np.float16)
         sums, counts = np.zeros(len(values)), np.zeros(len(values))
-        for place, logits in self._blocks(prepared.array, report, mirror=mirror):
-            classes, sure, doubt = (part.cpu().numpy() for part in _read(logits))
-            labels[place], entropy[place] = values[classes], doubt
+        for region, logits in self._blocks(prepared.array, report, mirror=mirror):
+            summary = summarize_logits_within_memory(logits)
+            classes, max_probability, block_entropy = (part.cpu().numpy() for part in summary)
+            labels[region], entropy[region] = values[classes], block_entropy
             counts += np.bincount(classes.ravel(), minlength=len(values))
-            sums += np.bincount(classes.ravel(), weights=sure.ravel(), minlength=len(values))
+            sums += np.bincount(classes.ravel(), weights=max_probability.ravel(), minlength=len(values))
             del logits
-        found = {int(v): round(float(s / n), 4) for v, s, n in zip(values[1:], sums[1:], counts[1:]) if n}
-        return NetworkSegmentation(labels, entropy, found)
+        confidence = {int(v): round(float(s / n), 4) for v, s, n in zip(values[1:], sums[1:], counts[1:]) if n}
+        return NetworkSegmentation(labels, entropy, confidence)
 
     def resample_to_original(
         self, result: NetworkSegmentation, prepared: NetworkGrid, *, uncertainty: bool = False
     ) -> Segmentation:
-        """A result brought back to the scan's own voxels; its entropy as well, when asked."""
+        """Resample a result to the scan's original grid.
+
+        Args:
+            result: The result on the network's grid.
+            prepared: The network's grid and the scan's original geometry.
+            uncertainty: Also resample the entropy.
+        """
         return Segmentation(
             resample_labels_to_original(result.labels, prepared),
             resample_scalar_to_original(result.entropy, prepared) if uncertainty else None,
@@ -194,25 +253,31 @@ class Predictor:
         )
 
     def logits(self, array: np.ndarray, *, report: Reporter | None = None, mirror: bool = False) -> Tensor:
-        """Prepared scan (C, H, W, D) -> (classes, H, W, D) float32 on the CPU, averaged over overlapping tiles.
+        """Return the logits of a whole scan, averaged over overlapping tiles; `infer` needs less memory.
 
-        All of them at once: `infer` does without.
+        Args:
+            array: Preprocessed scan (C, H, W, D).
+            report: Receives progress and warnings, and requests to cancel.
+            mirror: Average with the scan mirrored from right to left, if the model was trained on mirrored scans.
+
+        Returns:
+            (classes, H, W, D), float32, on the CPU.
         """
         total = torch.empty((len(self.structures) + 1, *array.shape[1:]))
-        for place, logits in self._blocks(array, report, mirror=mirror):
-            total[(slice(None), *place)] = logits.to(total)
+        for region, logits in self._blocks(array, report, mirror=mirror):
+            total[(slice(None), *region)] = logits.to(total)
         return total
 
     def _blocks(
         self, array: np.ndarray, report: Reporter | None, *, mirror: bool
     ) -> Iterator[tuple[tuple[slice, ...], Tensor]]:
-        """(where in the scan, logits (classes, h, w, d) there), block by block; a scan smaller than a tile is padded."""
+        """Yield (region of the scan, its logits (classes, h, w, d)); a scan smaller than a tile is padded."""
         image = torch.from_numpy(np.ascontiguousarray(array))
         shape = image.shape[1:]
-        lacks = [max(0, edge - there) for edge, there in zip(self.tile, shape)]
-        if any(lacks):
-            image = F.pad(image, [part for lack in reversed(lacks) for part in (lack // 2, lack - lack // 2)])
-        sweep = SlidingWindow(
+        padding = [max(0, edge - length) for edge, length in zip(self.tile, shape)]
+        if any(padding):
+            image = F.pad(image, [part for total in reversed(padding) for part in (total // 2, total - total // 2)])
+        window = SlidingWindow(
             image,
             self.network,
             tile=self.tile,
@@ -223,23 +288,13 @@ class Predictor:
             exact=self.exact,
             probe=self.probe(),
         )
-        for block, logits in sweep.blocks():
-            # From the padded grid to the scan's: planes of padding fall away.
-            place, inside = [], []
-            for part, lack, there in zip(block, lacks, shape):
-                begin = part.start - lack // 2
-                low, high = max(0, begin), min(there, part.stop - lack // 2)
-                place.append(slice(low, high))
-                inside.append(slice(low - begin, high - begin))
-            yield tuple(place), logits[(slice(None), *inside)]
+        for block, logits in window.blocks():
+            # From the padded grid to the scan's: planes of padding are dropped.
+            region, valid = [], []
+            for part, total, length in zip(block, padding, shape):
+                begin = part.start - total // 2
+                low, high = max(0, begin), min(length, part.stop - total // 2)
+                region.append(slice(low, high))
+                valid.append(slice(low - begin, high - begin))
+            yield tuple(region), logits[(slice(None), *valid)]
             del logits
-
-
-def _read(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """As `read_logits`; in system memory where the device has no room for it."""
-    try:
-        return summarize_logits(logits)
-    except Exception as error:
-        if logits.device.type == "cpu" or not isinstance(classify_exception(error), OutOfMemoryError):
-            raise
-    return summarize_logits(logits.cpu())

@@ -1,8 +1,7 @@
-"""How far to trust a result: sureness of each structure, slices to look at first, scans unlike what a model learned from.
+"""The quality of a result: how far a scan differs from the scans that the model was trained on.
 
-Facts of a scan (plain JSON, no pixels) are kept in a model's description for its teaching scans, and compared here:
-
-    {"spacing_mm": [R, A, S], "extent_mm": [R, A, S] of the body, "intensities": [[5th, 50th, 95th percentile] a channel]}
+A model's description keeps a fingerprint of each training case (`data.fingerprint.scan_fingerprint`): plain JSON with
+spacing, extent and intensities, without pixels.
 """
 
 from __future__ import annotations
@@ -13,58 +12,83 @@ from typing import Any
 
 import numpy as np
 
-_COARSER = 2.0  # voxel edges that differ by this factor from every teaching scan's are told
-_BRIGHTER = 0.25  # of the normalised range
-_LARGER = 2.0  # field of view
+_MAX_SPACING_RATIO = 2.0  # of voxel edges
+_MAX_EXTENT_RATIO = 2.0
+_MAX_INTENSITY_DIFFERENCE = 0.25  # of the normalized range
 
 
-def compare_with_training_data(facts: Mapping[str, Any], taught: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Warnings ({"code", "message", "advice"}) where a scan is far from all of the scans that a model learned from."""
-    if not taught:
+def compare_with_training_data(
+    fingerprint: Mapping[str, Any], training_fingerprints: Sequence[Mapping[str, Any]]
+) -> list[dict[str, str]]:
+    """Return warnings where a scan differs from all scans that the model was trained on.
+
+    Args:
+        fingerprint: {"spacing_mm": [R, A, S], "extent_mm": [R, A, S] of the body, "intensities": [[5th, 50th, 95th
+            percentile] of each channel]} of the scan.
+        training_fingerprints: The same of each training case; empty if the model does not know them.
+
+    Returns:
+        {"code", "message", "advice"} for each difference: `spacing_unlike`, `field_of_view_unlike`, `intensities_unlike`.
+    """
+    if not training_fingerprints:
         return []
-    message = []
-    spacing, known = _far(facts["spacing_mm"], [scan["spacing_mm"] for scan in taught], _COARSER)
-    if spacing:
-        message.append(
-            {
-                "code": "spacing_unlike",
-                "message": f"Its voxels ({_mm(facts['spacing_mm'])} mm) are unlike those the model learned from ({known} mm).",
-                "advice": "Look closely at small structures and at the first and last slices of each.",
-            }
-        )
-    extent, known = _far(facts["extent_mm"], [scan["extent_mm"] for scan in taught], _LARGER)
-    if extent:
-        message.append(
-            {
-                "code": "field_of_view_unlike",
-                "message": f"It shows {_mm(facts['extent_mm'])} mm of the body; the model learned from {known} mm.",
-                "advice": "Expect false findings where the model never looked, and cut structures at the edges.",
-            }
-        )
-    apart = min(
+    warnings = [
+        _compare_spacing(fingerprint, training_fingerprints),
+        _compare_extent(fingerprint, training_fingerprints),
+        _compare_intensities(fingerprint, training_fingerprints),
+    ]
+    return [warning for warning in warnings if warning is not None]
+
+
+def _compare_spacing(scan: Mapping[str, Any], training: Sequence[Mapping[str, Any]]) -> dict[str, str] | None:
+    closest, ratio = _closest(scan["spacing_mm"], [case["spacing_mm"] for case in training])
+    if not _exceeds(ratio, _MAX_SPACING_RATIO):
+        return None
+    return {
+        "code": "spacing_unlike",
+        "message": f"Its voxels ({_mm(scan['spacing_mm'])} mm) differ from those of the training scans ({closest} mm).",
+        "advice": "Check small structures, and the first and last slices of each structure.",
+    }
+
+
+def _compare_extent(scan: Mapping[str, Any], training: Sequence[Mapping[str, Any]]) -> dict[str, str] | None:
+    closest, ratio = _closest(scan["extent_mm"], [case["extent_mm"] for case in training])
+    if not _exceeds(ratio, _MAX_EXTENT_RATIO):
+        return None
+    return {
+        "code": "field_of_view_unlike",
+        "message": f"It shows {_mm(scan['extent_mm'])} mm of the body; the model was trained on {closest} mm.",
+        "advice": "Expect false findings in regions that the training scans do not show, and cut structures at the edges.",
+    }
+
+
+def _compare_intensities(scan: Mapping[str, Any], training: Sequence[Mapping[str, Any]]) -> dict[str, str] | None:
+    difference = min(
         (
-            float(np.abs(np.subtract(facts["intensities"], scan["intensities"])).max())
-            for scan in taught
-            if len(scan["intensities"]) == len(facts["intensities"])
+            float(np.abs(np.subtract(scan["intensities"], case["intensities"])).max())
+            for case in training
+            if len(case["intensities"]) == len(scan["intensities"])
         ),
         default=0.0,
     )
-    if apart > _BRIGHTER:
-        message.append(
-            {
-                "code": "intensities_unlike",
-                "message": f"Its intensities differ by {apart:.0%} of the range from those the model learned from.",
-                "advice": "Another contrast phase, sequence or part of the body? Check the result before you use it.",
-            }
-        )
-    return message
+    if difference <= _MAX_INTENSITY_DIFFERENCE:
+        return None
+    return {
+        "code": "intensities_unlike",
+        "message": f"Its intensities differ by {difference:.0%} of the range from those of the training scans.",
+        "advice": "Is this another contrast phase, sequence or part of the body? Check the result before you use it.",
+    }
 
 
-def _far(mine: Sequence[float], theirs: Sequence[Sequence[float]], factor: float) -> tuple[bool, str]:
-    """Is any axis off by more than `factor` from every one of `theirs`? And the closest, as text."""
-    off = [float(np.abs(np.log(np.divide(mine, other))).max()) for other in theirs]
-    closest = int(np.argmin(off))
-    return off[closest] > math.log(factor) + 1e-9, _mm(theirs[closest])
+def _closest(values: Sequence[float], references: Sequence[Sequence[float]]) -> tuple[str, float]:
+    """Return the closest reference as text, and the logarithm of its largest ratio to `values` along any axis."""
+    ratios = [float(np.abs(np.log(np.divide(values, reference))).max()) for reference in references]
+    index = int(np.argmin(ratios))
+    return _mm(references[index]), ratios[index]
+
+
+def _exceeds(log_ratio: float, limit: float) -> bool:
+    return log_ratio > math.log(limit) + 1e-9
 
 
 def _mm(edges: Sequence[float]) -> str:

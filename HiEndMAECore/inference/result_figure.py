@@ -1,4 +1,4 @@
-"""One picture of a result: slices with contours of truth and prediction, the teacher, the loss, the Dice table."""
+"""The figure of a result: slices with contours of reference and prediction, the training case, the loss, and Dice."""
 
 from __future__ import annotations
 
@@ -19,28 +19,44 @@ def draw_result_figure(
     *,
     scan: Volume,
     prediction: Volume,
-    truth: Volume | None,
-    teacher: tuple[Volume, Volume],
+    reference: Volume | None,
+    training_case: tuple[Volume, Volume],
     normalization: IntensityNormalization,
     structures: Sequence[Structure],
     losses: Sequence[tuple[int, float]],
     scores: Mapping[str, float | None],
     title: str,
 ) -> None:
-    """Draw `path` (PNG). All are shown upright and isotropic, at the scan's own mean voxel edge."""
+    """Draw one result to `path` (PNG), along the patient's axes and with isotropic voxels.
+
+    Args:
+        path: File to write.
+        scan: The segmented scan; the figure has its mean voxel edge.
+        prediction: Label map of the model.
+        reference: Label map to compare with, or None.
+        training_case: Scan and label map that the model was trained on.
+        normalization: Intensity normalization of the model.
+        structures: Structures to draw.
+        losses: (step, loss) of the fine-tuning.
+        scores: Dice by structure name; None where the reference lacks the structure.
+        title: Title of the figure.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
     edge = float(np.prod(scan.spacing) ** (1 / 3))
     plan = PreprocessingPlan((edge, edge, edge), normalization)
-    shown, taught = preprocess(scan, plan), preprocess(teacher[0], plan)
+    result_scan, training_scan = preprocess(scan, plan), preprocess(training_case[0], plan)
     draw_result(
         path,
-        image=shown.array[0],
+        image=result_scan.array[0],
         spacing=plan.spacing,
-        truth=None if truth is None else preprocess_labels(truth, shown),
-        prediction=preprocess_labels(prediction, shown),
+        reference=None if reference is None else preprocess_labels(reference, result_scan),
+        prediction=preprocess_labels(prediction, result_scan),
         structures=structures,
         losses=losses,
         scores=scores,
         title=title,
-        teacher=(taught.array[0], preprocess_labels(teacher[1], taught)),
+        training_case=(training_scan.array[0], preprocess_labels(training_case[1], training_scan)),
         window=(0.0, 1.0),
     )

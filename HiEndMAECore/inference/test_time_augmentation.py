@@ -1,9 +1,4 @@
-"""How far to trust a result: sureness of each structure, slices to look at first, scans unlike what a model learned from.
-
-Facts of a scan (plain JSON, no pixels) are kept in a model's description for its teaching scans, and compared here:
-
-    {"spacing_mm": [R, A, S], "extent_mm": [R, A, S] of the body, "intensities": [[5th, 50th, 95th percentile] a channel]}
-"""
+"""Test-time augmentation: average the logits of a scan with those of the scan mirrored from right to left."""
 
 from __future__ import annotations
 
@@ -14,18 +9,25 @@ from HiEndMAECore.preprocessing.laterality import names_with_side
 
 
 def mirrored_classes(description: ModelDescription) -> list[int] | None:
-    """What each class, background first, becomes where a scan is mirrored from right to left, by what teaching found of the
-    structures (or their names, in models that do not tell); None where a mirrored scan is no patient the model knows."""
+    """Return the class that each class, background first, becomes when a scan is mirrored from right to left.
+
+    The answer follows from the mirroring rules that fine-tuning stored in the description. Older models store none; their
+    structures' names decide.
+
+    Returns:
+        A permutation of the classes, or None if the model was not trained on mirrored scans or its rules name a value
+        that it does not have.
+    """
     values = [int(label["value"]) for label in description.labels]
     classes = list(range(len(values) + 1))
-    found = description.training.get("mirroring")
-    if not isinstance(found, Mapping):
+    rules = description.training.get("mirroring")
+    if not isinstance(rules, Mapping):
         return None if names_with_side(label["name"] for label in description.labels) else classes
-    if not found.get("allowed", False):
+    if not rules.get("allowed", False):
         return None
-    for one, other in found.get("swaps", ()):
-        if not {one, other} <= set(values):
+    for left, right in rules.get("swaps", ()):
+        if not {left, right} <= set(values):
             return None
-        first, second = values.index(one) + 1, values.index(other) + 1
+        first, second = values.index(left) + 1, values.index(right) + 1
         classes[first], classes[second] = second, first
     return classes

@@ -99,7 +99,7 @@ def read_slice_thickness(one: DicomSlice) -> float:
 
 
 def is_segmentation(file: Path) -> bool:
-    """Tell whether a file is a DICOM segmentation (SEG)."""
+    """Return whether a file is a DICOM segmentation (SEG)."""
     if not is_dicom_file(file):
         return False
     reader = dicom_reader(file)

@@ -15,12 +15,12 @@ def file_suffix(path: Path) -> str:
 
 
 def is_scan_file(path: Path) -> bool:
-    """Tell whether the name of this file has the suffix of a volume. For DICOM see `is_dicom_file`."""
+    """Return whether the name of this file has the suffix of a volume. For DICOM see `is_dicom_file`."""
     return bool(file_suffix(Path(path)))
 
 
 def is_dicom_file(path: Path) -> bool:
-    """Tell whether this is a DICOM file, by the mark at byte 128; its name does not matter. A DICOMDIR is none."""
+    """Return whether this is a DICOM file, by the mark at byte 128; its name does not matter. A DICOMDIR is none."""
     if path.name.upper() == "DICOMDIR" or not path.is_file():
         return False
     try:

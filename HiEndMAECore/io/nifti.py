@@ -82,14 +82,14 @@ def _read_image(path: Path, suffix: str) -> tuple[Any, np.ndarray]:
 
 
 def _has_orientation(image: Any) -> bool:
-    """Tell whether a header gives the orientation of the patient. Analyze files never do."""
+    """Return whether a header gives the orientation of the patient. Analyze files never do."""
     if not isinstance(image, nib.Nifti1Image | nib.Nifti1Pair):
         return False
     return int(image.header["sform_code"]) != 0 or int(image.header["qform_code"]) != 0
 
 
 def _gzip_is_cut(path: Path) -> bool:
-    """Tell whether a compressed file ends before its stream does."""
+    """Return whether a compressed file ends before its stream does."""
     try:
         with gzip.open(path) as file:
             while file.read(1 << 20):

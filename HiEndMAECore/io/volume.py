@@ -16,6 +16,8 @@ import numpy as np
 class Geometry:
     """The grid of a scan.
 
+    Two grids are compared by `matches`; `==` is identity, because arrays have no single truth value.
+
     Attributes:
         shape: Voxels along the three stored axes (X, Y, Z).
         affine: (4, 4) float64, from voxel index to RAS mm; any orientation, obliqueness, anisotropy or shear.
@@ -40,7 +42,7 @@ class Geometry:
         return float(abs(np.linalg.det(self.affine[:3, :3])) / 1000.0)
 
     def matches(self, other: Geometry, tolerance: float = 1e-2) -> bool:
-        """Tell whether two grids hold the same voxels.
+        """Return whether two grids hold the same voxels.
 
         Args:
             other: The other grid.

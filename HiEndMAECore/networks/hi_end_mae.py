@@ -23,9 +23,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .layers.cross_attention import CrossBlock
 from .layers.patches import gather_tokens, patch_grid, patchify, unpatchify
 from .layers.position_embedding import sincos_position_embedding
-from .layers.vit import MLP, NORM_EPS, Attention, Block, ViTEncoder, attention, init_linear_weights, run_block
+from .layers.vit import NORM_EPS, Block, ViTEncoder, init_linear_weights, run_block
 from .masking import num_visible_patches, random_masking, split_patches
 
 _TARGET_EPS = 1e-6
@@ -45,42 +46,6 @@ class Reconstruction:
     prediction: Tensor
     hidden_states: dict[int, Tensor]
     permutation: Tensor
-
-
-class CrossAttention(nn.Module):
-    """Cross-attention of queries (B, N, dim) to encoder tokens (B, S, dim), which are not normalized and carry no position."""
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.q = nn.Linear(dim, dim)
-        self.kv = nn.Linear(dim, 2 * dim)
-        self.proj = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor, encoded: Tensor) -> Tensor:
-        b, n, dim = x.shape
-        q = self.q(x).reshape(b, n, self.heads, -1).transpose(1, 2)
-        k, v = self.kv(encoded).reshape(b, encoded.shape[1], 2, self.heads, -1).permute(2, 0, 3, 1, 4)
-        return self.proj(attention(q, k, v).transpose(1, 2).reshape(b, n, dim))
-
-
-class CrossBlock(nn.Module):
-    """Self-attention, cross-attention to the encoder, feed-forward, each with a residual connection (Eqs 2 to 4)."""
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.norm0 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.self_attn = Attention(dim, heads)
-        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.cross_attn = CrossAttention(dim, heads)
-        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.mlp = MLP(dim)
-
-    def forward(self, x: Tensor, encoded: Tensor, last: int | None = None) -> Tensor:
-        """Return all tokens, or only the last `last` of them: (B, last, dim)."""
-        x = (x if last is None else x[:, -last:]) + self.self_attn(self.norm0(x), last)
-        x = x + self.cross_attn(self.norm1(x), encoded)
-        return x + self.mlp(self.norm2(x))
 
 
 class Decoder(nn.Module):
@@ -189,13 +154,15 @@ class HiEndMAE(nn.Module):
         """Keep only the inputs of blocks and compute the rest again in the backward pass: less memory, more time."""
         self.encoder.recompute = self.decoder.recompute = on
 
-    def forward(self, volume: Tensor, permutation: Tensor | None = None, valid: Tensor | None = None) -> Reconstruction:
+    def forward(
+        self, volume: Tensor, permutation: Tensor | None = None, valid_mask: Tensor | None = None
+    ) -> Reconstruction:
         """Mask, encode, decode and compare.
 
         Args:
             volume: (B, C, H, W, D) in [0, 1].
             permutation: (B, L) long, see `random_masking`; None: drawn.
-            valid: (B, 1, H, W, D), True for voxels of the scan, False for padding, which the loss skips; None: all.
+            valid_mask: (B, 1, H, W, D), True for voxels of the scan, False for padding, which the loss skips; None: all.
         """
         if permutation is None:
             permutation = self.random_masking(len(volume))
@@ -203,7 +170,7 @@ class HiEndMAE(nn.Module):
         patches = self.patchify(volume)
         states = self.forward_encoder(patches, permutation)
         prediction = self.forward_decoder(states, permutation)
-        loss = self.forward_loss(patches, prediction, permutation, valid)
+        loss = self.forward_loss(patches, prediction, permutation, valid_mask)
         return Reconstruction(loss, prediction, states, permutation)
 
     def patchify(self, volume: Tensor) -> Tensor:
@@ -230,16 +197,16 @@ class HiEndMAE(nn.Module):
         return self.decoder(x, queried, visible=self.visible)
 
     def forward_loss(
-        self, patches: Tensor, prediction: Tensor, permutation: Tensor, valid: Tensor | None = None
+        self, patches: Tensor, prediction: Tensor, permutation: Tensor, valid_mask: Tensor | None = None
     ) -> Tensor:
         """Return the mean squared error over the voxels of the masked patches, each patch normalized."""
         _, masked = split_patches(permutation, self.visible)
         target = gather_tokens(patches, masked)
-        if valid is None:
+        if valid_mask is None:
             return F.mse_loss(prediction.float(), normalize_patches(target).float())
         channels = patches.shape[2] // self.patch_size**3
-        valid = valid.expand(-1, channels, -1, -1, -1).float()
-        counted = gather_tokens(self.patchify(valid), masked)
+        valid_mask = valid_mask.expand(-1, channels, -1, -1, -1).float()
+        counted = gather_tokens(self.patchify(valid_mask), masked)
         target = normalize_patches(target, counted)
         return mean_over_crops((prediction.float() - target.float()) ** 2, counted)
 

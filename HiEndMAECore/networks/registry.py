@@ -204,6 +204,7 @@ def _read_network(file: Path, module: str, option: str) -> RegisteredNetwork | N
 
 
 def _plain(name: str) -> str:
+    """Return a name without case, `-` and `_`, for comparison."""
     return name.lower().replace("-", "").replace("_", "")
 
 

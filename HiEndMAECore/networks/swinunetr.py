@@ -20,9 +20,9 @@ from .registry import register_network
 
 VARIANTS = {
     "swinunetr_small": {
-        "title": "Swin UNETR with 12 features",
+        "title": "Swin UNETR with 12 features and one block a level, for computers without a GPU",
         "image_size": (64, 64, 64),
-        "network": {"feature_size": 12, "depths": (2, 2, 2, 2), "heads": (3, 6, 12, 24)},
+        "network": {"feature_size": 12, "depths": (1, 1, 1, 1), "heads": (3, 6, 12, 24)},
     },
     "swinunetr_base": {
         "title": "Swin UNETR with 48 features, for a GPU",
@@ -42,7 +42,7 @@ class SwinUNETRConfig(NetworkConfig):
     """
 
     feature_size: int = 12
-    depths: tuple[int, ...] = (2, 2, 2, 2)
+    depths: tuple[int, ...] = (1, 1, 1, 1)
     heads: tuple[int, ...] = (3, 6, 12, 24)
 
     def __post_init__(self) -> None:

@@ -94,7 +94,11 @@ class IntensityNormalization:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> IntensityNormalization:
-        """Return the normalization of `to_json`. Raises `ValueError` that names what is wrong."""
+        """Return the normalization that `to_json` described.
+
+        Raises:
+            ValueError: A key is absent or unknown, or a value is impossible; the message names it.
+        """
         if not isinstance(data, Mapping) or set(data) != {"kind", "low", "high"}:
             raise ValueError(f"normalisation needs exactly 'kind', 'low' and 'high', got {data!r}")
         return cls(
@@ -105,7 +109,11 @@ class IntensityNormalization:
 
 
 def parse_number(value: Any, name: str) -> float:
-    """Return a JSON number as float. Raises `ValueError` with `name` for anything else."""
+    """Return a JSON number as float.
+
+    Raises:
+        ValueError: The value is not a number; the message begins with `name`.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{name} is {value!r}, must be a number")
     return float(value)
@@ -117,6 +125,12 @@ def suggest_normalization(volume: Volume) -> IntensityNormalization:
     A scan of one channel counts as CT when, without padding, at least one voxel in a thousand lies below -90 (fat, lung or
     air, which MRI stored with an offset or as z-scores does not reach), the median lies below 400, and it is not an image
     of signed phases.
+
+    Args:
+        volume: The scan.
+
+    Returns:
+        The default window, or the default percentiles.
     """
     if volume.channels != 1:
         return IntensityNormalization.percentiles()

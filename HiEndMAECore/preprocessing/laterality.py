@@ -25,22 +25,8 @@ _MIN_CORRELATION = 0.5  # correlation of a scan with its mirror image from which
 _GENERIC_NAME = re.compile(
     r"(structure|segment|label|region|roi|class|object|mask|organ)?[\W_]*(\d+|[a-z])?", re.IGNORECASE
 )
-_DIRECTIONS = {
-    "med",
-    "lat",
-    "in",
-    "out",
-    "inn",
-    "ext",
-    "int",
-    "inf",
-    "sup",
-    "ant",
-    "pos",
-    "up",
-    "low",
-    "top",
-}  # directions that are not sides
+# Short words for directions other than left and right: two names that differ in them are no pair.
+_OTHER_DIRECTIONS = ("med", "lat", "in", "out", "inn", "ext", "int", "inf", "sup", "ant", "pos", "up", "low", "top")
 _MAX_MEAN_DIFFERENCE = 0.1  # of the intensity range: the means of a pair differ by less (42 HU on CT)
 _OFF_MIDLINE = 0.04  # of the body's width: a center further from the midsagittal plane is clearly off it
 _MIN_OVERLAP = 0.15  # Dice of one structure's mirror image with the other of a pair
@@ -76,11 +62,11 @@ def names_with_side(names: Iterable[str]) -> list[str]:
 
 def lateral_pairs(names: Sequence[str]) -> list[tuple[int, int]]:
     """Return the indices (left, right) of names that are equal except for the side."""
-    places: dict[tuple[str, str], int] = {}
+    indices: dict[tuple[str, str], int] = {}
     for index, name in enumerate(names):
-        places.setdefault(split_side(name), index)
-    lefts = [(index, rest) for (side, rest), index in places.items() if side == "left"]
-    return [(index, places["right", rest]) for index, rest in lefts if ("right", rest) in places]
+        indices.setdefault(split_side(name), index)
+    lefts = [(index, rest) for (side, rest), index in indices.items() if side == "left"]
+    return [(index, indices["right", rest]) for index, rest in lefts if ("right", rest) in indices]
 
 
 def may_be_pair(one: str, other: str) -> bool:
@@ -88,14 +74,20 @@ def may_be_pair(one: str, other: str) -> bool:
 
     They may when both are generic (`Segment_1`), or differ in one short part that may be a side in another language. Names
     such as `aorta` and `IVC`, or medial and lateral parts, may not.
+
+    Args:
+        one: Name of a structure.
+        other: Name of another structure.
     """
     if _GENERIC_NAME.fullmatch(one) and _GENERIC_NAME.fullmatch(other):
         return True
     parts = [[part.lower() for part in _NAME_PARTS.findall(name)] for name in (one, other)]
     if len(parts[0]) != len(parts[1]) or len(parts[0]) < 2:
         return False
-    differ = [pair for pair in zip(*parts) if pair[0] != pair[1]]
-    return len(differ) == 1 and all(part.isalpha() and len(part) <= 3 and part not in _DIRECTIONS for part in differ[0])
+    different = [pair for pair in zip(*parts) if pair[0] != pair[1]]
+    return len(different) == 1 and all(
+        part.isalpha() and len(part) <= 3 and part not in _OTHER_DIRECTIONS for part in different[0]
+    )
 
 
 @dataclass(frozen=True)
@@ -126,41 +118,59 @@ def decide_mirroring(names: Sequence[str], scans: Sequence[tuple[np.ndarray, np.
     Returns:
         The decision, with the pairs of classes to exchange.
     """
-    for index, name in enumerate(names):
-        if set(split_side(name)[1].split()) & _ONE_SIDED_ORGANS and not split_side(name)[0]:
-            return Mirroring(False, (), f"off: '{names[index]}' lies on one side of the body")
+    for name in names:
+        side, rest = split_side(name)
+        if not side and set(rest.split()) & _ONE_SIDED_ORGANS:
+            return Mirroring(False, (), f"off: '{name}' lies on one side of the body")
     pairs = lateral_pairs(names)
-    alone = sorted({names.index(name) for name in names_with_side(names)} - {index for pair in pairs for index in pair})
-    if alone:
-        return Mirroring(False, (), f"off: '{names[alone[0]]}' is labelled on one side alone")
-    found = [_LateralPositions.of(image, classes, len(names)) for image, classes in scans]
-    if any(body is None for body in found):
-        return Mirroring(False, (), "off: a scan shows no mid-plane of the body")
-    bodies = [body for body in found if body is not None]
+    paired = {index for pair in pairs for index in pair}
+    unpaired = sorted({names.index(name) for name in names_with_side(names)} - paired)
+    if unpaired:
+        return Mirroring(False, (), f"off: '{names[unpaired[0]]}' is labelled on one side alone")
+    bodies = []
+    for image, classes in scans:
+        body = _LateralPositions.measure(image, classes, len(names))
+        if body is None:
+            return Mirroring(False, (), "off: a scan shows no mid-plane of the body")
+        bodies.append(body)
+    return _decide_by_position(names, pairs, bodies)
+
+
+def _decide_by_position(
+    names: Sequence[str], pairs: list[tuple[int, int]], bodies: Sequence[_LateralPositions]
+) -> Mirroring:
+    """Check the pairs of names by their positions, and find pairs among the structures whose names contain no side."""
     for left, right in pairs:
         if not all(body.opposite(left, right) for body in bodies):
             return Mirroring(False, (), f"off: '{names[left]}' and '{names[right]}' are no mirror images of each other")
-    paired = {index for pair in pairs for index in pair}
-    for one in range(len(names)):
-        if one in paired or not any(body.off_midline(one) for body in bodies):
+    pairs = list(pairs)
+    for index in range(len(names)):
+        paired = {member for pair in pairs for member in pair}
+        if index in paired or not any(body.off_midline(index) for body in bodies):
             continue
-        partners = [
-            other
-            for other in range(one + 1, len(names))
-            if other not in paired
-            and may_be_pair(names[one], names[other])
-            and all(body.mirrored(one, other) for body in bodies)
-        ]
-        if not partners:
-            return Mirroring(False, (), f"off: '{names[one]}' lies on one side of the body")
-        other = max(partners, key=lambda other: sum(body.overlap(one, other) for body in bodies))
-        pairs.append((one, other))
-        paired |= {one, other}
+        partner = _find_partner(index, names, paired, bodies)
+        if partner is None:
+            return Mirroring(False, (), f"off: '{names[index]}' lies on one side of the body")
+        pairs.append((index, partner))
     if not pairs:
         return Mirroring(True, (), "on: all structures lie in the middle of the body")
     exchanged = ", ".join(f"'{names[left]}' and '{names[right]}'" for left, right in pairs[:4])
     more = f" and {len(pairs) - 4} more pairs" if len(pairs) > 4 else ""
     return Mirroring(True, tuple((a + 1, b + 1) for a, b in pairs), f"flip and swap: {exchanged}{more} change places")
+
+
+def _find_partner(
+    index: int, names: Sequence[str], paired: set[int], bodies: Sequence[_LateralPositions]
+) -> int | None:
+    """Return the later structure that is the mirror image of this one in every scan; the best of several, None if none."""
+    partners = [
+        other
+        for other in range(index + 1, len(names))
+        if other not in paired
+        and may_be_pair(names[index], names[other])
+        and all(body.mirrored(index, other) for body in bodies)
+    ]
+    return max(partners, key=lambda other: sum(body.overlap(index, other) for body in bodies), default=None)
 
 
 def midsagittal_plane(image: np.ndarray) -> float | None:
@@ -177,34 +187,43 @@ def midsagittal_plane(image: np.ndarray) -> float | None:
     steps = [max(1, n // _SEARCH_VOXELS) for n in image.shape]
     n = image.shape[0] // steps[0]
     thin = image[: n * steps[0]].reshape(n, steps[0], *image.shape[1:]).mean(1)[:, :: steps[1], :: steps[2]]
-    best, place = _MIN_CORRELATION, None
-    for twice in range(n // 2, 3 * n // 2):  # twice the plane's place
+    best, plane = _MIN_CORRELATION, None
+    for twice in range(n // 2, 3 * n // 2):  # twice the position of the plane, because it may lie between two voxels
         first, last = max(0, twice - n + 1), min(n - 1, twice)
         part = thin[first : last + 1]
-        alike = _correlation(part, part[::-1])
-        if alike > best:
-            best, place = alike, (twice / 2 + 0.5) * steps[0] - 0.5
-    return place
+        correlation = _correlation(part, part[::-1])
+        if correlation > best:
+            best, plane = correlation, (twice / 2 + 0.5) * steps[0] - 0.5
+    return plane
 
 
 def _correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """Return the Pearson correlation of two arrays; 0 when one of them is constant."""
     a, b = one - one.mean(), other - other.mean()
     size = float(np.sqrt((a * a).sum() * (b * b).sum()))
     return float((a * b).sum()) / size if size > 0 else 0.0
 
 
 class _LateralPositions:
-    """Positions of the structures of one scan about its midsagittal plane, which is given in voxels along the first axis."""
+    """Positions of the structures of one scan about its midsagittal plane.
+
+    Attributes:
+        width: Width of the body in voxels along the first axis.
+        classes: Class of each voxel (H, W, D).
+        plane: Position of the midsagittal plane in voxels along the first axis.
+        voxels: Voxel indices (N, 3) of each structure.
+        means: Mean intensity of each structure, NaN for one that is absent.
+    """
 
     def __init__(self, image: np.ndarray, classes: np.ndarray, count: int, plane: float) -> None:
         body = np.flatnonzero((image > 0).any(axis=(1, 2)))
         self.width = float(body[-1] - body[0] + 1) if len(body) else float(len(image))
         self.classes, self.plane = classes, plane
         self.voxels = [np.argwhere(classes == value) for value in range(1, count + 1)]
-        self.means = [float(image[tuple(there.T)].mean()) if len(there) else np.nan for there in self.voxels]
+        self.means = [float(image[tuple(index.T)].mean()) if len(index) else np.nan for index in self.voxels]
 
     @classmethod
-    def of(cls, image: np.ndarray, classes: np.ndarray, count: int) -> _LateralPositions | None:
+    def measure(cls, image: np.ndarray, classes: np.ndarray, count: int) -> _LateralPositions | None:
         """Return the positions, or None when the scan has no recognizable midsagittal plane."""
         plane = midsagittal_plane(image)
         return None if plane is None else cls(image, classes, count, plane)
@@ -227,9 +246,9 @@ class _LateralPositions:
     def overlap(self, one: int, other: int) -> float:
         """Return the Dice of the mirror image of one structure with the other."""
         x, y, z = self.voxels[one].T
-        there = np.floor(2 * self.plane - x + 0.5).astype(int)
-        inside = (there >= 0) & (there < len(self.classes))
-        common = int((self.classes[there[inside], y[inside], z[inside]] == other + 1).sum())
+        mirrored = np.floor(2 * self.plane - x + 0.5).astype(int)
+        inside = (mirrored >= 0) & (mirrored < len(self.classes))
+        common = int((self.classes[mirrored[inside], y[inside], z[inside]] == other + 1).sum())
         return 2.0 * common / max(1, len(self.voxels[one]) + len(self.voxels[other]))
 
     def mirrored(self, one: int, other: int) -> bool:

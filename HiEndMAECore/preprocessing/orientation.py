@@ -35,6 +35,9 @@ class RegularRun:
 def regular_runs(geometry: Geometry) -> list[RegularRun]:
     """Divide a stack into regular runs.
 
+    Args:
+        geometry: The stack.
+
     Returns:
         The runs in order; neighbors share their border slice. A regular grid is one run.
     """

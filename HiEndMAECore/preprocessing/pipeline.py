@@ -48,9 +48,13 @@ class PreprocessingPlan:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> PreprocessingPlan:
-        """Return the plan of `to_json`. Raises `ValueError` that names what is wrong."""
+        """Return the plan that `to_json` described.
+
+        Raises:
+            ValueError: A key is absent or unknown, or a value is impossible; the message names it.
+        """
         if not isinstance(data, Mapping) or set(data) != {"spacing", "normalisation"}:
-            raise ValueError(f"a preparation plan needs exactly 'spacing' and 'normalisation', got {data!r}")
+            raise ValueError(f"a preprocessing plan needs exactly 'spacing' and 'normalisation', got {data!r}")
         spacing = data["spacing"]
         if not isinstance(spacing, Sequence) or isinstance(spacing, str) or len(spacing) != 3:
             raise ValueError(f"spacing is {spacing!r}, must be three positive numbers (mm along R, A, S)")
@@ -96,28 +100,23 @@ def preprocess(volume: Volume, plan: PreprocessingPlan, *, crop: bool = True) ->
 
     Args:
         volume: The scan (C, X, Y, Z).
-        plan: Spacing and intensities.
+        plan: Spacing of the network's grid and intensity normalization.
         crop: Crop to the body with a margin first.
 
     Returns:
         The scan on the network's grid.
     """
     original = volume.geometry
-    limits = plan.normalization.limits(volume.array)
     hounsfield = plan.normalization.kind == "window"
     box = body_bounding_box(volume, hounsfield=hounsfield) if crop else [(0, n) for n in original.shape]
     affine, shape = regular_grid(original, plan.spacing, box=box)
     ratios = _spacing_ratios(original, plan.spacing)
     span = _resampled_span(original, box, ratios)
-    source = Geometry(
-        (span[0][1] - span[0][0], span[1][1] - span[1][0], span[2][1] - span[2][0]),
-        translate_affine(original.affine, [low for low, _ in span]),
-        original.slice_origins,
-    )
+    source = _part_of_grid(original, span)
     channels = []
-    for channel, limit in zip(volume.array, limits):
-        part = channel[tuple(slice(*s) for s in span)]
-        part = antialias(plan.normalization.apply(part[None], limits=limit[None])[0], ratios)
+    for channel, limits in zip(volume.array, plan.normalization.limits(volume.array)):
+        part = channel[tuple(slice(low, high) for low, high in span)]
+        part = antialias(plan.normalization.apply(part[None], limits=limits[None])[0], ratios)
         channels.append(resample_from_stack(part, source, affine, shape, resample_affine))
     return PreprocessedScan(affine=affine, original=original, array=np.stack(channels))
 
@@ -133,7 +132,7 @@ def _spacing_ratios(original: Geometry, spacing: Sequence[float]) -> list[float]
 def _resampled_span(original: Geometry, box: Box, ratios: Sequence[float]) -> list[tuple[int, int]]:
     """Return the voxels that the grid and the low-pass filter can reach: only these are worked on.
 
-    An irregular stack, or a grid that is not orthogonal, keeps all voxels.
+    For an irregular stack, or a grid that is not orthogonal, these are all voxels.
     """
     if original.slice_origins is not None or not _is_orthogonal(original.affine):
         return [(0, n) for n in original.shape]
@@ -141,7 +140,14 @@ def _resampled_span(original: Geometry, box: Box, ratios: Sequence[float]) -> li
     return [(max(low - r, 0), min(high + r, n)) for (low, high), r, n in zip(box, reach, original.shape)]
 
 
+def _part_of_grid(original: Geometry, span: Box) -> Geometry:
+    """Return the geometry of a part of a grid; an irregular stack is only ever used whole."""
+    x, y, z = (high - low for low, high in span)
+    return Geometry((x, y, z), translate_affine(original.affine, [low for low, _ in span]), original.slice_origins)
+
+
 def _is_orthogonal(affine: np.ndarray) -> bool:
+    """Return whether the axes of a grid are perpendicular to each other."""
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     return bool(np.abs(directions.T @ directions - np.eye(3)).max() < _ORTHOGONAL_TOLERANCE)
 
@@ -173,15 +179,23 @@ def preprocess_labels(labels: Volume, scan: PreprocessedScan, *, values: Sequenc
 
 
 def resample_labels_to_original(labels: np.ndarray, grid: NetworkGrid) -> np.ndarray:
-    """Resample labels (H, W, D) to the scan's own voxels (X, Y, Z), of the same type; background outside."""
+    """Resample labels from the network's grid to the scan's own voxels.
+
+    Args:
+        labels: Label map (H, W, D) on the network's grid.
+        grid: That grid and the scan's own.
+
+    Returns:
+        The label map (X, Y, Z) of the same type; background outside of the network's grid.
+    """
     return resample_to_stack(labels, grid.affine, grid.original, resample_label_map)
 
 
 def resample_scalar_to_original(array: np.ndarray, grid: NetworkGrid, outside: float = 0.0) -> np.ndarray:
-    """Resample numbers (H, W, D), such as entropy, linearly to the scan's own voxels (X, Y, Z).
+    """Resample numbers, such as entropy, linearly from the network's grid to the scan's own voxels.
 
     Args:
-        array: The numbers on the network's grid.
+        array: Numbers (H, W, D) on the network's grid.
         grid: That grid and the scan's own.
         outside: Value of voxels outside of the network's grid.
 

@@ -99,15 +99,15 @@ def resample_label_map(labels: np.ndarray, output_to_input: np.ndarray, output_s
     if not targets:
         return result
 
-    everything = [(min(t[a][0] for t in targets.values()), max(t[a][1] for t in targets.values())) for a in range(3)]
-    best = _share(labels, 0, [boxes[value] for value in targets], output_to_input, everything)
-    start = [low for low, _ in everything]
+    union = [(min(t[a][0] for t in targets.values()), max(t[a][1] for t in targets.values())) for a in range(3)]
+    best = _share(labels, 0, [boxes[value] for value in targets], output_to_input, union)
+    start = [low for low, _ in union]
     for value, target in targets.items():
         share = _share(labels, value, [boxes[value]], output_to_input, target)
-        there = best[tuple(slice(low - s, high - s) for (low, high), s in zip(target, start))]
-        wins = share > there
-        np.copyto(there, share, where=wins)
-        np.copyto(result[tuple(slice(*span) for span in target)], result.dtype.type(value), where=wins)
+        best_in_target = best[tuple(slice(low - s, high - s) for (low, high), s in zip(target, start))]
+        larger = share > best_in_target
+        np.copyto(best_in_target, share, where=larger)
+        np.copyto(result[tuple(slice(*span) for span in target)], result.dtype.type(value), where=larger)
     return result
 
 
@@ -131,10 +131,10 @@ def _share(
     low = [max(min(box[a].start for box in boxes) - 1, 0) for a in range(3)]
     high = [max(box[a].stop for box in boxes) + 1 for a in range(3)]
     indicator = labels[tuple(slice(a, b) for a, b in zip(low, high))] == value
-    here = translate_affine(output_to_input, [a for a, _ in target])
-    here[:3, 3] -= low
+    target_to_part = translate_affine(output_to_input, [a for a, _ in target])
+    target_to_part[:3, 3] -= low
     size = [b - a for a, b in target]
-    return resample_affine(indicator, here, size, outside=float(value == 0), dtype=sitk.sitkFloat32)
+    return resample_affine(indicator, target_to_part, size, outside=float(value == 0), dtype=sitk.sitkFloat32)
 
 
 def antialias(array: np.ndarray, ratios: Sequence[float]) -> np.ndarray:
@@ -146,6 +146,9 @@ def antialias(array: np.ndarray, ratios: Sequence[float]) -> np.ndarray:
     Args:
         array: (X, Y, Z).
         ratios: Target spacing over own spacing along each axis; axes with a ratio up to 1.05 are not filtered.
+
+    Returns:
+        The filtered array, float32; the input itself when no axis is filtered.
     """
     for axis, ratio in enumerate(ratios):
         if ratio > 1.05 and array.shape[axis] > 1:

@@ -1,7 +1,7 @@
-"""Events: what a run says to a program that watches it (DESIGN, "Events and control").
+"""The event protocol: one ASCII JSON object a line, from a run to the program that started it.
 
-One ASCII JSON object a line on standard output, with `"v": 1` and `"event"` in each. `KINDS` lists the fields that
-each event always has; more may be there. Standard library alone: the Slicer module reads events with `decode`.
+Each event has `"v": 1` and `"event"`. `KINDS` lists the fields that an event always has; it may have more. This module needs
+the standard library alone, because the Slicer module reads events with `decode`.
 """
 
 from __future__ import annotations
@@ -23,17 +23,25 @@ KINDS: dict[str, tuple[str, ...]] = {
 
 
 def encode(event: str, **fields: Any) -> str:
-    """One line of JSON without its line end. Raises `ValueError` for an unknown event or a missing field."""
+    """Return an event as one line of JSON, without the end of the line.
+
+    Args:
+        event: A key of `KINDS`.
+        fields: The fields of the event. NaN and infinity become null; scalars of NumPy and torch become numbers.
+
+    Raises:
+        ValueError: The event is unknown or lacks a field.
+    """
     if event not in KINDS:
         raise ValueError(f"unknown event {event!r}")
     missing = [name for name in KINDS[event] if name not in fields]
     if missing:
         raise ValueError(f"event {event!r} lacks {missing}")
-    return json.dumps({"v": VERSION, "event": event, **_finite(fields)}, ensure_ascii=True, default=str)
+    return json.dumps({"v": VERSION, "event": event, **_to_json(fields)}, ensure_ascii=True, default=str)
 
 
 def decode(line: str) -> dict[str, Any] | None:
-    """The event in `line`, or None when the line is no event of a version known here."""
+    """Return the event in a line, or None when the line is not an event of this version."""
     try:
         event = json.loads(line)
     except (ValueError, RecursionError):
@@ -46,14 +54,14 @@ def decode(line: str) -> dict[str, Any] | None:
     return event
 
 
-def _finite(value: Any) -> Any:
-    """JSON has no NaN or infinity: they travel as null. Scalars of numpy and torch travel as numbers."""
+def _to_json(value: Any) -> Any:
+    """Return a value as JSON can express it: null for NaN and infinity, numbers for scalars of NumPy and torch."""
     if getattr(value, "shape", None) == ():
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
-        return {str(key): _finite(part) for key, part in value.items()}
+        return {str(key): _to_json(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
+        return [_to_json(part) for part in value]
     return value

@@ -1,1 +1,1 @@
-"""The machine: devices, memory, processes, required packages."""
+"""The machine: devices, memory, processes, and required packages."""

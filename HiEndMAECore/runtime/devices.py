@@ -1,24 +1,25 @@
-"""Which processor to compute on, and how many threads.
+"""The device to compute on, and the precision of its arithmetic.
 
-torch is imported inside the functions, so that doors and `doctor` can import this file on a bare Python.
+torch is imported inside the functions, so that every command can import this module on a bare Python.
 """
 
 from __future__ import annotations
 
 import functools
-import os
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from HiEndMAECore.errors import MissingDependencyError, UsageError
 
+from .processes import local_rank_from_environment
+
 if TYPE_CHECKING:
     import torch
 
 
 def require_torch() -> None:
-    """Raise the typed error when torch is not installed."""
+    """Raise `MissingDependencyError` when torch is not installed."""
     try:
         import torch  # noqa: F401
     except ModuleNotFoundError as error:
@@ -26,20 +27,34 @@ def require_torch() -> None:
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The torch device for `auto`, `cpu`, `cuda`, `cuda:1` or `mps`, a graphics card always with its number; raises
-    `UsageError` when it is not there or this torch cannot use it."""
+    """Return the torch device that a name stands for.
+
+    Args:
+        name: `auto` (a usable NVIDIA or AMD card, else Apple's graphics, else the CPU), `cpu`, `cuda`, `cuda:1` or `mps`.
+            Under `torchrun`, `auto` and `cuda` give each process of a machine a card of its own.
+
+    Returns:
+        The device; a graphics card always with its index.
+
+    Raises:
+        UsageError: `device_absent`, when this computer does not have it; `device_unfit`, when this torch cannot use it.
+        MissingDependencyError: torch is not installed.
+    """
     require_torch()
     import torch
 
-    rank, cards = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count() if torch.cuda.is_available() else 0
+    local_rank = local_rank_from_environment()
+    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
         usable = [index for index in range(cards) if card_is_usable(index)]
         if usable:
-            return torch.device("cuda", usable[rank % len(usable)])  # a cluster may show each process a single card
+            return torch.device(
+                "cuda", usable[local_rank % len(usable)]
+            )  # a cluster may show each process a single card
         return torch.device("mps" if torch.backends.mps.is_available() and _mps_is_usable() else "cpu")
     device = torch.device(name)
     if device.type == "cuda":
-        index = rank % max(1, cards) if device.index is None else device.index
+        index = local_rank % max(1, cards) if device.index is None else device.index
         if index >= cards:
             raise _absent(name)
         if not card_is_usable(index):
@@ -53,11 +68,12 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def _absent(name: str) -> UsageError:
+    """Return the error for a device that this computer does not have."""
     return UsageError("device_absent", f"This computer has no usable {name}.", "Use --device cpu, or see: doctor.")
 
 
 def card_is_usable(index: int) -> bool:
-    """Has this torch code for the graphics card of this number?"""
+    """Return whether this torch has code for the graphics card with this index."""
     import torch
 
     if torch.version.hip is not None:
@@ -66,13 +82,17 @@ def card_is_usable(index: int) -> bool:
     return compiled_for((card.major, card.minor), torch.cuda.get_arch_list())
 
 
-def compiled_for(capability: tuple[int, int], built: Sequence[str]) -> bool:
-    """Does a torch built for `built` (`sm_80`, `sm_90a`, `compute_90`) run on a card of this compute capability?
+def compiled_for(capability: tuple[int, int], architectures: Sequence[str]) -> bool:
+    """Return whether code for some architectures runs on a card.
 
-    Machine code (sm) runs on its own major version from its minor version on; PTX (compute) on every newer card.
+    Machine code (`sm`) runs on its own major version from its minor version on; PTX (`compute`) runs on every newer card.
+
+    Args:
+        capability: Compute capability of the card, (major, minor).
+        architectures: What torch was built for: `sm_80`, `sm_90a`, `compute_90`.
     """
-    for arch in built:
-        kind, _, digits = arch.partition("_")
+    for architecture in architectures:
+        kind, _, digits = architecture.partition("_")
         number = int(re.sub(r"\D", "", digits))
         major, minor = divmod(number, 10)
         if (kind == "compute" and (major, minor) <= capability) or (major == capability[0] and minor <= capability[1]):
@@ -82,16 +102,19 @@ def compiled_for(capability: tuple[int, int], built: Sequence[str]) -> bool:
 
 @functools.cache
 def _mps_is_usable() -> bool:
-    """Apple's graphics: torch before 2.8 had no 3D convolutions there, and later ones not all 3D sampling."""
+    """Return whether torch has the 3D operations of the networks on Apple's graphics.
+
+    torch before 2.8 had no 3D convolutions there, and later versions lack a part of the 3D sampling.
+    """
     import torch
     from torch.nn import functional as F
 
     try:
         volume = torch.rand(1, 1, 4, 4, 4, device="mps", requires_grad=True)
         F.conv_transpose3d(volume, torch.rand(1, 1, 2, 2, 2, device="mps"), stride=2).sum().backward()
-        places = torch.zeros(1, 4, 4, 4, 3, device="mps")
+        grid = torch.zeros(1, 4, 4, 4, 3, device="mps")
         for mode in ("bilinear", "nearest"):
-            F.grid_sample(volume.detach(), places, mode=mode, align_corners=True)
+            F.grid_sample(volume.detach(), grid, mode=mode, align_corners=True)
     except (RuntimeError, NotImplementedError):
         return False
     return True
@@ -103,30 +126,42 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 def autocast(
     device: torch.device, *, smallest_edge: int = 99, precision: str = "auto", inference: bool = False
 ) -> torch.autocast:
-    """Autocast to `precision`; auto: bf16 where the processor has bf16 arithmetic, else a context that does nothing; but in
-    `inference`, which needs no scaling of a loss, fp16 on NVIDIA cards that only imitate bf16.
+    """Return the autocast context for a device.
 
-    Chosen by what the processor can do, not by timing it, so that the same machine gives the same model. Not for maps whose
-    `smallest_edge` is below 3: there losses of bf16 convolutions on a CPU were NaN now and then. On a CPU with bf16 units
-    one step of the smallest UNETR (batch 2, 48^3) took 0.57 of the fp32 time.
+    With `auto` the choice depends on what the processor can do and never on a timing, so that the same machine gives the
+    same model: bf16 where the processor has bf16 arithmetic, otherwise fp32; and for inference, which needs no loss
+    scaling, fp16 on NVIDIA cards that only emulate bf16. On a CPU with bf16 units one step of the smallest UNETR (batch 2,
+    48^3) took 0.57 of the fp32 time.
+
+    Args:
+        device: Where to compute.
+        smallest_edge: Smallest edge of a feature map in voxels. Below 3, `auto` chooses fp32 on a CPU, where losses of
+            bf16 convolutions became NaN at times.
+        precision: One of `PRECISIONS`.
+        inference: True when no gradients are computed.
     """
     import torch
 
     if precision != "auto":
-        use = precision != "fp32"
+        enabled = precision != "fp32"
     elif device.type == "cuda":
-        real = torch.cuda.get_device_capability(device)[0] >= 8  # older cards only imitate bf16
-        use, precision = real or inference, "auto" if real else "fp16"
+        has_bf16 = torch.cuda.get_device_capability(device)[0] >= 8  # older cards only emulate bf16
+        enabled, precision = has_bf16 or inference, "auto" if has_bf16 else "fp16"
     else:
-        use = device.type == "cpu" and smallest_edge >= 3 and cpu_has_bf16()
-    kind = torch.float16 if precision == "fp16" else torch.bfloat16
+        enabled = device.type == "cpu" and smallest_edge >= 3 and cpu_has_bf16()
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
     return torch.autocast(
-        device.type if device.type != "mps" or precision != "auto" else "cpu", dtype=kind, enabled=use
+        device.type if device.type != "mps" or precision != "auto" else "cpu", dtype=dtype, enabled=enabled
     )
 
 
 def gradient_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
-    """Scales the loss so that fp16 gradients do not vanish; does nothing for every other precision."""
+    """Return the loss scaler that keeps fp16 gradients from vanishing; for other precisions it does nothing.
+
+    Args:
+        device: Where the gradients are computed.
+        precision: One of `PRECISIONS`.
+    """
     import torch
 
     if not hasattr(torch.amp, "GradScaler"):  # torch 2.2
@@ -135,8 +170,8 @@ def gradient_scaler(device: torch.device, precision: str) -> torch.amp.GradScale
 
 
 def cpu_has_bf16() -> bool:
-    """Does this processor multiply bf16 in hardware (AVX-512 BF16 or AMX)? False where torch cannot tell."""
+    """Return whether this CPU multiplies bf16 in hardware (AVX-512 BF16 or AMX); False where torch does not know."""
     import torch
 
-    asked = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return any(ask is not None and ask() for ask in asked)
+    checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(check is not None and check() for check in checks)

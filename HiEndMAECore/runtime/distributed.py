@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -10,6 +9,8 @@ from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
+
+from .processes import rank_from_environment, restarted_by_torchrun, world_size_from_environment
 
 _CONFIRMATION_TIMEOUT = timedelta(seconds=1)  # before a process reads the rendezvous name again
 _NAME_KEY = "meeting"  # of the store, for the rendezvous name
@@ -64,8 +65,8 @@ def init_distributed(device: torch.device) -> DistributedContext:
     Args:
         device: Device of this process.
     """
-    world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    restarted_here = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    world_size, rank = world_size_from_environment(), rank_from_environment()
+    restarted_here = restarted_by_torchrun()
     if world_size == 1:
         return DistributedContext(restarted=restarted_here)
     if device.type == "cuda":

@@ -1,141 +1,131 @@
-"""How much memory there is, how much a scan will take, and the plan made from the two before the first tile.
-
-Bytes everywhere; people are told GB (10^9).
-"""
+"""Memory: how much is free on a device or in the system, and how much a block of code takes at its peak. Values in bytes."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 
 CPU = torch.device("cpu")
-BYTES_PER_VOXEL_READING = (
-    20  # a voxel and channel, while a scan is read and prepared: as stored, float32, and copies in the making
-)
-_FALLBACK_BYTES = 4 * 10**9  # where a system tells nothing
+# For each voxel and channel while a scan is read and preprocessed: as stored, as float32, and intermediate copies.
+BYTES_PER_VOXEL_READING = 20
+_SAMPLING_SECONDS = 0.002
 
 
 @dataclass
 class Cost:
-    """What one tile cost: extra bytes at its peak (None where that cannot be seen) and seconds."""
+    """The measured cost of a block of code, such as one tile.
+
+    Attributes:
+        bytes: Additional memory at the peak; None where it was not measured.
+        seconds: Wall-clock time.
+    """
 
     bytes: int | None = None
     seconds: float = 0.0
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be had on a device, or in the system (`cpu`)."""
+    """Return the bytes that can still be allocated.
+
+    Args:
+        device: A graphics card; or `cpu` for the memory of the system, within the limits of this process's control groups.
+    """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
     if device.type == "mps":
         return max(0, int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()))
-    return min([_system_memory(), *_group_memory(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"))])
+    available = int(psutil.virtual_memory().available)
+    return min([available, *_group_memory(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"))])
 
 
-def _system_memory() -> int:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    with contextlib.suppress(ImportError):
-        import psutil
+def _group_memory(root: Path, membership: Path) -> Iterator[int]:
+    """Yield the free memory of each Linux control group of this process that has a limit (version 2, then version 1).
 
-        return int(psutil.virtual_memory().available)
-    if sys.platform == "win32":
-        import ctypes
+    Containers and batch systems limit a group; psutil reports the memory of the whole machine.
 
-        class Status(ctypes.Structure):
-            _fields_ = [("length", ctypes.c_ulong), ("load", ctypes.c_ulong)] + [
-                (name, ctypes.c_ulonglong) for name in ("total", "free", "a", "b", "c", "d", "e")
-            ]
-
-        status = Status(length=ctypes.sizeof(Status))
-        if ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):
-            return int(status.free)
-        return _FALLBACK_BYTES
+    Args:
+        root: Where the control groups are mounted.
+        membership: The file that lists the groups of this process.
+    """
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2  # macOS: half of what is built in
-    except (ValueError, OSError):
-        return _FALLBACK_BYTES
-
-
-def _group_memory(root: Path, own: Path) -> Iterator[int]:
-    """What a container or a batch system leaves to this process's group and those above it (cgroup 2, then 1)."""
-    try:
-        lines = own.read_text().splitlines()
+        lines = membership.read_text().splitlines()
     except OSError:
         return
     for line in lines:
         _, controllers, group = line.split(":", 2)
         if controllers not in ("", "memory"):
             continue
+        limit_file, usage_file = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        if not controllers:
+            limit_file, usage_file = ("memory.max", "memory.current")
         top = root / controllers
-        limit, used = ("memory.max", "memory.current") if not controllers else (
-            "memory.limit_in_bytes", "memory.usage_in_bytes",
-        )  # fmt: skip
-        here = top / group.lstrip("/")
-        for folder in (here, *here.parents):
+        innermost = top / group.lstrip("/")
+        for folder in (innermost, *innermost.parents):
             with contextlib.suppress(OSError, ValueError):  # no such file, or the limit is "max"
-                most = int((folder / limit).read_text())
-                stat = dict(pair.split() for pair in (folder / "memory.stat").read_text().splitlines())
-                taken = int((folder / used).read_text()) - int(stat.get("inactive_file", 0))  # the cache gives way
-                yield max(0, most - taken)
+                limit = int((folder / limit_file).read_text())
+                statistics = dict(pair.split() for pair in (folder / "memory.stat").read_text().splitlines())
+                cache = int(statistics.get("inactive_file", 0))  # the system frees it on demand
+                yield max(0, limit - (int((folder / usage_file).read_text()) - cache))
             if folder == top:
                 break
 
 
 @contextlib.contextmanager
 def measure_peak(device: torch.device) -> Iterator[Cost]:
-    """Measure the block: seconds, and the extra memory at its peak (CUDA; else Linux, by looking often)."""
-    found = Cost()
+    """Measure the time and the additional memory of the `with` block.
+
+    On CUDA the allocator reports the peak. Elsewhere the resident memory of this process is sampled every 2 ms.
+
+    Args:
+        device: Where the block computes.
+
+    Yields:
+        The cost, which is filled in when the block ends.
+    """
+    cost = Cost()
     start = time.monotonic()
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        yield found
+        yield cost
         torch.cuda.synchronize(device)
-        found.bytes = torch.cuda.max_memory_allocated(device) - before
+        cost.bytes = torch.cuda.max_memory_allocated(device) - before
     else:
-        with _resident_peak() as peak:
-            yield found
-        found.bytes = peak[0] if peak else None
-    found.seconds = time.monotonic() - start
+        with _sample_resident_memory(cost):
+            yield cost
+    cost.seconds = time.monotonic() - start
 
 
 @contextlib.contextmanager
-def _resident_peak() -> Iterator[list[int]]:
-    """The growth of this process's resident memory at its peak: one number, or none where that cannot be seen."""
-    peak: list[int] = []
-    try:
-        before = _resident()
-    except OSError:
-        yield peak
-        return
-    peak.append(0)
+def _sample_resident_memory(cost: Cost) -> Iterator[None]:
+    """Set `cost.bytes` to the largest growth of this process's resident memory during the block."""
+    process = psutil.Process()
+    before = process.memory_info().rss
+    peak = 0
     done = threading.Event()
 
-    def look() -> None:
-        while not done.wait(0.002):
-            peak[0] = max(peak[0], _resident() - before)
+    def sample() -> None:
+        nonlocal peak
+        peak = max(peak, process.memory_info().rss - before)
 
-    watcher = threading.Thread(target=look, daemon=True)
-    watcher.start()
+    def keep_sampling() -> None:
+        while not done.wait(_SAMPLING_SECONDS):
+            sample()
+
+    sampler = threading.Thread(target=keep_sampling, daemon=True)
+    sampler.start()
     try:
-        yield peak
+        yield
     finally:
         done.set()
-        watcher.join()
-        peak[0] = max(peak[0], _resident() - before)
-
-
-def _resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        sampler.join()
+        sample()
+    cost.bytes = peak

@@ -1,47 +1,54 @@
-"""The one object through which a run speaks (events or bars) and is spoken to (control file, signals, parent).
-
-Usage:
-
-    with Reporter.of(config, door="segment") as report:
-        for step in report.steps("tiles", count):     # bar, time left, cancel
-            ...
-        report.finished({"label": path})
-
-Work that asks `report.check()` in its loops can be cancelled; `report.finish_requested` says that a usable result is
-wanted now. Both are set by a thread that looks at the control file and at the parent process every second.
-"""
+"""Processes: whether one exists, and which of the processes of `torchrun` this one is. Imports on a bare Python."""
 
 from __future__ import annotations
 
 import os
-import sys
-from pathlib import Path
 
 
 def process_exists(pid: int) -> bool:
-    """Is there a process of this number? True when that cannot be told."""
-    if sys.platform == "win32":
-        import ctypes
+    """Return whether a process runs.
 
-        kernel = ctypes.windll.kernel32
-        handle = kernel.OpenProcess(0x00100000, False, pid)  # SYNCHRONIZE
-        if not handle:
-            return bool(kernel.GetLastError() == 5)  # access denied: it is there, and not ours to open
-        waiting = kernel.WaitForSingleObject(handle, 0)
-        kernel.CloseHandle(handle)
-        return waiting != 0
+    Args:
+        pid: The number of the process.
+
+    Returns:
+        False when there is none, and for a zombie, which has ended. True when it runs, when the system does not allow
+        the question, and when psutil is not installed.
+    """
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
+        import psutil
+    except ImportError:  # `doctor` also runs before the required packages are installed
         return True
-    return not _is_zombie(pid)
-
-
-def _is_zombie(pid: int) -> bool:
-    """On Linux an ended child that nobody waited for still has a number; it is gone all the same."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except (OSError, IndexError):
+    if not psutil.pid_exists(pid):
         return False
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        return True
+
+
+def rank_from_environment() -> int:
+    """Return the number of this process among those that `torchrun` started; 0 without it."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def local_rank_from_environment() -> int:
+    """Return the number of this process on its machine; 0 without `torchrun`."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def world_size_from_environment() -> int:
+    """Return how many processes `torchrun` started on all machines; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def started_by_torchrun() -> bool:
+    """Return whether `torchrun` started this process, and may restart it."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def restarted_by_torchrun() -> bool:
+    """Return whether `torchrun` has restarted the processes of this machine after one of them was lost."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0

@@ -1,6 +1,7 @@
-"""The packages that the engine needs, and whether what is installed will do. Standard library alone.
+"""The required and optional packages, and whether the installed versions satisfy them. Standard library alone.
 
-As in pyproject.toml (a test compares them): inside Slicer the engine is not installed and has no metadata to read.
+A test compares the lists with pyproject.toml. They stand here too, because inside Slicer the engine is not installed and
+has no metadata to read.
 """
 
 from __future__ import annotations
@@ -29,41 +30,49 @@ OPTIONAL = {
 }
 
 
-def name_of(line: str) -> str:
-    """'torch' of 'torch>=2.2,!=2.9.*'."""
-    return re.split(r"[<>=!]", line)[0]
+def name_of(requirement: str) -> str:
+    """Return the name of the package of a requirement: 'torch' for 'torch>=2.2,!=2.9.*'."""
+    return re.split(r"[<>=!]", requirement)[0]
 
 
-def pip_install(*lines: str) -> str:
-    """The command that installs `lines` for this Python."""
-    return " ".join([f'"{sys.executable}" -m pip install', *(f'"{line}"' for line in lines)])
+def pip_install(*requirements: str) -> str:
+    """Return the command that installs requirements for this Python."""
+    return " ".join([f'"{sys.executable}" -m pip install', *(f'"{requirement}"' for requirement in requirements)])
 
 
-def installed(line: str) -> str | None:
-    """The installed version of the package of a requirement `line`, or None."""
+def installed(requirement: str) -> str | None:
+    """Return the installed version of the package of a requirement, or None."""
     try:
-        return metadata.version(name_of(line))
+        return metadata.version(name_of(requirement))
     except metadata.PackageNotFoundError:
         return None
 
 
-def fault_of(line: str) -> str:
-    """What is wrong with the installed package: '' (nothing), 'absent', 'too old', 'excluded', or 'broken (why)'."""
-    version = installed(line)
-    fault = "absent" if version is None else outside(version, line)
+def fault_of(requirement: str) -> str:
+    """Return what is wrong with the installed package: '' (nothing), 'absent', 'too old', 'excluded' or 'broken (why)'."""
+    version = installed(requirement)
+    fault = "absent" if version is None else outside(version, requirement)
     if fault:
         return fault
     try:
-        importlib.import_module(name_of(line))
-    except Exception as error:  # a broken installation raises whatever it likes: OSError for a missing DLL, say
+        importlib.import_module(name_of(requirement))
+    except Exception as error:  # a broken installation raises anything, for example OSError for a missing DLL
         return f"broken ({type(error).__name__}: {error})"
     return ""
 
 
-def outside(version: str, line: str) -> str:
-    """How `version` falls outside the `>=` and `!=X.*` of a requirement `line`: 'too old', 'excluded' or ''."""
+def outside(version: str, requirement: str) -> str:
+    """Return how a version violates a requirement.
+
+    Args:
+        version: An installed version, such as "2.9.0+cu126".
+        requirement: A requirement with `>=X` and `!=X.*`.
+
+    Returns:
+        'too old', 'excluded', or '' when the version satisfies the requirement.
+    """
     numbers = version_numbers(version)
-    for sign, bound in re.findall(r"(>=|!=)([\d.]+)", line):
+    for sign, bound in re.findall(r"(>=|!=)([\d.]+)", requirement):
         limit = version_numbers(bound)
         if sign == ">=" and numbers < limit:
             return "too old"
@@ -73,5 +82,5 @@ def outside(version: str, line: str) -> str:
 
 
 def version_numbers(version: str) -> tuple[int, ...]:
-    """(2, 9, 0) of '2.9.0+cu126'."""
+    """Return the first three numbers of a version: (2, 9, 0) for '2.9.0+cu126'."""
     return tuple(int(part) for part in re.findall(r"\d+", version.partition("+")[0])[:3])

@@ -47,7 +47,7 @@ def layer_decay_groups(groups: Sequence[LayerGroup], learning_rate: float, *, de
     """Return the encoder's parameter groups with one learning rate for each depth.
 
     The deepest layers are trained at `learning_rate`, every layer before at `decay` times the rate of the next. What
-    pretraining taught early layers, edges and textures, fits any patient, so they should change least.
+    early layers learned in pretraining, edges and textures, fits any patient, so they should change least.
 
     Args:
         groups: Layer groups of the network; those that are not of the encoder are skipped.

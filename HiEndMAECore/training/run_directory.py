@@ -118,7 +118,7 @@ class RunDirectory:
             draw_progress(
                 figure,
                 losses=result.losses,
-                watched=result.validation_losses,
+                validation_losses=result.validation_losses,
                 rates=[(record.step, record.learning_rate) for record in result.records],
                 speeds=[(record.step, record.crops_per_second) for record in result.records],
                 reconstructions=self._middle_slices(crops, output),

@@ -1,13 +1,13 @@
-"""Crops from the store beside crops from whole prepared volumes, alternating in one process; and bytes per scan.
+"""Speed of crops from the store against crops from whole preprocessed volumes, and bytes of a scan in several formats.
 
-python Testing/Benchmarks/crops.py formats [--scan FILE]      # every format tried: bytes per scan, error, crops/s
+python Testing/Benchmarks/crops.py formats [--scan FILE]      # every format: bytes of a scan, error, crops/s
 python Testing/Benchmarks/crops.py speed [--volumes 3]        # the store against whole volumes: ratios, warm and cold
 
-The volumes are of body size, (330, 300, 400) voxels at 1.5 mm: the scan (default: the 1.5 mm chest CT of HIENDMAE_DATA)
-prepared as `prepare` does and mirrored up to that size, so that its noise, which is what does not compress, stays real;
-every volume is shifted, so that no two files are the same. Cold: the files were dropped from the page cache (Linux).
-The rivals of `speed` hold the same voxels, read whole and cropped in memory: 8 crops a volume, as the authors draw them,
-and 1. The store is opened anew for every crop, as its readers do.
+The volumes have the size of a body, (330, 300, 400) voxels at 1.5 mm. They are made of a scan (default: the 1.5 mm chest CT of
+HIENDMAE_DATA) that is preprocessed as `prepare` does and mirrored up to that size, so that its noise, which does not compress,
+is real. Every volume is shifted, so that no two files are the same. Cold: the files are removed from the page cache (Linux).
+The whole volumes of `speed` have the same voxels; they are read and cropped in memory, with 8 crops of a volume, as the
+authors draw them, or 1. The store is opened again for every crop, as its readers do. The arms alternate in one process.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from HiEndMAECore.preprocessing.pipeline import PreprocessingPlan, preprocess
 
 BODY = (330, 300, 400)
 CROP = (96, 96, 96)
-HU = 425.0  # of the window [-175, 250], which becomes [0, 1]
-SCANS = 10_000
+WINDOW_HU = 425.0  # width of the window [-175, 250], which becomes [0, 1]
+SCANS = 10_000  # for which the disk space is printed
 Slices = tuple[slice, slice, slice]
 Format = tuple[Callable[[Path, np.ndarray], object], Callable[[Path, Slices], np.ndarray]]
 
@@ -64,12 +64,12 @@ def as_float(array: np.ndarray) -> np.ndarray:
     return result if levels is None else np.multiply(result, np.float32(1 / levels), out=result)
 
 
-def blosc(quantise: Callable, chunk: int, block: int, codec: str, filters: str) -> Format:
+def blosc(quantize: Callable, chunk: int, block: int, codec: str, filters: str) -> Format:
     def write(path: Path, array: np.ndarray) -> None:
-        packing = blosc2.CParams(
+        parameters = blosc2.CParams(
             codec=blosc2.Codec[codec], clevel=5, filters=[blosc2.Filter[filters]], filters_meta=[0], nthreads=1
         )
-        blosc2.asarray(quantise(array), urlpath=str(path), chunks=(chunk,) * 3, blocks=(block,) * 3, cparams=packing)
+        blosc2.asarray(quantize(array), urlpath=str(path), chunks=(chunk,) * 3, blocks=(block,) * 3, cparams=parameters)
 
     def crop(path: Path, where: Slices) -> np.ndarray:
         return as_float(blosc2.open(str(path), mode="r", dparams=blosc2.DParams(nthreads=1))[where])
@@ -77,16 +77,16 @@ def blosc(quantise: Callable, chunk: int, block: int, codec: str, filters: str) 
     return write, crop
 
 
-def zarred(quantise: Callable, chunk: int, shard: int | None) -> Format:
+def zarr_format(quantize: Callable, chunk: int, shard: int | None) -> Format:
     def write(path: Path, array: np.ndarray) -> None:
-        made = zarr.create_array(
+        created = zarr.create_array(
             store=str(path),
-            data=quantise(array),
+            data=quantize(array),
             chunks=(chunk,) * 3,
             shards=None if shard is None else (shard,) * 3,
             compressors=BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle"),
         )
-        assert made.shape == array.shape
+        assert created.shape == array.shape
 
     def crop(path: Path, where: Slices) -> np.ndarray:
         return as_float(np.asarray(zarr.open_array(str(path), mode="r")[where]))
@@ -94,10 +94,10 @@ def zarred(quantise: Callable, chunk: int, shard: int | None) -> Format:
     return write, crop
 
 
-def mapped(quantise: Callable) -> Format:
+def memory_mapped(quantize: Callable) -> Format:
     def write(path: Path, array: np.ndarray) -> None:
         with path.open("wb") as file:
-            np.save(file, quantise(array))
+            np.save(file, quantize(array))
 
     def crop(path: Path, where: Slices) -> np.ndarray:
         return as_float(np.load(path, mmap_mode="r")[where])
@@ -106,8 +106,8 @@ def mapped(quantise: Callable) -> Format:
 
 
 FORMATS: dict[str, Format] = {
-    "npy float16, memory-mapped": mapped(to_half),
-    "npy uint8, memory-mapped": mapped(to_bytes),
+    "npy float16, memory-mapped": memory_mapped(to_half),
+    "npy uint8, memory-mapped": memory_mapped(to_bytes),
     "blosc2 float16 zstd 64/32": blosc(to_half, 64, 32, "ZSTD", "BITSHUFFLE"),
     "blosc2 uint16 (10 bits) zstd 64/32": blosc(to_words, 64, 32, "ZSTD", "BITSHUFFLE"),
     "blosc2 uint8 zstd 64/32": blosc(to_bytes, 64, 32, "ZSTD", "BITSHUFFLE"),
@@ -121,24 +121,24 @@ FORMATS: dict[str, Format] = {
     "blosc2 uint8 lz4hc 64/16, no filter": blosc(to_bytes, 64, 16, "LZ4HC", "NOFILTER"),
     "blosc2 uint8 lz4hc 64/32, no filter": blosc(to_bytes, 64, 32, "LZ4HC", "NOFILTER"),
     "blosc2 uint8 lz4hc 128/32, no filter": blosc(to_bytes, 128, 32, "LZ4HC", "NOFILTER"),
-    "zarr 3 uint8 zstd 32": zarred(to_bytes, 32, None),
-    "zarr 3 uint8 zstd 64": zarred(to_bytes, 64, None),
-    "zarr 3 uint8 zstd 32, shards of 128": zarred(to_bytes, 32, 128),
+    "zarr 3 uint8 zstd 32": zarr_format(to_bytes, 32, None),
+    "zarr 3 uint8 zstd 64": zarr_format(to_bytes, 64, None),
+    "zarr 3 uint8 zstd 32, shards of 128": zarr_format(to_bytes, 32, 128),
 }
 
 
 def bodies(scan: Path, count: int) -> list[np.ndarray]:
-    """Volumes (H, W, D) of BODY voxels in [0, 1]."""
+    """Return `count` volumes of BODY voxels in [0, 1]."""
     array = preprocess(read_volume([scan]), PreprocessingPlan()).array[0]
     return [
-        np.pad(np.roll(array, 17 * turn, axis=2), [(0, max(n - m, 0)) for m, n in zip(array.shape, BODY)], "symmetric")[
-            tuple(slice(n) for n in BODY)
-        ]
-        for turn in range(count)
+        np.pad(
+            np.roll(array, 17 * index, axis=2), [(0, max(n - m, 0)) for m, n in zip(array.shape, BODY)], "symmetric"
+        )[tuple(slice(n) for n in BODY)]
+        for index in range(count)
     ]
 
 
-def draw(rng: np.random.Generator, shape: tuple[int, ...]) -> list[int]:
+def draw_start(rng: np.random.Generator, shape: tuple[int, ...]) -> list[int]:
     return [int(rng.integers(n - m + 1)) for n, m in zip(shape, CROP)]
 
 
@@ -151,8 +151,8 @@ def files_below(path: Path) -> list[Path]:
     return [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
 
 
-def forget(path: Path) -> None:
-    """Take the files from the page cache (Linux: clean pages go at once)."""
+def drop_from_page_cache(path: Path) -> None:
+    """Remove the files from the page cache (on Linux clean pages are removed at once)."""
     for file in files_below(path):
         with file.open("rb") as stream:
             os.fsync(stream.fileno())
@@ -160,7 +160,7 @@ def forget(path: Path) -> None:
 
 
 def seconds(run: Callable[[], object]) -> np.ndarray:
-    """(2,): on the clock, and of the processor: on a machine that others use the first says little of the program."""
+    """Return the wall time and the processor time of a call (2,). On a shared machine the wall time is unreliable."""
     clock, processor = time.perf_counter(), time.process_time()
     run()
     return np.array([time.perf_counter() - clock, time.process_time() - processor])
@@ -175,30 +175,30 @@ def formats(folder: Path, scan: Path, rounds: int) -> None:
     info(f"{volume.shape}, {np.mean(volume > 0):.0%} of the voxels above 0")
     for index, (name, (write, _)) in enumerate(FORMATS.items()):
         path = folder / f"{index}.b2nd"
-        taken = seconds(lambda write=write, path=path: write(path, volume))[1]  # type: ignore[misc]
+        write_seconds = seconds(lambda write=write, path=path: write(path, volume))[1]  # type: ignore[misc]
         size = sum(file.stat().st_size for file in files_below(path))
         info(f"{name:<36} {size / 1e6:6.1f} MB, {size * SCANS / 1e12:.3f} TB for {SCANS}, {len(files_below(path))} files; "
-            f"written in {taken:.1f} s of the processor")  # fmt: skip
+            f"written in {write_seconds:.1f} s of processor time")  # fmt: skip
     rng = np.random.default_rng(0)
     rates: dict[tuple[str, bool], list[float]] = {}
     errors: dict[str, float] = {}
     for _ in range(rounds):
-        places = [slices(draw(rng, volume.shape)) for _ in range(8)]
+        regions = [slices(draw_start(rng, volume.shape)) for _ in range(8)]
         for index, (name, (_, crop)) in enumerate(FORMATS.items()):
             path = folder / f"{index}.b2nd"
             for cold in (True, False):
                 if cold:
-                    forget(path)
+                    drop_from_page_cache(path)
 
-                def run(crop: Callable = crop, path: Path = path, places: list = places) -> object:
-                    return [crop(path, where) for where in places]
+                def run(crop: Callable = crop, path: Path = path, regions: list = regions) -> object:
+                    return [crop(path, where) for where in regions]
 
-                rates.setdefault((name, cold), []).append(len(places) / seconds(run)[0 if cold else 1])
-            wrong = np.square(crop(path, places[0]) - volume[places[0]])
-            errors[name] = HU * float(np.sqrt(wrong.mean()))
+                rates.setdefault((name, cold), []).append(len(regions) / seconds(run)[0 if cold else 1])
+            squared = np.square(crop(path, regions[0]) - volume[regions[0]])
+            errors[name] = WINDOW_HU * float(np.sqrt(squared.mean()))
     for name in FORMATS:
-        info(f"{name:<36} error {errors[name]:.2f} HU rms; crops a second of the processor {spread(rates[name, False])}, "
-            f"cold, on the clock {spread(rates[name, True])}")  # fmt: skip
+        info(f"{name:<36} error {errors[name]:.2f} HU rms; crops per second of processor time {spread(rates[name, False])}, "
+            f"cold, of wall time {spread(rates[name, True])}")  # fmt: skip
 
 
 def whole_nifti(path: Path) -> np.ndarray:
@@ -218,7 +218,7 @@ def write_tensor(path: Path, array: np.ndarray) -> None:
     torch.save(torch.from_numpy(np.ascontiguousarray(array)), path)
 
 
-RIVALS: dict[str, tuple[str, Callable[[Path, np.ndarray], object], Callable[[Path], np.ndarray]]] = {
+WHOLE_FORMATS: dict[str, tuple[str, Callable[[Path, np.ndarray], object], Callable[[Path], np.ndarray]]] = {
     "uint8 .nii.gz (nibabel)": (
         ".nii.gz",
         lambda path, array: nib.save(nib.Nifti1Image(to_bytes(array), np.eye(4)), path),  # type: ignore[attr-defined]
@@ -229,17 +229,17 @@ RIVALS: dict[str, tuple[str, Callable[[Path, np.ndarray], object], Callable[[Pat
         lambda path, array: np.savez_compressed(path, scan=to_bytes(array)),
         whole_archive,
     ),
-    "float32 .pt (as MONAI's PersistentDataset keeps it)": (".f32.pt", write_tensor, whole_tensor),
+    "float32 .pt (as MONAI's PersistentDataset stores it)": (".f32.pt", write_tensor, whole_tensor),
     "uint8 .pt (the same, in bytes)": (".u8.pt", lambda path, array: write_tensor(path, to_bytes(array)), whole_tensor),
 }
 
 
 def speed(folder: Path, scan: Path, rounds: int, volumes: int) -> None:
     entries = []
-    sizes = dict.fromkeys(RIVALS, 0)
+    sizes = dict.fromkeys(WHOLE_FORMATS, 0)
     for index, volume in enumerate(bodies(scan, volumes)):
         entries.append(write_scan(folder / "store", f"scan{index}", volume[None]))
-        for name, (suffix, write, _) in RIVALS.items():
+        for name, (suffix, write, _) in WHOLE_FORMATS.items():
             path = folder / f"scan{index}{suffix}"
             write(path, volume)
             sizes[name] += path.stat().st_size
@@ -248,40 +248,49 @@ def speed(folder: Path, scan: Path, rounds: int, volumes: int) -> None:
     stored = sum(entry["bytes"] for entry in entries) / volumes
     info(f"store: {stored / 1e6:.1f} MB a scan, {stored * SCANS / 1e12:.3f} TB for {SCANS}")
     rng = np.random.default_rng(0)
-    for name, (suffix, _, read) in RIVALS.items():
+    for name in WHOLE_FORMATS:
         info(f"whole {name}: {sizes[name] / volumes / 1e6:.1f} MB a scan")
         for cold in (False, True):
             for crops in (8, 1):
-                ratios, ours, theirs = [], [], []
-                for turn in range(rounds + 1):
-                    index = turn % volumes
-                    rival = folder / f"scan{index}{suffix}"
-                    starts = [draw(rng, BODY) for _ in range(crops)]
-                    if cold:
-                        forget(rival)
-                        forget(folder / "store" / f"scan{index}.{entries[index]['format']}")
-
-                    def from_store(index: int = index, starts: list = starts) -> object:
-                        return [store.crop(index, start=start, size=CROP) for start in starts]
-
-                    def from_whole(rival: Path = rival, starts: list = starts, read: Callable = read) -> object:
-                        array = read(rival)
-                        return [as_float(array[slices(start)]) for start in starts]
-
-                    one, other = (from_store, from_whole) if turn % 2 else (from_whole, from_store)
-                    times = {one: seconds(one), other: seconds(other)}
-                    if turn:  # the first warms up
-                        ours.append(crops / times[from_store])
-                        theirs.append(crops / times[from_whole])
-                        ratios.append(ours[-1] / theirs[-1])
-                for column, kind in enumerate(("clock", "processor")):
-                    if cold and kind == "processor":
+                rates = compare_with_whole_volumes(store, name, rng=rng, cold=cold, crops=crops, rounds=rounds)
+                for column, clock in enumerate(("wall time", "processor time")):
+                    if cold and clock == "processor time":
                         continue  # the processor does not wait for the disk
-                    ratio, mine, whole = ([row[column] for row in rows] for rows in (ratios, ours, theirs))
+                    from_store, from_whole = ([rate[column] for rate in arm] for arm in rates)
+                    ratios = [one / other for one, other in zip(from_store, from_whole)]
                     info(
-                        f"  {'cold' if cold else 'warm'}, {crops} of a volume, {kind}: ratio {spread(ratio)}; "
-                        f"crops/s {spread(mine)} against {spread(whole)}"
+                        f"  {'cold' if cold else 'warm'}, {crops} of a volume, {clock}: ratio {spread(ratios)}; "
+                        f"crops/s {spread(from_store)} against {spread(from_whole)}"
                     )
+
+
+def compare_with_whole_volumes(
+    store: crop_store.CropStore, name: str, *, rng: np.random.Generator, cold: bool, crops: int, rounds: int
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return crops per second of wall and processor time (2,) in each round, from the store and from whole volumes."""
+    suffix, _, read = WHOLE_FORMATS[name]
+    store_rates, whole_rates = [], []
+    for number in range(rounds + 1):
+        index = number % len(store)
+        whole_file = store.path.parent / f"scan{index}{suffix}"
+        starts = [draw_start(rng, BODY) for _ in range(crops)]
+        if cold:
+            drop_from_page_cache(whole_file)
+            drop_from_page_cache(store.path / f"scan{index}.{store.manifest['scans'][index]['format']}")
+
+        def from_store(index: int = index, starts: list = starts) -> object:
+            return [store.crop(index, start=start, size=CROP) for start in starts]
+
+        def from_whole(file: Path = whole_file, starts: list = starts) -> object:
+            array = read(file)
+            return [as_float(array[slices(start)]) for start in starts]
+
+        arms = (from_store, from_whole) if number % 2 else (from_whole, from_store)
+        times = {arm: seconds(arm) for arm in arms}
+        if number:  # the first round warms up
+            store_rates.append(crops / times[from_store])
+            whole_rates.append(crops / times[from_whole])
+    return store_rates, whole_rates
 
 
 if __name__ == "__main__":
@@ -291,9 +300,9 @@ if __name__ == "__main__":
     parser.add_argument("--scan", type=Path, default=Path(data, "abdomen/ct_chest_B/ct.nii.gz"))
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--volumes", type=int, default=3)
-    chosen = parser.parse_args()
-    with tempfile.TemporaryDirectory() as made:
-        if chosen.what == "formats":
-            formats(Path(made), chosen.scan, chosen.rounds)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        if options.what == "formats":
+            formats(Path(temporary), options.scan, options.rounds)
         else:
-            speed(Path(made), chosen.scan, chosen.rounds, chosen.volumes)
+            speed(Path(temporary), options.scan, options.rounds, options.volumes)

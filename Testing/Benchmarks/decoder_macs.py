@@ -1,14 +1,15 @@
-"""What the decoders of the paper's Tables 6 and 7 cost: multiply-accumulates (GMAC) of one 96^3 crop.
+"""Multiply-accumulates (GMAC) of the decoders of the paper's Tables 6 and 7, for one crop of 96^3 voxels.
 
     python Testing/Benchmarks/decoder_macs.py
 
-Counted from the shapes that pass through real modules (on torch's meta device: nothing is computed), three ways:
+They are counted from the shapes that pass through real modules on torch's meta device, where nothing is computed. There are
+three counts:
 
-- paper: as the published numbers were counted (specification, section 4): linear layers on all tokens, 5 for each element of a
-  LayerNorm, attention products of plain blocks only (those of cross blocks are not seen), head of 12^3 in every row,
-  projections from the encoder left out.
-- full: the literal model with nothing left out but the LayerNorms: all attention products, the projections, the true head.
-- ours: what the engine's decoder does for the same loss: no head and no last block for tokens that are not asked for.
+- paper: as the published numbers were counted: linear layers on all tokens, 5 for each element of a LayerNorm, attention
+  products of plain blocks only (without those of cross blocks), a head of 12^3 in every row, without the projections from
+  the encoder.
+- full: the literal model with everything but the LayerNorms: all attention products, the projections, and the true head.
+- engine: what the engine's decoder computes for the same loss: without head and last block for tokens that are not predicted.
 """
 
 from __future__ import annotations
@@ -45,24 +46,24 @@ _PAPER_HEAD = 12**3
 
 
 def paper_macs(variant: str, stages: int) -> float:
-    """GMAC by the paper's counting."""
+    """Return the GMAC of a variant's decoder as the paper counts them."""
     model, inputs = _on_meta(oracle.Oracle, variant, stages)
     decoder = model.decoder
     decoder.head = nn.Linear(decoder.head.in_features, _PAPER_HEAD, device="meta")
     plain = {id(block.attn) for block in decoder.blocks}
     count = 0
 
-    def see(module: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
+    def add_module(module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
         nonlocal count
-        tokens = given[0].shape[1]
+        tokens = inputs[0].shape[1]
         if isinstance(module, nn.Linear):
             count += tokens * module.in_features * module.out_features
         elif isinstance(module, nn.LayerNorm):
-            count += 5 * given[0].numel()
+            count += 5 * inputs[0].numel()
         elif id(module) in plain:
             count += 2 * tokens * tokens * out.shape[2]
 
-    handles = [module.register_forward_hook(see) for module in decoder.modules()]
+    handles = [module.register_forward_hook(add_module) for module in decoder.modules()]
     with mock.patch.object(oracle.Oracle, "patchify", _no_target(_PAPER_HEAD)):
         model(*inputs)
     for handle in handles:
@@ -70,16 +71,16 @@ def paper_macs(variant: str, stages: int) -> float:
     return count / 1e9
 
 
-def full_macs(variant: str, stages: int, *, ours: bool) -> float:
-    """GMAC of decoder, projections and head: of the literal model, or of the engine's."""
-    model, inputs = _on_meta(HiEndMAE if ours else oracle.Oracle, variant, stages)
-    encode = model.encoder if ours else lambda volume, seen: _literal_encoder(model, volume, seen)
+def full_macs(variant: str, stages: int, *, engine: bool) -> float:
+    """Return the GMAC of decoder, projections and head, of the engine's model or of the literal one."""
+    model, inputs = _on_meta(HiEndMAE if engine else oracle.Oracle, variant, stages)
+    encode = model.encoder if engine else lambda volume, visible: _literal_encoder(model, volume, visible)
     whole = _flops(lambda: model(*inputs))
     return (whole - _flops(lambda: encode(inputs[0], inputs[1][:, : model.visible]))) / 2e9
 
 
-def _literal_encoder(model: Any, volume: Tensor, seen: Tensor) -> Tensor:
-    x = model.encoder.patch_embed(volume)[:, : seen.shape[1]]
+def _literal_encoder(model: Any, volume: Tensor, visible: Tensor) -> Tensor:
+    x = model.encoder.patch_embed(volume)[:, : visible.shape[1]]
     x = torch.cat([model.encoder.cls_token, x], dim=1)
     for block in model.encoder.blocks:
         x = block(x)
@@ -107,7 +108,7 @@ def _no_target(voxels: int) -> Callable[[Any, Tensor], Tensor]:
 
 @contextmanager
 def _plain_attention() -> Iterator[None]:
-    """The counter does not see torch's fused attention: it is shown the products that it stands for."""
+    """Replace torch's fused attention by plain matrix products, which the counter can count."""
 
     def products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return (q @ k.transpose(-2, -1)).softmax(dim=-1) @ v
@@ -117,16 +118,22 @@ def _plain_attention() -> Iterator[None]:
 
 
 def main() -> None:
-    print("| variant | stages | published | paper's counting | full | ours | ours saves against stages 0, full |")
+    print("| variant | stages | published | paper's count | full | engine | engine saves against stages 0, full |")
     print("|---|---|---|---|---|---|---|")
     for variant in VARIANTS:
-        plain = full_macs(variant, 0, ours=False)
+        without_stages = full_macs(variant, 0, engine=False)
         for stages in range(4):
             published = PUBLISHED.get((variant, stages))
-            told = "" if published is None else f"{published:.2f}"
-            full, ours = full_macs(variant, stages, ours=False), full_macs(variant, stages, ours=True)
-            cells = (get_variant(variant).title, stages, told, f"{paper_macs(variant, stages):.3f}", f"{full:.3f}")
-            print("| " + " | ".join(map(str, (*cells, f"{ours:.3f}", f"{1 - ours / plain:.1%}"))) + " |")
+            published_cell = "" if published is None else f"{published:.2f}"
+            full, engine = full_macs(variant, stages, engine=False), full_macs(variant, stages, engine=True)
+            cells = (
+                get_variant(variant).title,
+                stages,
+                published_cell,
+                f"{paper_macs(variant, stages):.3f}",
+                f"{full:.3f}",
+            )
+            print("| " + " | ".join(map(str, (*cells, f"{engine:.3f}", f"{1 - engine / without_stages:.1%}"))) + " |")
 
 
 if __name__ == "__main__":

@@ -1,18 +1,18 @@
-"""Ours beside MONAI's, alternating in one run: ratios of medians with their spread.
+"""Benchmark inference against MONAI, alternating in one run: medians, spread and ratios.
 
 python Testing/Benchmarks/inference.py window [--variant NAME --shape H W D --classes N --rounds N]
 python Testing/Benchmarks/inference.py memory [--shape 273 273 200 --stand-in]     # one child process each
-python Testing/Benchmarks/inference.py unetr [--variant hi_end_mae_vit_base_16p]   # patch 16, as MONAI; it wants einops
-python Testing/Benchmarks/inference.py whole [--shape X Y Z --spacing X Y Z]       # read to written file, in its parts
-python Testing/Benchmarks/inference.py peak --shape 512 512 800 --spacing 0.8 0.8 1 --classes 61   # its memory
+python Testing/Benchmarks/inference.py unetr [--variant hi_end_mae_vit_base_16p]   # patch 16, as in MONAI; needs einops
+python Testing/Benchmarks/inference.py whole [--shape X Y Z --spacing X Y Z]       # steps from reading to the written file
+python Testing/Benchmarks/inference.py peak --shape 512 512 800 --spacing 0.8 0.8 1 --classes 61   # memory of all steps
 
-`window` runs the same network of ours under MONAI's `sliding_window_inference` (overlap 0.5, Gaussian, no autocast), under
-ours exact, and under ours as it comes (bf16 where the processor has it). `memory` is the peak resident memory of a
-process that does one scan, less that of a process that only builds the network; --stand-in puts one convolution in the
-network's place, so that a large scan takes seconds: what is compared then is the window alone. --every N has the real
-network on every N-th tile and its last answer in between: the same peak in less time. `peak` is the whole path in a
-process of its own, from the file of a digital patient enlarged to the shape asked for to the written result;
---no-air: of tissue alone, so that there is nothing to crop and no tile to skip.
+`window` runs one network of HiEndMAE under MONAI's `sliding_window_inference` (overlap 0.5, Gaussian, no autocast), under
+HiEndMAE's sliding window with `exact`, and under it with the defaults (bf16 where the processor has it). `memory` is the peak
+resident memory of a process that segments one scan, without the memory of a process that only builds the network.
+--stand-in replaces the network by one convolution, so that a large scan takes seconds and only the sliding windows are
+compared. --every N computes every N-th tile and returns a copy of the last logits for the others: the same peak in less time.
+`peak` runs every step in a process of its own, from the file of a digital patient enlarged to the shape to the written result;
+--no-air uses tissue only, so that nothing is cropped and no tile is empty.
 """
 
 from __future__ import annotations
@@ -36,12 +36,13 @@ from monai.networks.nets import UNETR as MonaiUNETR
 
 from HiEndMAECore import segment
 from HiEndMAECore.data.phantom import make_patient
+from HiEndMAECore.inference.forward import forward
 from HiEndMAECore.inference.predictor import Predictor
-from HiEndMAECore.inference.sliding_window import forward
 from HiEndMAECore.io.volume import Geometry
 from HiEndMAECore.models.description import ModelDescription
 from HiEndMAECore.models.folder import write_model
 from HiEndMAECore.networks import UNETR, segmentation_architecture
+from HiEndMAECore.networks.interface import NetworkTraits
 from HiEndMAECore.preprocessing.pipeline import PreprocessedScan
 from HiEndMAECore.runtime.devices import choose_device
 
@@ -52,8 +53,8 @@ def info(text: str) -> None:
 
 
 def alternate(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each, taken in turn; the first round warms up and does not count."""
-    taken: dict[str, list[float]] = {name: [] for name in runs}
+    """Return the seconds of each run, taken in turn; the first round warms up and does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(rounds + 1):
         for name, run in runs.items():
             start = time.perf_counter()
@@ -61,24 +62,25 @@ def alternate(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, l
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if turn:
-                taken[name].append(time.perf_counter() - start)
-    return taken
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
 
 
-def tell(taken: dict[str, list[float]]) -> None:
-    """Medians, spread, and the ratio to the first, of times or of bytes."""
-    first = statistics.median(next(iter(taken.values())))
-    for name, values in taken.items():
+def report(measured: dict[str, list[float]]) -> None:
+    """Print median, spread and ratio to the first of times or memory."""
+    first = statistics.median(next(iter(measured.values())))
+    for name, values in measured.items():
         middle = statistics.median(values)
         info(f"{name:<24} {middle:8.3f}  ({min(values):.3f} to {max(values):.3f})  {middle / first:5.2f} of the first")
 
 
-class Sometimes(torch.nn.Module):
-    """`network` on every N-th call; in between a copy of its last answer, as large."""
+class EveryNthTile(torch.nn.Module):
+    """A network that computes every N-th call, and returns a copy of its last logits for the others."""
 
     def __init__(self, network: torch.nn.Module, every: int) -> None:
         super().__init__()
         self.network, self.every, self.calls = network, every, 0
+        self.traits = getattr(network, "traits", NetworkTraits())  # they decide which CPU kernels are used
 
     def forward(self, tiles: torch.Tensor) -> torch.Tensor:
         if self.calls % self.every == 0:
@@ -110,12 +112,12 @@ def predictor_of(args: argparse.Namespace, *, exact: bool) -> Predictor:
     if args.stand_in:
         predictor.network = torch.nn.Conv3d(1, args.classes, 3, padding=1).to(predictor.device)  # type: ignore[assignment]
     if args.every > 1:
-        predictor.network = Sometimes(predictor.network, args.every)  # type: ignore[assignment]
+        predictor.network = EveryNthTile(predictor.network, args.every)  # type: ignore[assignment]
     return predictor
 
 
 def scan_of(shape: list[int]) -> PreprocessedScan:
-    """A prepared scan without air: every tile counts, on both sides."""
+    """Return a preprocessed scan without empty tiles, so that both sliding windows compute the same tiles."""
     array = np.random.default_rng(0).random((1, *shape), dtype=np.float32)
     return PreprocessedScan(np.eye(4), Geometry(tuple(shape), np.eye(4)), array)  # type: ignore[arg-type]
 
@@ -128,27 +130,27 @@ def monai_window(predictor: Predictor, scan: PreprocessedScan) -> np.ndarray:
 
 
 def window(args: argparse.Namespace) -> None:
-    exact, quick, scan = predictor_of(args, exact=True), predictor_of(args, exact=False), scan_of(args.shape)
-    taken = alternate(
+    exact, default, scan = predictor_of(args, exact=True), predictor_of(args, exact=False), scan_of(args.shape)
+    seconds = alternate(
         {
             "MONAI's window, s": lambda: monai_window(exact, scan),
-            "ours exact, s": lambda: exact.infer(scan),
-            "ours, s": lambda: quick.infer(scan),
+            "exact, s": lambda: exact.infer(scan),
+            "default, s": lambda: default.infer(scan),
         },
         args.rounds,
     )
-    tell(taken)
+    report(seconds)
     same = float((monai_window(exact, scan) == exact.infer(scan).labels).mean())
-    info(f"voxels with the same label, MONAI's and ours exact: {same:.6f}")
+    info(f"voxels with the same label in MONAI's window and exact: {same:.6f}")
 
 
 def memory(args: argparse.Namespace) -> None:
-    taken: dict[str, list[float]] = {"MONAI's window, GB": [], "ours exact, GB": [], "ours, GB": []}
+    gigabytes: dict[str, list[float]] = {"MONAI's window, GB": [], "exact, GB": [], "default, GB": []}
     for _ in range(args.rounds):
         idle = _child(args, "idle")
-        for name, kind in zip(taken, ("monai", "ours", "quick")):
-            taken[name].append(_child(args, kind) - idle)
-    tell(taken)
+        for name, kind in zip(gigabytes, ("monai", "exact", "default")):
+            gigabytes[name].append(_child(args, kind) - idle)
+    report(gigabytes)
 
 
 def _child(args: argparse.Namespace, kind: str) -> float:
@@ -172,7 +174,7 @@ def _child(args: argparse.Namespace, kind: str) -> float:
 
 
 def child(args: argparse.Namespace) -> None:
-    """The peak of this process in GB, system memory (POSIX), or the device's where there is one."""
+    """Print the peak memory of this process in GB: of the graphics card if one computes, else system memory (POSIX)."""
     import resource
 
     unit, before = 1 if sys.platform == "darwin" else 1024, 0
@@ -185,37 +187,37 @@ def child(args: argparse.Namespace) -> None:
 
         def thinned(path: Path, **options: Any) -> Predictor:
             predictor = load(path, **options)
-            predictor.network = Sometimes(predictor.network, args.every)  # type: ignore[assignment]
+            predictor.network = EveryNthTile(predictor.network, args.every)  # type: ignore[assignment]
             return predictor
 
         Predictor.load = staticmethod(thinned)  # type: ignore[assignment]
         segment.run(config_of(args, Path(args.folder)))
     else:
-        predictor, scan = predictor_of(args, exact=args.kind != "quick"), scan_of(args.shape)
+        predictor, scan = predictor_of(args, exact=args.kind != "default"), scan_of(args.shape)
         device = predictor.device
         if args.kind == "monai":
             monai_window(predictor, scan)
-        elif args.kind in ("ours", "quick"):
+        elif args.kind in ("exact", "default"):
             predictor.infer(scan)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before
     info(f"{(torch.cuda.max_memory_allocated() if device.type == 'cuda' else peak) / 1e9:.4f}")
 
 
 def unetr(args: argparse.Namespace) -> None:
-    kinds = {"MONAI's UNETR": "theirs", "ours, plain": "plain", "ours exact": "exact", "ours": "as it comes"}
-    # Memory first: a child's peak begins at what its parent holds.
-    tell({f"{name}, GB": [_child(args, f"tile {kind}") for _ in range(args.rounds)] for name, kind in kinds.items()})
+    kinds = {"MONAI's UNETR": "monai", "UNETR, plain": "plain", "UNETR, exact": "exact", "UNETR, default": "default"}
+    # Memory first, because a child's peak begins with the memory of its parent.
+    report({f"{name}, GB": [_child(args, f"tile {kind}") for _ in range(args.rounds)] for name, kind in kinds.items()})
     runs = {name: tile_through(args, kind) for name, kind in kinds.items()}
-    tell(alternate({f"{name}, s": run for name, run in runs.items()}, args.rounds))
+    report(alternate({f"{name}, s": run for name, run in runs.items()}, args.rounds))
 
 
 def tile_through(args: argparse.Namespace, kind: str) -> Callable[[], object]:
-    """One tile through MONAI's UNETR or through ours: plain, or as `segment` runs it, exact or as it comes."""
+    """Return a call that computes one tile with MONAI's UNETR, or HiEndMAE's: plain, or as `segment` does, exact or default."""
     arguments, device = arguments_of(args), choose_device(args.device)
     if arguments["patch_size"] != 16:
         raise SystemExit("MONAI's UNETR has patch 16: give --variant hi_end_mae_vit_base_16p")
     network: torch.nn.Module
-    if kind != "theirs":
+    if kind != "monai":
         network = UNETR(**arguments)
     else:
         network = MonaiUNETR(
@@ -227,13 +229,13 @@ def tile_through(args: argparse.Namespace, kind: str) -> Callable[[], object]:
 
     @torch.inference_mode()
     def run() -> object:
-        return network(tile) if kind in ("theirs", "plain") else forward(network, tile, exact=kind == "exact")
+        return network(tile) if kind in ("monai", "plain") else forward(network, tile, exact=kind == "exact")
 
     return run
 
 
 def write_files(args: argparse.Namespace, folder: Path) -> None:
-    """scan.nii.gz, a digital patient drawn on at most 128 voxels an edge and enlarged, and a model that knows nothing."""
+    """Write scan.nii.gz, a digital patient of at most 128 voxels an edge, enlarged, and an untrained model."""
     times = [-(-n // 128) for n in args.shape]
     small = [-(-n // t) for n, t in zip(args.shape, times)]
     scan, _ = make_patient(1, shape=small, spacing=[max(s * t for s, t in zip(args.spacing, times))] * 3)
@@ -254,18 +256,18 @@ def config_of(args: argparse.Namespace, folder: Path) -> segment.SegmentConfig:
 
 
 def peak(args: argparse.Namespace) -> None:
-    with tempfile.TemporaryDirectory() as place:
-        args.folder = Path(place)
+    with tempfile.TemporaryDirectory() as temporary:
+        args.folder = Path(temporary)
         write_files(args, args.folder)
-        taken = [_child(args, "whole") for _ in range(args.rounds)]
+        peaks = [_child(args, "whole") for _ in range(args.rounds)]
         record = json.loads((args.folder / "out" / "scan.json").read_text(encoding="utf-8"))
-    info(f"peak of the whole process {statistics.median(taken):.2f} GB ({min(taken):.2f} to {max(taken):.2f})")
-    info(f"seconds, with the network on every {args.every}. tile: {record['seconds_of_parts']}")
+    info(f"peak of the whole process {statistics.median(peaks):.2f} GB ({min(peaks):.2f} to {max(peaks):.2f})")
+    info(f"seconds, with the network on one of {args.every} tiles: {record['seconds_of_parts']}")
 
 
 def whole(args: argparse.Namespace) -> None:
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         config = config_of(args, folder)
         write_files(args, folder)
         parts: dict[str, list[float]] = {}
@@ -274,7 +276,7 @@ def whole(args: argparse.Namespace) -> None:
             record = json.loads((folder / "out" / "scan.json").read_text(encoding="utf-8"))
             for name, seconds in {"all": record["seconds"], **record["seconds_of_parts"]}.items():
                 parts.setdefault(f"{name}, s", []).append(seconds)
-        tell(parts)
+        report(parts)
 
 
 def main() -> None:
@@ -284,9 +286,9 @@ def main() -> None:
     parser.add_argument("--variant", default="hi_end_mae_vit_tiny_8p")
     parser.add_argument("--shape", type=int, nargs=3, default=[96, 96, 96])
     parser.add_argument("--spacing", type=float, nargs=3, default=[3.0, 3.0, 3.0])
-    parser.add_argument("--tile", type=int, default=0, help="edge, where not the variant's")
+    parser.add_argument("--tile", type=int, default=0, help="edge, instead of the variant's")
     parser.add_argument("--classes", type=int, default=14)
-    parser.add_argument("--features", type=int, default=0, help="of UNETR's decoder, where not the variant's")
+    parser.add_argument("--features", type=int, default=0, help="of UNETR's decoder, instead of the variant's")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--stand-in", action="store_true")

@@ -1,9 +1,9 @@
-"""Peak memory of a pretraining step, for each batch size: the engine, its variations, and the literal model.
+"""Peak memory of a pretraining step for each batch size: the engine with its options, and the literal model.
 
     python Testing/Benchmarks/pretraining_memory.py --variant hi_end_mae_vit_base_16p --batches 1 2 4 8
 
-Every figure is of a process of its own that takes two whole steps: the largest resident set on a CPU, torch's largest
-allocation on a CUDA card.
+Every value is measured in a process of its own that takes two whole steps: the largest resident set on a CPU, torch's
+largest allocation on a CUDA card.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from HiEndMAECore.training.optimizer import build_adamw
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from oracle import Oracle
 
-_ARMS = ("rival fp32", "ours fp32", "ours bf16", "ours bf16, recomputed")
+_ARMS = ("literal fp32", "engine fp32", "engine bf16", "engine bf16, recomputed")
 
 
 def main() -> None:
@@ -39,22 +39,22 @@ def main() -> None:
     if options.child:
         print(measure(options.variant, options.child[0], int(options.child[1]), options.device))
         return
-    print(f"{options.variant}, {choose_device(options.device)}, torch {torch.__version__}: GiB at the peak\n")
+    print(f"{options.variant}, {choose_device(options.device)}, torch {torch.__version__}: peak memory in GiB\n")
     print("| batch | " + " | ".join(_ARMS) + " |\n|---|" + "---|" * len(_ARMS))
     for batch in options.batches:
         cells = []
         for arm in _ARMS:
             command = [sys.executable, *sys.argv, "--child", arm, str(batch)]
-            said = subprocess.run(command, capture_output=True, text=True, check=False)
-            cells.append(f"{float(said.stdout) / 2**30:.2f}" if said.returncode == 0 else f"failed ({said.returncode})")
+            child = subprocess.run(command, capture_output=True, text=True, check=False)
+            cells.append(f"failed ({child.returncode})" if child.returncode else f"{float(child.stdout) / 2**30:.2f}")
         print(f"| {batch} | " + " | ".join(cells) + " |", flush=True)
 
 
 def measure(variant: str, arm: str, batch: int, name: str) -> float:
-    """Bytes at the peak of two steps."""
+    """Return the peak memory of two steps in bytes."""
     device = choose_device(name)
     arguments = pretraining_arguments(variant)
-    model = (Oracle if arm.startswith("rival") else HiEndMAE)(**arguments).to(device)
+    model = (Oracle if arm.startswith("literal") else HiEndMAE)(**arguments).to(device)
     if "recomputed" in arm:
         model.set_grad_checkpointing()
     optimizer = build_adamw(model.parameters(), learning_rate=1e-4, betas=(0.9, 0.95), weight_decay=0.05)

@@ -1,11 +1,11 @@
-"""One optimiser step of pretraining: the engine against a literal model of the specification (`Testing/oracle.py`).
+"""Time of one pretraining step: the engine against a literal model of the paper (`Testing/oracle.py`).
 
     python Testing/Benchmarks/pretraining_step.py --variant hi_end_mae_vit_large_12p --batch 4 --pairs 10
     python Testing/Benchmarks/pretraining_step.py --device cuda --batch 192 --pairs 10
 
-Both start from the same weights and see the same crops and masks. In each round every arm takes one whole step (forward,
-backward, AdamW); the order turns from round to round. Printed: the median over rounds of rival's time / ours, with the
-lowest and highest. The rival takes its step once with stock AdamW and once with the engine's.
+Both start from the same weights and get the same crops and masks. In each round every arm takes one whole step (forward,
+backward, AdamW); the order rotates from round to round. Printed is the literal model's time divided by the engine's (median
+over rounds, lowest and highest). The literal model is run with torch's default AdamW and with the engine's.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from oracle import Oracle
 
 _ADAMW = {"betas": (0.9, 0.95), "weight_decay": 0.05}
-_BF16_RATES = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense, by the makers' data sheets
+_BF16_RATES = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # FLOP/s, dense, from the data sheets
 
 
 def main() -> None:
@@ -42,15 +42,15 @@ def main() -> None:
     device = choose_device(options.device)
     torch.manual_seed(0)
     arguments = pretraining_arguments(options.variant, objective=options.objective)
-    ours = HiEndMAE(**arguments).to(device)
-    rival = Oracle(**arguments).to(device)
-    rival.load_state_dict(ours.state_dict())
+    engine = HiEndMAE(**arguments).to(device)
+    literal = Oracle(**arguments).to(device)
+    literal.load_state_dict(engine.state_dict())
     volume = torch.rand(options.batch, 1, *arguments["image_size"], device=device)
-    permutation = ours.random_masking(options.batch).to(device)
+    permutation = engine.random_masking(options.batch).to(device)
 
-    fast = build_adamw(ours.parameters(), learning_rate=1e-4, **_ADAMW)
-    stock = torch.optim.AdamW(rival.parameters(), lr=1e-4, **_ADAMW)
-    same = build_adamw(rival.parameters(), learning_rate=1e-4, **_ADAMW)
+    engine_adamw = build_adamw(engine.parameters(), learning_rate=1e-4, **_ADAMW)
+    default_adamw = torch.optim.AdamW(literal.parameters(), lr=1e-4, **_ADAMW)
+    same_adamw = build_adamw(literal.parameters(), learning_rate=1e-4, **_ADAMW)
 
     def step(loss_of: Callable[[], torch.Tensor], optimizer: torch.optim.Optimizer, precision: str) -> float:
         with autocast(device, precision=precision):
@@ -60,18 +60,18 @@ def main() -> None:
         optimizer.zero_grad(set_to_none=True)
         return float(loss.detach())
 
-    def ours_loss() -> torch.Tensor:
-        return ours(volume, permutation).loss
+    def engine_loss() -> torch.Tensor:
+        return engine(volume, permutation).loss
 
-    def rival_loss() -> torch.Tensor:
-        return rival(volume, permutation)[0]
+    def literal_loss() -> torch.Tensor:
+        return literal(volume, permutation)[0]
 
     arms: dict[str, Callable[[], float]] = {
-        "ours fp32": lambda: step(ours_loss, fast, "fp32"),
-        "ours bf16": lambda: step(ours_loss, fast, "bf16"),
-        "rival fp32, stock AdamW": lambda: step(rival_loss, stock, "fp32"),
-        "rival fp32, our AdamW": lambda: step(rival_loss, same, "fp32"),
-        "rival bf16, our AdamW": lambda: step(rival_loss, same, "bf16"),
+        "engine fp32": lambda: step(engine_loss, engine_adamw, "fp32"),
+        "engine bf16": lambda: step(engine_loss, engine_adamw, "bf16"),
+        "literal fp32, default AdamW": lambda: step(literal_loss, default_adamw, "fp32"),
+        "literal fp32, fused AdamW": lambda: step(literal_loss, same_adamw, "fp32"),
+        "literal bf16, fused AdamW": lambda: step(literal_loss, same_adamw, "bf16"),
     }
     times: dict[str, list[float]] = {name: [] for name in arms}
     for name, arm in arms.items():  # one step each to warm up
@@ -79,19 +79,20 @@ def main() -> None:
     names = list(arms)
     for turn in range(options.pairs):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            times[name].append(_timed(arms[name], device))
+            times[name].append(_step_seconds(arms[name], device))
     print(f"\n{options.variant}, {options.objective}, batch {options.batch}, {options.pairs} rounds")
     print(f"{device}, torch {torch.__version__}, {torch.get_num_threads()} threads; medians (lowest to highest)\n")
-    print("| arm | seconds a step | ours fp32 is faster by | ours bf16 is faster by |\n|---|---|---|---|")
+    print("| arm | seconds of a step | time / engine fp32 | time / engine bf16 |\n|---|---|---|---|")
     for name, values in times.items():
-        told = f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
-        print(f"| {name} | {told} | {_ratio(values, times['ours fp32'])} | {_ratio(values, times['ours bf16'])} |")
+        ratios = (_ratio(values, times["engine fp32"]), _ratio(values, times["engine bf16"]))
+        seconds = f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+        print(f"| {name} | {seconds} | {' | '.join(ratios)} |")
     if device.type == "cuda":
-        _tell_card(ours, arms["ours bf16"], times["ours bf16"], options.batch, device)
+        _print_throughput(arms["engine bf16"], times["engine bf16"], options.batch, device)
 
 
-def _timed(arm: Callable[[], float], device: torch.device) -> float:
-    """Seconds; an arm ends by reading its loss, which waits for the forward pass alone: the card is waited for too."""
+def _step_seconds(arm: Callable[[], float], device: torch.device) -> float:
+    """Return the time of a step. Reading the loss waits only for the forward pass, so the device is synchronized too."""
     started = time.perf_counter()
     arm()
     if device.type == "cuda":
@@ -99,13 +100,13 @@ def _timed(arm: Callable[[], float], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def _ratio(theirs: list[float], ours: list[float]) -> str:
-    ratios = [a / b for a, b in zip(theirs, ours)]
+def _ratio(times: list[float], engine_times: list[float]) -> str:
+    ratios = [a / b for a, b in zip(times, engine_times)]
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
-def _tell_card(model: HiEndMAE, arm: Callable[[], float], times: list[float], batch: int, device: torch.device) -> None:
-    """Crops a second, share of the card's bf16 rate, and peak memory of our bf16 step."""
+def _print_throughput(arm: Callable[[], float], times: list[float], batch: int, device: torch.device) -> None:
+    """Print crops per second, the fraction of the card's bf16 rate, and the peak memory of a bf16 step of the engine."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:

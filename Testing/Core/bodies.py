@@ -11,5 +11,5 @@ rng = np.random.default_rng(0)
 
 
 def body(geometry: Geometry, *, air: float = -1000.0) -> Volume:
-    """Air around a ball of soft tissue."""
+    """Return a scan of a ball of soft tissue in air."""
     return Volume(np.where(balls(geometry)[None] > 0, 50.0, air).astype(np.float32), geometry)

@@ -1,4 +1,4 @@
-"""Small synthetic DICOM series for the tests, any slice positions one likes."""
+"""Small synthetic DICOM series with any slice positions, for the tests."""
 
 from __future__ import annotations
 
@@ -24,8 +24,25 @@ def write_series(
     first_number: int = 1,
     modality: str = "CT",
 ) -> list[Path]:
-    """One file for each of `origins` (N, 3), LPS mm; its pixels are `value(LPS mm of each pixel)`, HU, stored with a
-    rescale intercept of -1024. size: columns, rows; spacing: along the row (x), along the column (y)."""
+    """Write a DICOM series, one file for each slice, with a rescale intercept of -1024.
+
+    Args:
+        folder: Folder to create.
+        origins: (N, 3), the position of the first pixel of each slice in LPS mm.
+        row: Direction of rows in LPS.
+        column: Direction of columns in LPS.
+        spacing: Pixel edges in mm along the row and along the column.
+        size: Columns and rows.
+        value: Function from positions (..., 3) in LPS mm to HU.
+        uid: Series instance UID.
+        description: Series description.
+        prefix: Beginning of the file names.
+        first_number: Instance number of the first slice.
+        modality: DICOM modality.
+
+    Returns:
+        The files in the order of `origins`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     x, y = np.meshgrid(np.arange(size[0]) * spacing[0], np.arange(size[1]) * spacing[1], indexing="xy")
     files = []

@@ -16,14 +16,12 @@ ORIENTATIONS = [
     for order in itertools.permutations(range(3))
     for signs in itertools.product((1, -1), repeat=3)
 ]
-
-
 few = settings(max_examples=25, deadline=None)
 
 
 @st.composite
 def geometries(draw: st.DrawFn, *, shear: bool = True, angle: float = 0.6) -> Geometry:
-    """Any of the 48 orientations, turned, stretched, sheared and moved."""
+    """Draw a grid of any of the 48 orientations, rotated, stretched, sheared and translated."""
     orientation = ORIENTATIONS[draw(st.integers(0, 47))]
     angles = [draw(st.floats(-angle, angle)) for _ in range(3)]
     spacing = [draw(st.floats(0.5, 4.0)) for _ in range(3)]
@@ -37,7 +35,7 @@ def geometries(draw: st.DrawFn, *, shear: bool = True, angle: float = 0.6) -> Ge
 
 
 def irregular(tilt: float, gaps: list[float], shape: tuple[int, int] = (40, 36), spacing: float = 1.5) -> Geometry:
-    """An axial stack with a tilt (degrees) and given gaps along the bed (mm), right-handed in LPS."""
+    """Return an axial stack with a tilt (degrees) and given gaps along the bed (mm), right-handed in LPS."""
     angle = np.radians(tilt)
     row, column = np.array([-1.0, 0, 0]), np.array([0, -np.cos(angle), -np.sin(angle)])
     normal = np.cross(row, column)
@@ -49,7 +47,7 @@ def irregular(tilt: float, gaps: list[float], shape: tuple[int, int] = (40, 36),
 
 
 def world_of_voxels(geometry: Geometry) -> np.ndarray:
-    """(X, Y, Z, 3) RAS mm of every voxel centre, true slice positions included."""
+    """Return the center of each voxel in RAS mm (X, Y, Z, 3), at the true positions of slices."""
     index = np.stack(np.meshgrid(*map(np.arange, geometry.shape), indexing="ij"), axis=-1).astype(float)
     if geometry.slice_origins is None:
         return index @ geometry.affine[:3, :3].T + geometry.affine[:3, 3]
@@ -57,7 +55,7 @@ def world_of_voxels(geometry: Geometry) -> np.ndarray:
 
 
 def balls(geometry: Geometry) -> np.ndarray:
-    """Two touching halves of an ellipsoid, 1 and 2, over most of the scan."""
+    """Return the two halves of an ellipsoid, 1 and 2, that fills most of the scan."""
     size = np.array(geometry.shape)
     index = np.stack(np.meshgrid(*map(np.arange, size), indexing="ij"), axis=-1) - (size - 1) / 2
     inside = np.linalg.norm(index / (0.35 * size), axis=-1) < 1
@@ -65,8 +63,10 @@ def balls(geometry: Geometry) -> np.ndarray:
 
 
 def dice(one: np.ndarray, other: np.ndarray) -> float:
+    """Return the Dice of two masks."""
     return 2 * float((one & other).sum()) / float(one.sum() + other.sum())
 
 
 def world_of_grid(affine: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Return the center of each voxel of a regular grid in RAS mm (X, Y, Z, 3)."""
     return world_of_voxels(Geometry(shape, affine))

@@ -1,4 +1,4 @@
-"""Weights to start from, and how they are transferred to a network."""
+"""Initial weights: what `--init` accepts, and how it is transferred to a network."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def tiny() -> tuple[HiEndMAE, dict]:
     return model, state
 
 
-def test_the_authors_file_goes_into_a_unetr(tmp_path: Path, tiny: tuple[HiEndMAE, dict]) -> None:
+def test_authors_file_initializes_the_encoder_of_unetr(tmp_path: Path, tiny: tuple[HiEndMAE, dict]) -> None:
     model, state = tiny
     torch.save({"epoch": 3, "state_dict": state}, tmp_path / "weights.pth")
     initial = pretrained.read_pretrained(str(tmp_path / "weights.pth"))
@@ -37,8 +37,8 @@ def test_the_authors_file_goes_into_a_unetr(tmp_path: Path, tiny: tuple[HiEndMAE
     assert initial.variant == "hi_end_mae_vit_tiny_8p"
     network = UNETR(**{**UNETR_ARGUMENTS, "image_size": (24, 24, 24), "patch_size": 8, "encoder_dim": 192, "encoder_depth": 12,
                        "encoder_heads": 3, "in_channels": 2})  # fmt: skip
-    told = pretrained.load_pretrained(network, initial)
-    assert len(told["init_sha256"]) == 64
+    record = pretrained.load_pretrained(network, initial)
+    assert len(record["init_sha256"]) == 64
     torch.testing.assert_close(
         network.encoder.patch_embed.proj.weight[:, 1:], model.encoder.patch_embed.proj.weight / 2
     )
@@ -46,18 +46,18 @@ def test_the_authors_file_goes_into_a_unetr(tmp_path: Path, tiny: tuple[HiEndMAE
 
 
 @pytest.mark.parametrize(("init", "code"), [("nowhere", "init_unknown"), ("hi-end-mae-10k", "init_not_at_hand")])
-def test_an_unknown_start_says_what_there_is(init: str, code: str) -> None:
+def test_unknown_initial_weights_list_the_known_ones(init: str, code: str) -> None:
     with pytest.raises(InputError) as caught:
         pretrained.read_pretrained(init)
     assert caught.value.code == code
     assert "hi" in caught.value.advice
 
 
-def test_no_start_is_no_start() -> None:
+def test_initial_weights_none_are_none() -> None:
     assert pretrained.read_pretrained("none") is None
 
 
-def test_a_pretraining_run_is_a_start(tmp_path: Path, tiny: tuple[HiEndMAE, dict]) -> None:
+def test_pretraining_run_is_read_as_initial_weights(tmp_path: Path, tiny: tuple[HiEndMAE, dict]) -> None:
     arguments = pretraining_arguments("hi_end_mae_vit_tiny_8p", image_size=(16, 16, 16))
     architecture = {"network": "HiEndMAE", "variant": "hi_end_mae_vit_tiny_8p", "arguments": arguments}
     description = describe(kind="pretraining", labels=[], architecture=architecture)
@@ -68,7 +68,7 @@ def test_a_pretraining_run_is_a_start(tmp_path: Path, tiny: tuple[HiEndMAE, dict
     assert set(initial.encoder) == set(tiny[0].encoder.state_dict())
 
 
-def test_a_segmentation_model_starts_one_with_other_structures(tmp_path: Path, network: UNETR) -> None:
+def test_segmentation_model_initializes_all_but_the_head_of_other_structures(tmp_path: Path, network: UNETR) -> None:
     folder.write_model(tmp_path / "model", describe(), network.state_dict())
     initial = pretrained.read_pretrained(str(tmp_path / "model"))
     other = UNETR(**{**UNETR_ARGUMENTS, "classes": 5})
@@ -77,6 +77,6 @@ def test_a_segmentation_model_starts_one_with_other_structures(tmp_path: Path, n
     assert other.out.conv.conv.weight.shape[0] == 5
 
 
-def test_weights_of_two_channels_do_not_become_three() -> None:
+def test_inflation_of_two_channels_to_three_is_refused() -> None:
     with pytest.raises(InputError, match="trained on 2 channels, the scans have 3"):
         pretrained.inflate_input_weight(torch.zeros(4, 2, 2, 2, 2), 3)

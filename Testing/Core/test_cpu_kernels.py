@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from HiEndMAECore.inference.cpu_kernels import CpuInferenceKernels
-from HiEndMAECore.inference.sliding_window import forward
+from HiEndMAECore.inference.forward import forward
 from HiEndMAECore.networks import build_network, segmentation_architecture
 from HiEndMAECore.networks.interface import SegmentationNetwork
 

@@ -40,10 +40,10 @@ def test_valid_box_separates_scan_and_padding(
 ) -> None:
     crop = store.crop(0, start=start, size=size)
     assert crop.shape == (2, *size)
-    told = np.zeros(size, bool)
-    told[tuple(slice(*pair) for pair in store.valid_box(0, start=start, size=size))] = True
-    np.testing.assert_array_equal(crop[0] > 0, told)
-    np.testing.assert_array_equal(crop[1] > 0, told)
+    valid = np.zeros(size, bool)
+    valid[tuple(slice(*pair) for pair in store.valid_box(0, start=start, size=size))] = True
+    np.testing.assert_array_equal(crop[0] > 0, valid)
+    np.testing.assert_array_equal(crop[1] > 0, valid)
 
 
 def test_crop_has_the_voxels_that_were_stored(store: CropStore) -> None:
@@ -82,7 +82,7 @@ def test_crop_is_read_without_its_volume(tmp_path: Path) -> None:
         "before = read(); store.crop(0, start=(70, 70, 70), size=(32, 32, 32)); print(read() - before)"
     )
     if not Path("/proc/self/io").exists():
-        pytest.skip("only Linux tells how many bytes a process read")
+        pytest.skip("only Linux counts the bytes that a process reads")
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert int(done.stdout) < entry["bytes"] / 10
 

@@ -1,4 +1,4 @@
-"""The bounding box of the body leaves out air and never loses the body."""
+"""The bounding box excludes air and contains the body."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ import pytest
 from HiEndMAECore.io.volume import Geometry, Volume
 from HiEndMAECore.preprocessing.cropping import body_bounding_box
 from HiEndMAECore.preprocessing.intensity import IntensityNormalization
-from HiEndMAECore.preprocessing.pipeline import (
-    PreprocessingPlan,
-    preprocess,
-)
+from HiEndMAECore.preprocessing.pipeline import PreprocessingPlan, preprocess
 
 
-def test_bounding_box_leaves_out_air_and_keeps_the_body() -> None:
+def test_body_bounding_box_excludes_air_and_contains_the_body() -> None:
     array = np.full((1, 100, 90, 80), -1000.0, np.float32)
     array[:, 40:60, 30:50, 20:60] = 40.0
     array[:, 2:6, 2:6] = 100.0  # a rail of the table
@@ -26,17 +23,17 @@ def test_bounding_box_leaves_out_air_and_keeps_the_body() -> None:
 
 
 @pytest.mark.parametrize("value", [-1000.0, 0.0, 40.0])
-@pytest.mark.parametrize("kind", [IntensityNormalization(), IntensityNormalization.percentiles()])
-def test_bounding_box_of_a_uniform_scan_is_the_scan(value: float, kind: IntensityNormalization) -> None:
+@pytest.mark.parametrize("normalization", [IntensityNormalization(), IntensityNormalization.percentiles()])
+def test_body_bounding_box_of_a_uniform_scan_is_the_scan(value: float, normalization: IntensityNormalization) -> None:
     volume = Volume(np.full((1, 9, 8, 7), value, np.float32), Geometry((9, 8, 7), np.eye(4)))
-    prepared = preprocess(volume, PreprocessingPlan((1.0,) * 3, kind))
-    assert prepared.array.shape == (1, 9, 8, 7)
+    scan = preprocess(volume, PreprocessingPlan((1.0,) * 3, normalization))
+    assert scan.array.shape == (1, 9, 8, 7)
 
 
 @pytest.mark.parametrize("shape", [(40, 41, 42), (43, 44, 45)])
 @pytest.mark.parametrize("hounsfield", [True, False])
-def test_bounding_box_of_a_flipped_scan_is_flipped(shape: tuple[int, int, int], hounsfield: bool) -> None:
-    """At 1 mm every fourth voxel is looked at: from both ends alike."""
+def test_body_bounding_box_of_a_flipped_scan_is_flipped(shape: tuple[int, int, int], hounsfield: bool) -> None:
+    """At a spacing of 1 mm every fourth voxel is examined, counted from both ends."""
     array = np.full((1, *shape), -1000.0, np.float32)
     array[:, 9:31, 7:24, 14:38] = 40.0
     box = body_bounding_box(Volume(array, Geometry(shape, np.eye(4))), hounsfield=hounsfield)

@@ -1,4 +1,4 @@
-"""The doctor answers on any Python, tells what is missing, and gives a command that would help."""
+"""The doctor: it runs on any Python, reports what is missing, and gives the command that installs it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from HiEndMAECore.runtime.devices import compiled_for
 from HiEndMAECore.runtime.requirements import OPTIONAL, REQUIRED, name_of, outside
 
 
-def test_the_requirements_are_those_of_the_package() -> None:
+def test_requirements_equal_those_of_pyproject() -> None:
     text = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
     lists = {
         name: ast.literal_eval(f"[{body}]") for name, body in re.findall(r"^(\w+) = \[(.*?)\]$", text, re.M | re.S)
@@ -30,36 +30,36 @@ def test_the_requirements_are_those_of_the_package() -> None:
     assert set(lists["figures"]) <= set(OPTIONAL)
 
 
-def test_this_computer_is_described(tmp_path: Path) -> None:
+def test_doctor_reports_this_computer(tmp_path: Path) -> None:
     line = [sys.executable, "-m", "HiEndMAECore.doctor", "--events", "--output", str(tmp_path / "new" / "doctor.json")]
-    told = subprocess.run(line, capture_output=True, text=True, cwd=REPOSITORY)
-    heard = [events.decode(row) for row in told.stdout.splitlines()]
-    assert (told.returncode, heard[-1]["event"]) == (0, "finished"), told.stderr
-    facts = {row["name"]: row["value"] for row in heard if row["event"] == "metric"}
+    process = subprocess.run(line, capture_output=True, text=True, cwd=REPOSITORY)
+    received = [events.decode(row) for row in process.stdout.splitlines()]
+    assert (process.returncode, received[-1]["event"]) == (0, "finished"), process.stderr
+    metrics = {event["name"]: event["value"] for event in received if event["event"] == "metric"}
     found = json.loads((tmp_path / "new" / "doctor.json").read_text())
     assert found["can_run"] is True
     assert found["missing"] == []
     assert set(found["packages"]) == {name_of(line) for line in (*REQUIRED, *OPTIONAL)}
     assert found["devices"][-1]["device"] == "cpu"
     for name in ("cores", "memory_gb", "disk_free_gb"):
-        assert facts[name] == found[name] > 0
+        assert metrics[name] == found[name] > 0
 
 
-def test_a_bare_python_gets_an_answer_and_the_fix() -> None:
-    told = run_bare("from HiEndMAECore.doctor import main; sys.exit(main([]))")
-    assert told.returncode == 5
-    assert told.stdout == ""
-    fix = told.stderr.splitlines()[-1]
-    assert all(f'"{line}"' in fix for line in REQUIRED)
-    assert f'"{sys.executable}" -m pip install' in fix
-    told = run_bare("from HiEndMAECore.doctor import main; sys.exit(main(['--events']))")
-    last = events.decode(told.stdout.splitlines()[-1])
-    assert (told.returncode, last["event"], last["code"]) == (5, "failed", "dependency_missing")
+def test_doctor_on_a_bare_python_gives_the_command_to_install() -> None:
+    process = run_bare("from HiEndMAECore.doctor import main; sys.exit(main([]))")
+    assert process.returncode == 5
+    assert process.stdout == ""
+    last_line = process.stderr.splitlines()[-1]
+    assert all(f'"{line}"' in last_line for line in REQUIRED)
+    assert f'"{sys.executable}" -m pip install' in last_line
+    process = run_bare("from HiEndMAECore.doctor import main; sys.exit(main(['--events']))")
+    last = events.decode(process.stdout.splitlines()[-1])
+    assert (process.returncode, last["event"], last["code"]) == (5, "failed", "dependency_missing")
 
 
 @pytest.fixture
 def other_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in front of the installed packages, where others can be put."""
+    """Return a folder in front of the installed packages, for others that hide them."""
     monkeypatch.syspath_prepend(str(tmp_path))
     return tmp_path
 
@@ -72,7 +72,7 @@ def install(folder: Path, name: str, version: str, code: str | None = None) -> N
         (folder / f"{name}.py").write_text(code)
 
 
-def test_a_package_that_is_too_old_stops_the_main_job(other_packages: Path) -> None:
+def test_doctor_with_an_old_package_fails_with_the_command_to_install(other_packages: Path) -> None:
     install(other_packages, "nibabel", "4.9.1")
     with pytest.raises(MissingDependencyError) as caught:
         doctor.run(DoctorConfig(output=other_packages / "doctor.json"))
@@ -83,19 +83,19 @@ def test_a_package_that_is_too_old_stops_the_main_job(other_packages: Path) -> N
     assert (found["can_run"], found["missing"]) == (False, ["nibabel"])
 
 
-def test_a_package_that_is_broken_stops_the_main_job(other_packages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_with_a_broken_package_fails(other_packages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(other_packages, "safetensors", "0.5.0", "raise OSError('a DLL is missing')")
     monkeypatch.delitem(sys.modules, "safetensors", raising=False)
     with pytest.raises(MissingDependencyError, match="safetensors"):
         doctor.run(DoctorConfig())
 
 
-def test_the_slow_torch_is_told_and_stops_nothing(other_packages: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_with_the_slow_torch_warns_only(other_packages: Path, capsys: pytest.CaptureFixture[str]) -> None:
     install(other_packages, "torch", "2.9.1+cu128")
     assert doctor.main([]) == 0
-    told = capsys.readouterr().err
-    assert "torch 2.9.1+cu128 computes 3D convolutions about 4 times slower" in told
-    assert '"torch>=2.2,!=2.9.*"' in told
+    err = capsys.readouterr().err
+    assert "torch 2.9.1+cu128 computes 3D convolutions about 4 times slower" in err
+    assert '"torch>=2.2,!=2.9.*"' in err
 
 
 @pytest.mark.parametrize(
@@ -110,12 +110,12 @@ def test_the_slow_torch_is_told_and_stops_nothing(other_packages: Path, capsys: 
         ("3.0.0a0+git1.9", ""),
     ],
 )
-def test_versions_are_compared_as_numbers(version: str, fault: str) -> None:
+def test_outside_compares_versions_as_numbers(version: str, fault: str) -> None:
     assert outside(version, "torch>=2.2,!=2.9.*") == fault
 
 
 @pytest.mark.parametrize(
-    ("capability", "built", "runs"),
+    ("capability", "architectures", "runs"),
     [
         ((8, 6), ["sm_75", "sm_80", "sm_90"], True),  # machine code of the same major version
         ((6, 1), ["sm_75", "sm_80", "sm_90"], False),
@@ -127,12 +127,14 @@ def test_versions_are_compared_as_numbers(version: str, fault: str) -> None:
         ((8, 0), ["sm_86"], False),
     ],
 )
-def test_a_card_needs_code_that_it_understands(capability: tuple[int, int], built: list[str], runs: bool) -> None:
-    assert compiled_for(capability, built) is runs
+def test_compiled_for_follows_the_rules_of_cuda(
+    capability: tuple[int, int], architectures: list[str], runs: bool
+) -> None:
+    assert compiled_for(capability, architectures) is runs
 
 
-def test_only_devices_that_this_torch_can_use_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two cards, the first too old for this torch; then Apple's graphics. Both are stand-ins for what is not here."""
+def test_choose_device_skips_devices_that_this_torch_cannot_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two cards, of which the first is too old for this torch, then Apple's graphics. All of them are stand-ins."""
     import torch
 
     from HiEndMAECore.runtime import devices
@@ -154,8 +156,8 @@ def test_only_devices_that_this_torch_can_use_are_chosen(monkeypatch: pytest.Mon
         devices.choose_device("mps")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="puts a shell script in the place of nvidia-smi")
-def test_a_card_that_this_torch_cannot_use_is_told(
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell script in place of nvidia-smi")
+def test_doctor_with_a_cpu_build_beside_an_nvidia_card_warns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import torch
@@ -167,14 +169,14 @@ def test_a_card_that_this_torch_cannot_use_is_told(
     script.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert doctor.main([]) == 0
-    told = capsys.readouterr().err
-    assert "built for the CPU alone" in told
-    assert "--index-url https://download.pytorch.org/whl/cu126" in told  # the driver serves no newer one
+    err = capsys.readouterr().err
+    assert "built for the CPU alone" in err
+    assert "--index-url https://download.pytorch.org/whl/cu126" in err  # the driver serves no newer one
     script.write_text(script.read_text().replace("12.4", "13.0"))
     assert doctor.main([]) == 0
     assert "--index-url https://download.pytorch.org/whl/cu128" in capsys.readouterr().err
 
 
-def test_a_device_that_is_asked_for_must_be_there(capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_with_an_absent_device_fails(capsys: pytest.CaptureFixture[str]) -> None:
     assert doctor.main(["--device", "cuda:63"]) == 2
     assert "cuda:63" in capsys.readouterr().err

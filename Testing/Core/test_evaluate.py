@@ -1,4 +1,4 @@
-"""The evaluate door: pairs by name, scores what the reference labels, survives one bad case, writes what it says."""
+"""The command `evaluate`: pairs by name, scores on a common grid, continues after a bad case, and writes a report."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from HiEndMAECore import evaluate
 from HiEndMAECore.data.phantom import PHANTOM_STRUCTURES, make_patient
 from HiEndMAECore.errors import InputError, UsageError
 from HiEndMAECore.evaluate import EvaluateConfig
+from HiEndMAECore.io.structure import Structure
+from HiEndMAECore.io.volume import Geometry
+from HiEndMAECore.io.writers import write_label_map
 from HiEndMAECore.reporting import events
 
 AFFINE = np.array([[0.0, -2.0, 0.0, 30.0], [1.5, 0.0, 0.0, -40.0], [0.0, 0.0, 4.0, 7.0], [0.0, 0.0, 0.0, 1.0]])
@@ -36,7 +39,7 @@ def cube(start: int, value: int = 1, size: int = 6) -> np.ndarray:
 
 @pytest.fixture
 def batch(tmp_path: Path) -> Path:
-    """Four cases with references, three of them predicted, and what lies about in such folders."""
+    """Return a folder of four references and three predictions, with other files that such folders contain."""
     results, labels = tmp_path / "results", tmp_path / "dataset" / "labelsTr"
     save(labels / "a.nii.gz", cube(5) + cube(12, 2))
     save(labels / "b.nii.gz", cube(5))
@@ -64,7 +67,7 @@ def evaluate_in(folder: Path, **changes) -> tuple[dict, list[dict[str, str]]]:
         return json.loads(Path(outputs["report"]).read_text()), list(csv.DictReader(file))
 
 
-def test_a_folder_is_paired_by_name_and_scored(batch: Path) -> None:
+def test_evaluate_folders_pairs_by_name_and_scores(batch: Path) -> None:
     report, table = evaluate_in(batch)
     assert report["without_prediction"] == ["c"]
     assert report["without_reference"] == ["extra"]
@@ -87,7 +90,7 @@ def test_a_folder_is_paired_by_name_and_scored(batch: Path) -> None:
     assert sorted(path.name for path in (batch / "out").iterdir()) == ["report.csv", "report.json"]
 
 
-def test_tolerance_and_names_are_the_caller_s(batch: Path) -> None:
+def test_evaluate_uses_the_given_tolerance_and_names(batch: Path) -> None:
     names = batch / "model.json"
     names.write_text(json.dumps({"labels": [{"name": "Leber", "value": 1}, {"name": "Milz", "value": 2}]}))
     strict, _ = evaluate_in(batch, tolerance=0.1)
@@ -98,39 +101,94 @@ def test_tolerance_and_names_are_the_caller_s(batch: Path) -> None:
     assert evaluate_in(batch, labels=names)[0]["structures"][0]["name"] == "old style"
 
 
-def test_two_files_pair_whatever_their_names(batch: Path) -> None:
-    one, other = save(batch / "mine.nii.gz", cube(5)), save(batch / "theirs.nii", cube(6))
-    report, _ = evaluate_in(batch, prediction=one, reference=other)
+def test_evaluate_two_files_pairs_them_whatever_their_names(batch: Path) -> None:
+    prediction, reference = save(batch / "model.nii.gz", cube(5)), save(batch / "expert.nii", cube(6))
+    report, _ = evaluate_in(batch, prediction=prediction, reference=reference)
     assert [row["dice"] for row in report["cases"]] == [pytest.approx(5 / 6)]
     assert report["structures"][0]["name"] == "label 1"
 
 
-def test_a_turned_and_cropped_reference_is_the_same_reference(batch: Path) -> None:
+def test_evaluate_permuted_and_cropped_reference_gives_equal_scores(batch: Path) -> None:
     whole = nib.Nifti1Image(cube(5), AFFINE)
     cropped = whole.slicer[2:15, 3:12, 2:11]
-    turned = cropped.as_reoriented(nib.orientations.axcodes2ornt("SLA"))
-    nib.save(turned, batch / "turned.nii.gz")
-    assert turned.shape != whole.shape
-    one = save(batch / "mine.nii.gz", cube(6))
-    report, _ = evaluate_in(batch, prediction=one, reference=batch / "turned.nii.gz")
-    straight, _ = evaluate_in(batch, prediction=one, reference=save(batch / "theirs.nii.gz", cube(5)))
-    assert report["cases"][0]["hd95_mm"] == straight["cases"][0]["hd95_mm"] == 1.5
-    assert report["cases"][0]["dice"] == straight["cases"][0]["dice"] == pytest.approx(5 / 6)
+    permuted = cropped.as_reoriented(nib.orientations.axcodes2ornt("SLA"))
+    nib.save(permuted, batch / "permuted.nii.gz")
+    assert permuted.shape != whole.shape
+    prediction = save(batch / "model.nii.gz", cube(6))
+    report, _ = evaluate_in(batch, prediction=prediction, reference=batch / "permuted.nii.gz")
+    expected, _ = evaluate_in(batch, prediction=prediction, reference=save(batch / "expert.nii.gz", cube(5)))
+    assert report["cases"][0]["hd95_mm"] == expected["cases"][0]["hd95_mm"] == 1.5
+    assert report["cases"][0]["dice"] == expected["cases"][0]["dice"] == pytest.approx(5 / 6)
 
 
-def test_a_file_finds_its_reference_in_a_folder(batch: Path) -> None:
+# The cube of the prediction is [6:12, 4:10, 4:10], that of the reference [5:11, 4:10, 4:10], of 20 x 18 x 16 voxels.
+BOX_OF_PREDICTION = np.s_[6:12, 4:10, 4:10]
+BOX_OF_REFERENCE = np.s_[5:11, 4:10, 4:10]
+WHOLE = np.s_[0:20, 0:18, 0:16]
+
+
+def shift_to(*start: float) -> np.ndarray:
+    """Return the (4, 4) matrix from the voxels of a box that begins at `start` to those of the whole volume."""
+    matrix = np.eye(4)
+    matrix[:3, 3] = start
+    return matrix
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".seg.nrrd"])
+@pytest.mark.parametrize("axes", ["SLA", "RAS"])
+@pytest.mark.parametrize(
+    ("prediction_box", "reference_box"),
+    [
+        (BOX_OF_PREDICTION, WHOLE),  # as 3D Slicer crops a .seg.nrrd file
+        (np.s_[3:13, 2:11, 4:10], WHOLE),
+        (BOX_OF_PREDICTION, BOX_OF_REFERENCE),  # each lacks a part of the other
+        (np.s_[6:20, 4:18, 4:16], np.s_[0:11, 0:10, 0:10]),
+    ],
+)
+def test_evaluate_cropped_prediction_gives_the_scores_of_the_whole_one(
+    tmp_path: Path, prediction_box: tuple[slice, ...], reference_box: tuple[slice, ...], axes: str, suffix: str
+) -> None:
+    whole = [save(tmp_path / f"{name}.nii.gz", cube(start)) for name, start in (("model", 6), ("expert", 5))]
+    expected, _ = evaluate_in(tmp_path, prediction=whole[0], reference=whole[1])
+    cropped = nib.load(whole[0]).slicer[prediction_box].as_reoriented(nib.orientations.axcodes2ornt(axes))
+    prediction = tmp_path / f"cropped{suffix}"
+    labels, geometry = np.asarray(cropped.dataobj), Geometry(cropped.shape, cropped.affine)
+    write_label_map(prediction, labels, geometry, structures=[Structure(1, "liver", (221, 130, 80))])
+    start = [part.start for part in reference_box]
+    reference = save(tmp_path / "reference.nii.gz", cube(5)[reference_box], AFFINE @ shift_to(*start))
+    report, _ = evaluate_in(tmp_path, prediction=prediction, reference=reference)
+    for score in ("dice", "hd95_mm", "nsd", "reference_ml", "prediction_ml"):
+        assert report["cases"][0][score] == pytest.approx(expected["cases"][0][score], rel=1e-5), score
+
+
+@pytest.mark.parametrize("labels", [cube(5), cube(5) * 0])
+def test_evaluate_prediction_without_overlap_is_refused(tmp_path: Path, labels: np.ndarray) -> None:
+    """Two scans of one protocol have the same voxels; without an overlap they are not the same scan."""
+    reference = save(tmp_path / "reference.nii.gz", cube(5))
+    elsewhere = save(tmp_path / "elsewhere.nii.gz", labels, AFFINE @ shift_to(0, 0, 16))
+    with pytest.raises(InputError, match="do not overlap") as caught:
+        evaluate_in(tmp_path, prediction=elsewhere, reference=reference)
+    assert caught.value.code == "geometry_mismatch"
+
+
+def test_evaluate_file_against_a_folder_finds_its_reference(batch: Path) -> None:
     report, _ = evaluate_in(batch, prediction=batch / "results/b.nii.gz")
     assert {row["case"] for row in report["cases"]} == {"b"}
     assert report["without_prediction"] == []
 
 
-@pytest.mark.parametrize("harm", ["geometry", "shape", "damaged"])
-def test_one_bad_case_is_told_and_skipped(batch: Path, harm: str) -> None:
+def save_off_grid(path: Path) -> Path:
+    """Write a label map that lies half a voxel off the grid of its reference."""
+    return save(path, cube(5), AFFINE @ shift_to(0, 0, 0.5))
+
+
+@pytest.mark.parametrize("fault", ["spacing", "half a voxel", "damaged"])
+def test_evaluate_folder_with_a_bad_case_scores_the_others(batch: Path, fault: str) -> None:
     bad = batch / "results/b.nii.gz"
-    if harm == "geometry":
+    if fault == "spacing":
         save(bad, cube(5), AFFINE + np.diag([0.0, 0.0, 0.5, 0.0]))
-    elif harm == "shape":
-        save(bad, cube(5)[:, :, :8])
+    elif fault == "half a voxel":
+        save_off_grid(bad)
     else:
         bad.write_bytes(bad.read_bytes()[: bad.stat().st_size // 2])
     with pytest.raises(InputError) as caught:
@@ -145,7 +203,7 @@ def test_one_bad_case_is_told_and_skipped(batch: Path, harm: str) -> None:
     assert alone.value.code == report["failed"][0]["code"]
 
 
-def test_what_cannot_be_paired_is_refused(batch: Path) -> None:
+def test_evaluate_paths_that_cannot_be_paired_are_refused(batch: Path) -> None:
     def code(**changes: Path) -> str:
         with pytest.raises(InputError) as caught:
             evaluate_in(batch, **changes)
@@ -160,36 +218,45 @@ def test_what_cannot_be_paired_is_refused(batch: Path) -> None:
     save(batch / "results/a_0000.nii.gz", cube(5))
     assert code() == "case_twice"
     with pytest.raises(UsageError):
-        EvaluateConfig(output=Path("report.csv"))
+        EvaluateConfig(prediction=Path("p"), reference=Path("r"), output=Path("report.csv"))
     with pytest.raises(UsageError):
-        EvaluateConfig(tolerance=0.0)
+        EvaluateConfig(prediction=Path("p"), reference=Path("r"), output=Path("report.json"), tolerance=0.0)
+    with pytest.raises(UsageError):
+        EvaluateConfig(output=Path("report.json"))
 
 
-def test_the_command_line_speaks_events_and_leaves_3_for_a_bad_case(batch: Path) -> None:
-    save(batch / "results/b.nii.gz", cube(5)[:, :, :8])
-    given = ["--prediction", batch / "results", "--reference", batch / "dataset/labelsTr", "--output", batch / "r.json"]
-    line = [sys.executable, "-m", "HiEndMAECore.evaluate", *map(str, given)]
-    told = subprocess.run([*line, "--events"], capture_output=True, text=True)
-    heard = [events.decode(row) for row in told.stdout.splitlines()]
-    assert told.returncode == 3
-    assert None not in heard
-    assert heard[0]["event"] == "started"
-    assert (heard[-1]["event"], heard[-1]["code"]) == ("failed", "some_cases_failed")
-    told_alone = [row["message"] for row in heard if row["event"] == "warning"][:2]
-    assert [message.rpartition(": ")[2] for message in told_alone] == ["c.", "extra."]
-    means = {(row["structure"], row["name"]): row["value"] for row in heard if row["event"] == "metric"}
+def test_evaluate_command_line_emits_events_and_returns_3_for_a_bad_case(batch: Path) -> None:
+    save_off_grid(batch / "results/b.nii.gz")
+    arguments = [
+        "--prediction",
+        batch / "results",
+        "--reference",
+        batch / "dataset/labelsTr",
+        "--output",
+        batch / "r.json",
+    ]
+    line = [sys.executable, "-m", "HiEndMAECore.evaluate", *map(str, arguments)]
+    process = subprocess.run([*line, "--events"], capture_output=True, text=True)
+    received = [events.decode(row) for row in process.stdout.splitlines()]
+    assert process.returncode == 3
+    assert None not in received
+    assert received[0]["event"] == "started"
+    assert (received[-1]["event"], received[-1]["code"]) == ("failed", "some_cases_failed")
+    unpaired = [row["message"] for row in received if row["event"] == "warning"][:2]
+    assert [message.rpartition(": ")[2] for message in unpaired] == ["c.", "extra."]
+    means = {(row["structure"], row["name"]): row["value"] for row in received if row["event"] == "metric"}
     assert means["liver", "dice"] == 1.0
     assert means["colon", "dice"] is None
-    assert [(row["step"], row["total"]) for row in heard if row["event"] == "progress"][-1] == (3, 3)
+    assert [(row["step"], row["total"]) for row in received if row["event"] == "progress"][-1] == (3, 3)
 
     save(batch / "results/b.nii.gz", cube(5))
-    told = subprocess.run(line, capture_output=True, text=True)
-    assert (told.returncode, told.stdout) == (0, "")
-    assert "liver" in told.stderr
-    assert "1 missed" in told.stderr
+    process = subprocess.run(line, capture_output=True, text=True)
+    assert (process.returncode, process.stdout) == (0, "")
+    assert "liver" in process.stderr
+    assert "1 missed" in process.stderr
 
 
-def test_a_phantom_s_organs_are_told_apart(tmp_path: Path) -> None:
+def test_evaluate_phantom_scores_each_organ(tmp_path: Path) -> None:
     _, labels = make_patient(1, shape=(56, 48, 48), spacing=(6.0, 6.0, 6.0))
     reference = save(tmp_path / "reference.nii.gz", labels.array[0], labels.affine)
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": {one.name: one.value for one in PHANTOM_STRUCTURES}}))

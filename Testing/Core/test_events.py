@@ -1,4 +1,4 @@
-"""Events: one ASCII JSON object a line, complete, and nothing else passes for one."""
+"""Events: each is one complete line of ASCII JSON, and no other line is taken for an event."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ JSON = st.recursive(
 
 
 def finite(value: object) -> object:
-    """`value` as JSON can tell it: without NaN and infinity."""
+    """Return `value` with None in place of NaN and infinity, which JSON does not have."""
     if isinstance(value, float):
         return value if np.isfinite(value) else None
     if isinstance(value, dict):
@@ -32,25 +32,25 @@ def finite(value: object) -> object:
 
 @settings(deadline=None)
 @given(st.sampled_from(sorted(events.KINDS)), st.data())
-def test_an_event_survives_its_line(kind: str, data: st.DataObject) -> None:
+def test_decode_of_encode_returns_the_event(kind: str, data: st.DataObject) -> None:
     fields = {name: data.draw(JSON) for name in (*events.KINDS[kind], "extra")}
     line = events.encode(kind, **fields)
     assert line.isascii()
     assert "\n" not in line
-    told = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-    assert told == events.decode(line) == {"v": 1, "event": kind, **finite(fields)}
+    parsed = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert parsed == events.decode(line) == {"v": 1, "event": kind, **finite(fields)}
 
 
-def test_numbers_of_numpy_and_torch_stay_numbers() -> None:
+def test_encode_scalars_of_numpy_and_torch_gives_numbers() -> None:
     line = events.encode(
         "metric", name="loss", value=np.float32(0.5), n=np.int64(3), t=torch.tensor(2.0), x=np.float32("nan")
     )
-    told = events.decode(line)
-    assert told is not None
-    assert (told["value"], told["n"], told["t"], told["x"]) == (0.5, 3, 2.0, None)
+    event = events.decode(line)
+    assert event is not None
+    assert (event["value"], event["n"], event["t"], event["x"]) == (0.5, 3, 2.0, None)
 
 
-def test_an_incomplete_or_unknown_event_is_not_sent() -> None:
+def test_encode_incomplete_or_unknown_event_raises() -> None:
     with pytest.raises(ValueError, match="advice"):
         events.encode("failed", code="x", message="y")
     with pytest.raises(ValueError, match="banana"):
@@ -75,11 +75,11 @@ def test_an_incomplete_or_unknown_event_is_not_sent() -> None:
         '{"v": 1, "event": "preview", "path": "x"} and more',
     ],
 )
-def test_junk_is_no_event(line: str) -> None:
+def test_decode_line_that_is_no_event_returns_none(line: str) -> None:
     assert events.decode(line) is None
 
 
 @settings(deadline=None)
 @given(st.text() | JSON.map(json.dumps))
-def test_decode_never_raises(line: str) -> None:
+def test_decode_any_text_does_not_raise(line: str) -> None:
     assert events.decode(line) is None

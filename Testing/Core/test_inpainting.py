@@ -1,4 +1,4 @@
-"""The second stage of pretraining: convolutions that paint back masked patches, and where they are taken up."""
+"""Inpainting: the decoder reconstructs masked patches on top of a frozen encoder; fine-tuning starts from both."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_training import CPU, StopAt
+from training_examples import CPU, RequestAt
 
 from HiEndMAECore import pretrain
 from HiEndMAECore.data import crop_store
@@ -19,7 +19,8 @@ from HiEndMAECore.data.crop_store import CropStore
 from HiEndMAECore.data.store_writer import write_manifest, write_scan
 from HiEndMAECore.errors import Cancelled, InputError, UsageError
 from HiEndMAECore.models import conversion, pretrained
-from HiEndMAECore.models.folder import read_description
+from HiEndMAECore.models.description import ModelDescription
+from HiEndMAECore.models.folder import read_description, write_model
 from HiEndMAECore.networks import HybridUNETR, build_network, segmentation_architecture
 from HiEndMAECore.networks.layers.patches import patchify
 from HiEndMAECore.reporting.reporter import Reporter
@@ -54,12 +55,12 @@ def config(store: Path, output: Path, **changes: Any) -> pretrain.PretrainConfig
 
 
 @pytest.fixture
-def taught(store: Path) -> Path:
+def pretrained_run(store: Path) -> Path:
     pretrain.run(config(store, store.parent / "run"))
     return store.parent / "run"
 
 
-def test_masked_voxels_are_a_target_and_nothing_else() -> None:
+def test_masked_voxels_are_targets_and_never_input() -> None:
     model = inpainting().eval()
     volume = torch.rand(2, 1, *SIZE)
     order = torch.stack([torch.arange(8), torch.arange(8).flip(0)])  # the first crop's last four patches are masked
@@ -79,32 +80,32 @@ def test_masked_voxels_are_a_target_and_nothing_else() -> None:
     assert torch.allclose(model(volume, order, inside).loss, errors[1].mean() / 2, atol=1e-6)
 
 
-def test_its_picture_shows_what_it_paints() -> None:
+def test_reconstructed_image_shows_the_prediction_of_masked_patches() -> None:
     model, volume, order = inpainting().eval(), torch.rand(1, 1, *SIZE), torch.arange(8)[None]
-    hidden, rebuilt = model.reconstruct_images(volume, model(volume, order))
-    assert torch.equal(hidden[:, :, :8], volume[:, :, :8])
-    assert torch.equal(rebuilt[:, :, :8], volume[:, :, :8])
-    assert not hidden[:, :, 8:].any()
+    masked, reconstructed = model.reconstruct_images(volume, model(volume, order))
+    assert torch.equal(masked[:, :, :8], volume[:, :, :8])
+    assert torch.equal(reconstructed[:, :, :8], volume[:, :, :8])
+    assert not masked[:, :, 8:].any()
     seen = volume.clone()
     seen[:, :, 8:] = 0.5
-    assert torch.allclose(rebuilt[:, :, 8:], model.network(seen)[:, :, 8:] + 0.5, atol=1e-6)
+    assert torch.allclose(reconstructed[:, :, 8:], model.network(seen)[:, :, 8:] + 0.5, atol=1e-6)
 
 
-def test_crops_lie_as_patients_do(store: Path) -> None:
+def test_inpainting_crops_are_not_turned(store: Path) -> None:
     sampler = CropSampler.for_model(CropStore.open(store), inpainting(), seed=0)
     flips = [sampler.draw(index).flips[0] for index in range(40)]
     assert {flip.axes for flip in flips} == {(), (0,)}
-    assert {flip.turns for flip in flips} == {0}
+    assert {flip.quarter_turns for flip in flips} == {0}
     assert len({flip.scale for flip in flips}) == 40
 
 
-def test_convolutions_learn_beneath_the_encoder_as_it_is(taught: Path, store: Path) -> None:
-    initial, found = pretrained.read_pretrained("hi-end-mae-tiny"), pretrained.read_pretrained(str(taught))
+def test_inpainting_trains_the_decoder_and_leaves_the_encoder_as_it_is(pretrained_run: Path, store: Path) -> None:
+    initial, found = pretrained.read_pretrained("hi-end-mae-tiny"), pretrained.read_pretrained(str(pretrained_run))
     assert initial is not None
     assert found is not None
     for key, value in initial.encoder.items():
         assert torch.equal(value.float(), found.encoder[key]), key
-    description = read_description(taught / "model")
+    description = read_description(pretrained_run / "model")
     assert description.kind == "pretraining"
     assert description.architecture["network"] == "HybridUNETR"
     assert description.training["init_sha256"] == initial.sha256
@@ -114,20 +115,20 @@ def test_convolutions_learn_beneath_the_encoder_as_it_is(taught: Path, store: Pa
     assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
 
 
-def test_a_stopped_second_stage_goes_on_as_if_never_stopped(taught: Path, store: Path) -> None:
+def test_resumed_inpainting_equals_one_that_was_never_stopped(pretrained_run: Path, store: Path) -> None:
     halves = store.parent / "halves"
     with pytest.raises(Cancelled):
-        pretrain.run(config(store, halves), StopAt(2, "cancel"))
+        pretrain.run(config(store, halves), RequestAt(2, "cancel"))
     pretrain.run(config(store, halves, resume=True))
-    whole, joined = (pretrained.read_pretrained(str(run)) for run in (taught, halves))
+    whole, joined = (pretrained.read_pretrained(str(run)) for run in (pretrained_run, halves))
     assert whole is not None
     assert joined is not None
     for key, value in whole.state.items():
         assert torch.equal(value, joined.state[key]), key
 
 
-def test_learning_starts_from_all_but_the_last_convolution(taught: Path) -> None:
-    initial = pretrained.read_pretrained(str(taught))
+def test_inpainting_weights_initialize_all_but_the_head(pretrained_run: Path) -> None:
+    initial = pretrained.read_pretrained(str(pretrained_run))
     assert initial is not None
     for channels in (1, 2):
         network = build_network(segmentation_architecture(TINY, classes=3, in_channels=channels, image_size=SIZE))
@@ -151,19 +152,19 @@ def _stem(initial: pretrained.PretrainedWeights, volume: torch.Tensor) -> torch.
     return torch.nn.functional.conv3d(volume.to(CPU), weight, bias, stride=2, padding=1)
 
 
-def test_an_encoder_of_other_scans_is_told(store: Path) -> None:
-    """Frozen, it cannot adapt: the store's spacing is not the one it has learned from."""
+def test_encoder_of_another_spacing_is_warned_about(store: Path) -> None:
+    """A frozen encoder cannot adapt: the store's spacing is not the one it was trained on."""
     manifest = json.loads((store / crop_store.MANIFEST).read_text())
     manifest["preparation"]["spacing"] = [1.5, 1.5, 1.5]
     write_manifest(store, manifest)
     report = Reporter(quiet=True)
     pretrain.run(config(store, store.parent / "run", steps=1), report)
-    told = [warning["message"] for warning in report.warnings if warning["code"] == "encoder_of_other_scans"]
-    assert len(told) == 1
-    assert "spacing" in told[0]
+    messages = [warning["message"] for warning in report.warnings if warning["code"] == "encoder_of_other_scans"]
+    assert len(messages) == 1
+    assert "spacing" in messages[0]
 
 
-def test_a_second_stage_goes_on_with_its_own_encoder(taught: Path, store: Path) -> None:
+def test_resume_with_another_encoder_is_refused(pretrained_run: Path, store: Path) -> None:
     """A run's folder may hold another encoder by now."""
     first = store.parent / "first"
     alone = {"objective": "hi-end-mae", "init": None, "steps": 1, "mask_ratio": 0.75}
@@ -171,26 +172,57 @@ def test_a_second_stage_goes_on_with_its_own_encoder(taught: Path, store: Path) 
         pretrain.run(config(store, run, seed=seed, **alone))
     run = store.parent / "second"
     with pytest.raises(Cancelled):
-        pretrain.run(config(store, run, init=str(first)), StopAt(2, "cancel"))
+        pretrain.run(config(store, run, init=str(first)), RequestAt(2, "cancel"))
     shutil.rmtree(first)
     (store.parent / "other").rename(first)
-    with pytest.raises(InputError, match="other starting weights"):
+    with pytest.raises(InputError, match="other initial weights"):
         pretrain.run(config(store, run, init=str(first), resume=True))
 
 
-def test_mistakes_are_named(store: Path, taught: Path, tmp_path: Path) -> None:
+def test_wrong_inpainting_options_are_named(store: Path, pretrained_run: Path, tmp_path: Path) -> None:
     for changes in ({"init": None}, {"objective": "mae"}):
         with pytest.raises(UsageError, match="Give --init with --objective inpainting"):
             config(store, tmp_path / "new", **changes)
     with pytest.raises(UsageError, match="frozen"):
         config(store, tmp_path / "new", recompute=True)
     with pytest.raises(InputError, match="neither a file"):
-        pretrain.run(config(tmp_path / "no scans", tmp_path / "new", init="typo"))  # told before the scans are read
+        pretrain.run(config(tmp_path / "no scans", tmp_path / "new", init="typo"))  # reported before the scans are read
     with pytest.raises(InputError, match="--variant is hi_end_mae_vit_small_8p"):
         pretrain.run(config(store, tmp_path / "new", variant="hi_end_mae_vit_small_8p"))
     with pytest.raises(InputError, match="is of nothing"):
         pretrain.run(config(store, tmp_path / "new", init="none"))
     with pytest.raises(UsageError, match="started with init"):
-        pretrain.run(replace(config(store, taught, resume=True), init=str(taught)))
+        pretrain.run(replace(config(store, pretrained_run, resume=True), init=str(pretrained_run)))
     with pytest.raises(InputError, match="second stage"):
-        conversion.convert(taught / "model", tmp_path / "theirs.pth")
+        conversion.convert(pretrained_run / "model", tmp_path / "authors.pth")
+
+
+def test_inpainting_pretrains_a_network_without_patches(store: Path) -> None:
+    """From a segmentation model of the same network; fine-tuning then starts from encoder and decoder."""
+    architecture = segmentation_architecture("unet_small", classes=3, image_size=SIZE)
+    torch.manual_seed(0)
+    network = build_network(architecture)
+    plan = {
+        "spacing": [3.0] * 3,
+        "normalisation": {"kind": "window", "low": -175.0, "high": 250.0},
+        "orientation": "RAS",
+    }
+    labels = [{"value": value, "name": str(value), "colour": [0, 0, 255], "terminology": {}} for value in (1, 2)]
+    description = ModelDescription(
+        kind="segmentation", name="unet", architecture=architecture, channels=["CT"], preparation=plan, labels=labels
+    )
+    write_model(store.parent / "unet", description, network.state_dict())
+    output = store.parent / "run"
+    pretrain.run(config(store, output, variant="unet_small", init=str(store.parent / "unet")))
+    found = pretrained.read_pretrained(str(output))
+    assert found is not None
+    assert (found.network, found.variant, found.is_segmentation) == ("UNet", "unet_small", False)
+    for key, value in network.encoder_state().items():
+        assert torch.equal(value, found.state[key]), key
+    assert not torch.equal(
+        network.state_dict()["decoder.0.1.conv.unit0.conv.weight"], found.state["decoder.0.1.conv.unit0.conv.weight"]
+    )
+    other = build_network(segmentation_architecture("unet_small", classes=5))
+    assert pretrained.load_pretrained(other, found)["init_taken"] == "network"
+    with pytest.raises(UsageError, match="--objective mae needs a network that is a TokenEncoder; UNet"):
+        pretrain.run(config(store, store.parent / "mae", variant="unet_small", objective="mae", init=None))

@@ -182,8 +182,8 @@ def test_data_file_with_a_path_or_pattern_is_refused(tmp_path: Path, name: str) 
     if len(name) < 200 and "/" not in name and name not in ("..", "a.mhd", "a.nhdr"):
         (tmp_path / name).write_bytes(VOXELS.tobytes())  # what ITK would read is there
     if name != "a.nhdr":
-        told = refused(meta(tmp_path / "a.mhd", ElementDataFile=name, voxels=b""), "ElementDataFile")
-        assert ("Rename" in told.advice) == ("%" in name)
+        error = refused(meta(tmp_path / "a.mhd", ElementDataFile=name, voxels=b""), "ElementDataFile")
+        assert ("Rename" in error.advice) == ("%" in name)
     if name != "a.mhd":
         refused(nrrd(tmp_path / "a.nhdr", data_file=name, voxels=b""), "data file")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_training import cube_scan
+from training_examples import cube_case
 
 from HiEndMAECore.data.labelled_cases import cases_from_dataset, collect_structures, read_labelled_case
 from HiEndMAECore.preprocessing.laterality import (
@@ -61,7 +61,7 @@ def test_lateral_pairs_of_names() -> None:
 
 
 def body(shift: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """An oval body with a spine, two kidneys, and a bright liver on the right (the high end of the first axis)."""
+    """Return an oval body with a spine, two kidneys, and a bright liver on the right (the high end of the first axis)."""
     x, y, z = np.meshgrid(*(np.arange(n, dtype=float) for n in (80, 50, 40)), indexing="ij")
     x -= 39.5 + shift
     image = ((x / 32) ** 2 + ((y - 25) / 20) ** 2 < 1) * 0.5
@@ -75,12 +75,12 @@ def body(shift: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def only(*values: int) -> tuple[np.ndarray, np.ndarray]:
-    """The body with these labels alone, as 1, 2, …"""
+    """Return the body with these labels alone, renumbered as 1, 2, …"""
     image, classes = body()
-    kept = np.zeros_like(classes)
-    for place, value in enumerate(values, start=1):
-        kept[classes == value] = place
-    return image, kept
+    chosen = np.zeros_like(classes)
+    for index, value in enumerate(values, start=1):
+        chosen[classes == value] = index
+    return image, chosen
 
 
 @pytest.mark.parametrize("shift", [0, -3, 6])
@@ -88,7 +88,7 @@ def test_midsagittal_plane_is_found(shift: int) -> None:
     assert midsagittal_plane(body(shift)[0]) == pytest.approx(39.5 + shift, abs=0.6)
 
 
-def test_midsagittal_plane_of_one_side_is_absent() -> None:
+def test_midsagittal_plane_of_an_asymmetric_scan_is_none() -> None:
     rng = np.random.default_rng(0)
     assert midsagittal_plane(np.linspace(0, 1, 40)[:, None, None] + 0.1 * rng.normal(size=(40, 30, 30))) is None
     assert midsagittal_plane(np.zeros((10, 10, 10))) is None
@@ -104,7 +104,7 @@ def test_decide_mirroring_pairs_by_name_and_by_position() -> None:
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "may"),
+    ("one", "other", "expected"),
     [
         ("Segment_1", "Segment_2", True),
         ("structure 3", "structure 12", True),
@@ -117,12 +117,12 @@ def test_decide_mirroring_pairs_by_name_and_by_position() -> None:
         ("rib 3", "rib 4", False),
     ],
 )
-def test_may_be_pair_of_names(one: str, other: str, may: bool) -> None:
-    assert may_be_pair(one, other) is may_be_pair(other, one) is may
+def test_may_be_pair_of_names(one: str, other: str, expected: bool) -> None:
+    assert may_be_pair(one, other) is may_be_pair(other, one) is expected
 
 
 def test_decide_mirroring_does_not_pair_different_organs() -> None:
-    """Two kidneys by their places; but two names of different organs, or another brightness, are two organs."""
+    """Two kidneys are paired by position, but not if their names are those of different organs or their means differ."""
     image, classes = only(2, 3)
     assert not decide_mirroring(["aorta", "vena cava"], [(image, classes)]).allowed
     other = np.where(classes == 2, image - 0.2, image)
@@ -131,7 +131,7 @@ def test_decide_mirroring_does_not_pair_different_organs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "values", "why"),
+    ("names", "values", "reason"),
     [
         (["structure 1", "structure 2"], (1, 4), "'structure 2' lies on one side"),
         (["structure 1"], (2,), "'structure 1' lies on one side"),
@@ -140,16 +140,16 @@ def test_decide_mirroring_does_not_pair_different_organs() -> None:
         (["ventricle left", "ventricle right"], (2, 4), "no mirror images"),
     ],
 )
-def test_unpaired_lateral_structure_disables_mirroring(names: list[str], values: tuple[int, ...], why: str) -> None:
-    decided = decide_mirroring(names, [only(*values)])
-    assert not decided.allowed
-    assert why in decided.reason
+def test_unpaired_lateral_structure_disables_mirroring(names: list[str], values: tuple[int, ...], reason: str) -> None:
+    decision = decide_mirroring(names, [only(*values)])
+    assert not decision.allowed
+    assert reason in decision.reason
 
 
 def test_midline_structures_allow_mirroring() -> None:
-    decided = decide_mirroring(["structure 1"], [only(1)])
-    assert (decided.allowed, decided.swaps) == (True, ())
-    assert "middle" in decided.reason
+    decision = decide_mirroring(["structure 1"], [only(1)])
+    assert (decision.allowed, decision.swaps) == (True, ())
+    assert "middle" in decision.reason
 
 
 def test_one_unsuitable_scan_disables_mirroring() -> None:
@@ -158,42 +158,42 @@ def test_one_unsuitable_scan_disables_mirroring() -> None:
 
 
 def test_mirrored_crops_exchange_lateral_classes() -> None:
-    """A flipped kidney of the right is a left one: in every crop the structure on the low side is class 2."""
+    """A mirrored right kidney is a left one: in every crop the structure at the low end is class 2."""
     image, classes = only(2, 3)
     scan = TrainingCase("body", torch.from_numpy(image)[None], torch.from_numpy(classes))
     mirroring = decide_mirroring(["kidney_right", "kidney_left"], [(image, classes)])
     plan = FinetuningPlan(crop=(80, 48, 40), steps=1, batch_size=8, mirror_probability=0.5)
 
-    class Centred(finetuning.DefaultRecipe):
-        turned = 0
+    class CenteredRecipe(finetuning.DefaultRecipe):
+        mirrored = 0
 
         def draw(self, index, crop):  # type: ignore[no-untyped-def]
             scan, _, change = super().draw(index, crop)
-            self.turned += augmentation.is_mirrored(change)
+            self.mirrored += augmentation.is_mirrored(change)
             matrix = np.diag(np.sign(np.diag(change.matrix)))
             return scan, np.array([39.5, 24.5, 19.5]), replace(augmentation.IDENTITY, matrix=matrix)
 
-    method = Centred([scan], classes=3, plan=plan, mirroring=mirroring)
-    images, targets = finetuning.draw_batch([scan], method, step=0, plan=plan)
-    assert 0 < method.turned < 8
+    recipe = CenteredRecipe([scan], classes=3, plan=plan, mirroring=mirroring)
+    images, targets = finetuning.draw_batch([scan], recipe, step=0, plan=plan)
+    assert 0 < recipe.mirrored < 8
     for target in targets[:, 0]:
         centers = [float(torch.nonzero(target == value)[:, 0].float().mean()) for value in (1, 2)]
         assert centers[0] > 39.5 > centers[1]
-    assert len({float(picture[0, :30].sum()) for picture in images}) == 2  # the pictures do differ
+    assert len({float(image[0, :30].sum()) for image in images}) == 2  # the images differ
 
 
 def test_crops_are_not_mirrored_unless_allowed() -> None:
-    scan = cube_scan()
+    scan = cube_case()
     plan = FinetuningPlan(crop=(16, 16, 16), steps=1)
     off = decide_mirroring(["liver", "ball"], [(scan.image[0].numpy(), scan.classes.numpy())])
     for mirroring in (None, off):
-        method = finetuning.DefaultRecipe([scan], classes=3, plan=plan, mirroring=mirroring)
-        assert not any(augmentation.is_mirrored(method.draw(index, plan.crop)[2]) for index in range(50))
+        recipe = finetuning.DefaultRecipe([scan], classes=3, plan=plan, mirroring=mirroring)
+        assert not any(augmentation.is_mirrored(recipe.draw(index, plan.crop)[2]) for index in range(50))
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_real_heads_have_two_parotids(named: bool) -> None:
-    """OpenKBP: the parotids are a pair by name and by place, all else lies in the middle."""
+def test_decide_mirroring_of_real_heads_pairs_the_parotids(named: bool) -> None:
+    """In OpenKBP the parotids are a pair by name and by position; all other structures lie in the middle."""
     if not os.environ.get("HIENDMAE_DATA"):
         pytest.skip("HIENDMAE_DATA does not name the folder of real scans")
     folder = Path(os.environ["HIENDMAE_DATA"]) / "Dataset101_OpenKBP"
@@ -203,6 +203,6 @@ def test_real_heads_have_two_parotids(named: bool) -> None:
     plan = presets.choose_preprocessing(read, preset=presets.PRESETS["cpu"], spacing=(5.0, 5.0, 5.0))
     structures = collect_structures(read, dataset.structures if named else ())
     scans = preprocess_training_cases(read, plan, structures, report=report)
-    told = mirroring_to_json(decide_case_mirroring(scans, structures, report=report), structures)["mirroring"]
-    assert told["allowed"]
-    assert [sorted(pair) for pair in told["swaps"]] == [[3, 4]]
+    mirroring = mirroring_to_json(decide_case_mirroring(scans, structures, report=report), structures)["mirroring"]
+    assert mirroring["allowed"]
+    assert [sorted(pair) for pair in mirroring["swaps"]] == [[3, 4]]

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from HiEndMAECore.errors import InputError, UsageError
+from HiEndMAECore.inference.forward import forward
 from HiEndMAECore.inference.predictor import Predictor
-from HiEndMAECore.inference.sliding_window import forward
 from HiEndMAECore.models.description import ModelDescription
 from HiEndMAECore.models.folder import write_model
 from HiEndMAECore.models.pretrained import PretrainedWeights, load_pretrained
@@ -29,7 +29,6 @@ from HiEndMAECore.training.optimizer import freeze_encoder, layer_decay_groups
 
 TINY = "hi_end_mae_vit_tiny_8p"
 NETWORKS = list_networks()
-QUICKER = {"swinunetr": {"depths": (1, 1, 1, 1)}}  # arguments of a network that would take long
 
 
 def smallest_architecture(name: str, *, classes: int = 3, in_channels: int = 1) -> dict[str, Any]:
@@ -38,7 +37,7 @@ def smallest_architecture(name: str, *, classes: int = 3, in_channels: int = 1) 
     architecture = segmentation_architecture(variant, classes=classes, in_channels=in_channels, network=name)
     network, config = registry.network_class(name), registry.network_config(architecture)
     size = fit_size(network, config, [2 * edge for edge in network.size_divisor(config)])
-    arguments = {**architecture["arguments"], "image_size": size, **QUICKER.get(name, {})}
+    arguments = {**architecture["arguments"], "image_size": size}
     return {**architecture, "arguments": arguments}
 
 
@@ -315,3 +314,40 @@ def test_capabilities_are_read_from_the_class() -> None:
     assert not has_capability(unet, TokenEncoder)
     assert has_capability(unet, DenseForward)
     assert has_capability(unet, FeatureMaps)
+
+
+# -- against MONAI -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "monai_name", "arguments"),
+    [
+        ("unet", "UNet", {"channels": (16, 32, 64, 128), "strides": (2, 2, 2), "num_res_units": 2}),
+        (
+            "dynunet",
+            "DynUNet",
+            {
+                "kernel_size": [3] * 4, "strides": [1, 2, 2, 2], "upsample_kernel_size": [2] * 3,
+                "filters": [16, 32, 64, 128], "res_block": True, "deep_supervision": True, "deep_supr_num": 2,
+            },
+        ),
+        ("segresnet", "SegResNet", {"init_filters": 16, "blocks_down": (1, 1, 1, 2), "blocks_up": (1, 1, 1)}),
+        (
+            "mednext",
+            "MedNeXt",
+            {
+                "init_filters": 16, "kernel_size": 3, "use_residual_connection": True, "blocks_down": (1, 1, 1),
+                "blocks_bottleneck": 1, "blocks_up": (1, 1, 1),
+            },
+        ),
+    ],
+)  # fmt: skip
+def test_network_computes_what_monais_computes(name: str, monai_name: str, arguments: dict[str, Any]) -> None:
+    """Regrouping MONAI's blocks changes neither the random weights of a seed nor the result."""
+    monai_nets = pytest.importorskip("monai.networks.nets")
+    torch.manual_seed(0)
+    monai_network = getattr(monai_nets, monai_name)(spatial_dims=3, in_channels=1, out_channels=3, **arguments)
+    network = build(name)
+    image = torch.rand(1, 1, *network.config.image_size)
+    with torch.no_grad():
+        assert torch.equal(network.eval()(image), monai_network.eval()(image))

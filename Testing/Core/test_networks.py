@@ -1,4 +1,4 @@
-"""The networks against the authors' numbers, and against what the paper says of them."""
+"""The ViT networks against the authors' numbers and the paper."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SMALL = {"encoder_dim": 24, "encoder_depth": 4, "encoder_heads": 2, "feature_siz
 
 
 @pytest.mark.parametrize(("file", "mask_ratio"), [("tiny_cubic.npz", 0.75), ("tiny_mask90.npz", 0.9)])
-def test_parity_with_the_authors(file: str, mask_ratio: float) -> None:
+def test_hi_end_mae_matches_the_authors_numbers(file: str, mask_ratio: float) -> None:
     from HiEndMAECore.models.authors import load_pretraining_state
 
     known = np.load(PARITY / file)
@@ -60,13 +60,13 @@ def test_parity_with_the_authors(file: str, mask_ratio: float) -> None:
     assert pictures[0].shape == pictures[1].shape == known["x"].shape
 
 
-def test_position_table_is_the_released_one() -> None:
+def test_position_embedding_matches_the_released_one() -> None:
     known = np.load(PARITY / "tiny_cubic.npz")
     np.testing.assert_allclose(sincos_position_embedding((4, 4, 4), 24), known["sd/encoder_pos_embed"][0], atol=1e-6)
     np.testing.assert_allclose(sincos_position_embedding((4, 4, 4), 12), known["sd/decoder_pos_embed"][0], atol=1e-6)
 
 
-def test_patches_go_apart_and_together() -> None:
+def test_unpatchify_inverts_patchify() -> None:
     volume = torch.rand(2, 3, 8, 12, 4)
     patches = patchify(volume, 4)
     assert patches.shape == (2, 6, 192)
@@ -77,18 +77,18 @@ def test_patches_go_apart_and_together() -> None:
 @pytest.mark.parametrize(
     ("patches", "ratio", "visible"), [(1000, 0.9, 100), (1000, 0.8, 200), (64, 0.9, 6), (512, 0.75, 128)]
 )
-def test_visible_patches_are_counted_exactly(patches: int, ratio: float, visible: int) -> None:
+def test_num_visible_patches_is_exact_where_floats_are_not(patches: int, ratio: float, visible: int) -> None:
     assert num_visible_patches(patches, ratio) == visible
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0, 0.999])
-def test_a_mask_that_hides_all_or_nothing_is_refused(ratio: float) -> None:
+def test_num_visible_patches_refuses_a_mask_of_all_or_nothing(ratio: float) -> None:
     with pytest.raises(ValueError, match="mask ratio"):
         num_visible_patches(64, ratio)
 
 
 @pytest.mark.parametrize("stages", [0, 1, 2, 3])
-def test_stages_query_deep_layers_first(stages: int) -> None:
+def test_cross_stages_query_deep_layers_first_and_train_every_parameter(stages: int) -> None:
     torch.manual_seed(0)
     model = HiEndMAE(**COMMON, self_blocks=8 - 2 * stages, cross_stages=stages)
     assert model.stage_layers == (9, 6, 3)[:stages]
@@ -98,7 +98,7 @@ def test_stages_query_deep_layers_first(stages: int) -> None:
     assert unused == []  # nothing is built that is not trained (it would stall DDP)
 
 
-def test_mae_is_hi_end_mae_without_stages() -> None:
+def test_mae_equals_hi_end_mae_without_stages() -> None:
     torch.manual_seed(0)
     mae, plain = MAE(**COMMON, self_blocks=8), HiEndMAE(**COMMON, self_blocks=8, cross_stages=0)
     plain.load_state_dict(mae.state_dict())
@@ -107,7 +107,7 @@ def test_mae_is_hi_end_mae_without_stages() -> None:
     assert len(mae.decoder.blocks) == 8
 
 
-def test_both_forms_of_attention_are_one_function() -> None:
+def test_attention_in_bf16_equals_the_fused_form() -> None:
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 3, tokens, 8) for tokens in (7, 9, 9))
     exact = torch.nn.functional.scaled_dot_product_attention(q, k, v)
@@ -116,41 +116,41 @@ def test_both_forms_of_attention_are_one_function() -> None:
     assert torch.equal(attention(q, k, v), exact)
 
 
-def test_masks_differ_from_crop_to_crop() -> None:
+def test_random_masking_differs_between_crops_of_a_batch() -> None:
     model = HiEndMAE(**COMMON)
     order = model(torch.rand(4, 1, 16, 16, 16)).permutation
     assert len({tuple(row[: model.visible].sort().values.tolist()) for row in order}) == 4
 
 
-def test_air_is_predicted_as_zero_and_the_picture_keeps_what_was_seen() -> None:
+def test_reconstruction_keeps_visible_patches_and_targets_of_air_are_zero() -> None:
     model = HiEndMAE(**COMMON)
     volume = torch.zeros(1, 1, 16, 16, 16)
     out = model(volume)
-    assert float(out.loss) == pytest.approx(float(out.prediction.square().mean()))
+    assert float(out.loss.detach()) == pytest.approx(float(out.prediction.detach().square().mean()))
     volume = torch.rand(1, 1, 16, 16, 16)
     out = model(volume)
-    hidden, rebuilt = model.reconstruct_images(volume, out)
-    seen = hidden != 0
+    masked, reconstructed = model.reconstruct_images(volume, out)
+    seen = masked != 0
     assert int(seen.sum()) == 16 * 64
-    assert torch.equal(rebuilt[seen], volume[seen])
+    assert torch.equal(reconstructed[seen], volume[seen])
 
 
 @pytest.mark.parametrize(
     ("patch", "size"),
     [(16, (32, 32, 32)), (12, (24, 36, 24)), (8, (24, 16, 32)), (6, (12, 18, 12)), (4, (8, 8, 12)), (5, (10, 10, 5))],
 )
-def test_unetr_takes_any_patch_and_any_box(patch: int, size: tuple[int, int, int]) -> None:
+def test_unetr_accepts_every_patch_size_and_anisotropic_crops(patch: int, size: tuple[int, int, int]) -> None:
     network = UNETR(image_size=size, patch_size=patch, in_channels=2, classes=3, **SMALL)
     assert network(torch.rand(1, 2, *size)).shape == (1, 3, *size)
 
 
-def test_unetr_takes_other_sizes_than_it_was_made_for() -> None:
+def test_unetr_accepts_other_sizes_than_its_own() -> None:
     network = UNETR(image_size=(16, 16, 16), patch_size=8, classes=2, **SMALL).eval()
     assert network(torch.rand(1, 1, 24, 16, 32)).shape == (1, 2, 24, 16, 32)
 
 
 @pytest.mark.parametrize("patch", [4, 8, 16])
-def test_the_hybrid_reads_image_and_tokens(patch: int) -> None:
+def test_hybrid_unetr_reads_the_image_and_every_encoder_state(patch: int) -> None:
     network = HybridUNETR(image_size=(2 * patch,) * 3, patch_size=patch, in_channels=2, classes=3, **SMALL)
     volume = torch.rand(2, 2, 3 * patch, 2 * patch, 4 * patch)
     logits = network(volume)
@@ -166,12 +166,12 @@ def test_the_hybrid_reads_image_and_tokens(patch: int) -> None:
             logits = changed
 
 
-def test_the_hybrid_refuses_a_patch_that_is_no_power_of_two() -> None:
+def test_hybrid_unetr_refuses_a_patch_that_is_no_power_of_two() -> None:
     with pytest.raises(ValueError, match="a patch of 12 voxels"):
         HybridUNETR(image_size=(24, 24, 24), patch_size=12, classes=2, **SMALL)
 
 
-def test_unetr_has_the_authors_decoder() -> None:
+def test_unetr_has_as_many_parameters_as_the_authors_network() -> None:
     with torch.device("meta"):
         network = build_network(segmentation_architecture("hi_end_mae_vit_large_12p", classes=14))
     encoder = sum(parameter.numel() for parameter in network.encoder.parameters())
@@ -179,19 +179,19 @@ def test_unetr_has_the_authors_decoder() -> None:
     assert sum(parameter.numel() for parameter in network.parameters()) - encoder == 361_234_286 - 343_423_488
 
 
-def test_pretraining_and_fine_tuning_are_one_function() -> None:
+def test_encoder_computes_the_same_in_pretraining_and_fine_tuning() -> None:
     torch.manual_seed(0)
     model = HiEndMAE(**COMMON)
     network = UNETR(**{k: v for k, v in COMMON.items() if k[:7] != "decoder"}, classes=2, feature_size=4)
     load_encoder(network, model.encoder.state_dict())
     volume = torch.rand(2, 1, 16, 16, 16)
-    ours = network.encoder(volume)
-    theirs = model.encoder(volume, torch.arange(64).repeat(2, 1))
-    for index, state in theirs.items():
-        torch.testing.assert_close(ours[index], state)
+    fine_tuning = network.encoder(volume)
+    pretraining = model.encoder(volume, torch.arange(64).repeat(2, 1))
+    for index, state in pretraining.items():
+        torch.testing.assert_close(fine_tuning[index], state)
 
 
-def test_the_authors_fine_tuning_network_is_an_option() -> None:
+def test_unetr_without_class_token_is_the_authors_network() -> None:
     model = HiEndMAE(**COMMON)
     sizes = {k: v for k, v in COMMON.items() if k[:7] != "decoder"}
     network = UNETR(**sizes, classes=2, feature_size=4, class_token=False, norm_eps=1e-5)
@@ -200,7 +200,7 @@ def test_the_authors_fine_tuning_network_is_an_option() -> None:
     assert network.encoder.norm.eps == 1e-5
 
 
-def test_more_channels_see_the_same_token_when_all_are_equal() -> None:
+def test_inflated_patch_embedding_gives_the_same_tokens_for_equal_channels() -> None:
     one = ViTEncoder(image_size=(8, 8, 8), patch_size=4, in_channels=1, dim=24, depth=4, heads=2)
     four = ViTEncoder(image_size=(8, 8, 8), patch_size=4, in_channels=4, dim=24, depth=4, heads=2)
     state = one.state_dict()
@@ -210,7 +210,7 @@ def test_more_channels_see_the_same_token_when_all_are_equal() -> None:
     torch.testing.assert_close(four(volume.expand(-1, 4, -1, -1, -1))[4], one(volume)[4])
 
 
-def test_every_variant_can_be_built() -> None:
+def test_every_vit_variant_builds_a_pretraining_and_a_segmentation_network() -> None:
     for name in list_vit_variants():
         with torch.device("meta"):
             model = build_pretraining_model(name)
@@ -228,6 +228,6 @@ def test_every_variant_can_be_built() -> None:
         ({"cross_stages": 4}, "cross_stages is 4"),
     ],
 )
-def test_impossible_sizes_are_named(change: dict, sentence: str) -> None:
+def test_hi_end_mae_with_impossible_sizes_names_the_value(change: dict, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         HiEndMAE(**{**COMMON, **change})

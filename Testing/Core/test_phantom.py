@@ -12,12 +12,8 @@ from HiEndMAECore.data.phantom import DEMO_SEEDS, PHANTOM_STRUCTURES, make_patie
 from HiEndMAECore.io.volume import Volume
 
 SEEDS = (1, 2, 3, 4)
-
-
 VALUES = {structure.name: structure.value for structure in PHANTOM_STRUCTURES}
-
-
-MILLILITRES = {
+VOLUME_ML = {
     "liver": (400, 2000),
     "spleen": (20, 400),
     "right kidney": (60, 300),
@@ -26,8 +22,6 @@ MILLILITRES = {
     "aorta": (30, 250),
     "vertebral column": (250, 900),
 }
-
-
 HU = {
     "liver": (75, 125),
     "spleen": (95, 140),
@@ -37,12 +31,11 @@ HU = {
     "vertebral column": (140, 400),
 }
 
-
 patient = cache(make_patient)
 
 
 def copied_dice(source: Volume, target: Volume) -> float:
-    """Mean Dice over the structures when one label map is laid on another, voxel by voxel."""
+    """Return the mean Dice over the structures of one label map with another, voxel by voxel."""
     scores = []
     for value in VALUES.values():
         a, b = source.array == value, target.array == value
@@ -51,7 +44,7 @@ def copied_dice(source: Volume, target: Volume) -> float:
 
 
 def center(labels: Volume, name: str) -> np.ndarray:
-    """Centre of mass of a structure in RAS mm."""
+    """Return the center of mass of a structure in RAS mm."""
     voxels = np.argwhere(labels.array[0] == VALUES[name])
     return labels.affine[:3, :3] @ voxels.mean(0) + labels.affine[:3, 3]
 
@@ -80,10 +73,10 @@ def test_phantom_volumes_are_well_formed():
 def test_phantom_structures_have_plausible_volume_and_density(seed):
     image, labels = patient(seed)
     assert set(np.unique(labels.array)) == {0, *VALUES.values()}
-    for name, (least, most) in MILLILITRES.items():
+    for name, (low_ml, high_ml) in VOLUME_ML.items():
         inside = labels.array == VALUES[name]
         volume = np.count_nonzero(inside) * labels.geometry.voxel_ml
-        assert least < volume < most, (name, volume)
+        assert low_ml < volume < high_ml, (name, volume)
         if name in HU:
             low, high = HU[name]
             assert low < np.median(image.array[inside]) < high, (name, np.median(image.array[inside]))

@@ -1,4 +1,4 @@
-"""Real scans, where there are any: read, prepared, labels home again on exactly the scan's voxels."""
+"""Real scans are read and preprocessed, and their labels return to exactly the voxels of the scan."""
 
 from __future__ import annotations
 
@@ -42,24 +42,24 @@ PAIRS = {
 }
 
 
-@pytest.mark.parametrize("scan", PAIRS)
-def test_labels_come_home(real_data: Path, scan: str) -> None:
-    label, kind, least = PAIRS[scan]
-    volume, labels = read_volume(real_data / scan), read_label_map(real_data / label)
+@pytest.mark.parametrize("image", PAIRS)
+def test_labels_of_real_scans_return_to_the_original_grid(real_data: Path, image: str) -> None:
+    label, kind, min_dice = PAIRS[image]
+    volume, labels = read_volume(real_data / image), read_label_map(real_data / label)
     assert suggest_normalization(volume).kind == kind
-    prepared = preprocess(volume, PreprocessingPlan((3.0, 3.0, 3.0), suggest_normalization(volume)))
-    assert 0.05 < prepared.array.mean() < 0.95
-    assert nib.aff2axcodes(prepared.affine) == ("R", "A", "S")
-    home = resample_labels_to_original(preprocess_labels(labels, prepared), prepared)
-    assert home.shape == volume.shape
-    truth = align_label_map(volume, labels).array[0]
-    assert dice(home > 0, truth > 0) > least
-    sizes = np.bincount(truth.ravel())
+    scan = preprocess(volume, PreprocessingPlan((3.0, 3.0, 3.0), suggest_normalization(volume)))
+    assert 0.05 < scan.array.mean() < 0.95
+    assert nib.aff2axcodes(scan.affine) == ("R", "A", "S")
+    result = resample_labels_to_original(preprocess_labels(labels, scan), scan)
+    assert result.shape == volume.shape
+    reference = align_label_map(volume, labels).array[0]
+    assert dice(result > 0, reference > 0) > min_dice
+    sizes = np.bincount(reference.ravel())
     for value in np.flatnonzero(sizes * volume.geometry.voxel_ml > 60):
-        assert dice(home == value, truth == value) > least - 0.1
+        assert dice(result == value, reference == value) > min_dice - 0.1
 
 
-def test_labels_stored_in_another_order_are_noticed(real_data: Path) -> None:
+def test_align_label_map_reorders_labels_of_another_orientation(real_data: Path) -> None:
     volume = read_volume(real_data / "robustness/dicom_jpeg2000/dicom")
     labels = read_label_map(real_data / "robustness/dicom_jpeg2000/seg_total.nii.gz")
     with pytest.raises(InputError, match="does not lie"):
@@ -69,36 +69,36 @@ def test_labels_stored_in_another_order_are_noticed(real_data: Path) -> None:
     assert 0 < np.median(tissue) < 150
 
 
-def test_gantry_tilt(real_data: Path, tmp_path: Path) -> None:
+def test_tilted_series_is_resampled_to_true_positions(real_data: Path, tmp_path: Path) -> None:
     volume = read_volume(real_data / "robustness/dicom_gantry_tilt/dicom")
     assert volume.shape == (512, 512, 28)
     assert [note["code"] for note in volume.notes] == ["gantry_tilt", "uneven_slices"]
     assert "18.5 degrees" in volume.notes[0]["message"]
     assert "1.1 to 7.4 mm" in volume.notes[1]["message"]
     np.testing.assert_allclose(volume.spacing, (0.4882812, 0.4882812, 5.6274), atol=1e-4)
-    prepared = preprocess(volume, PreprocessingPlan((1.5, 1.5, 1.5)), crop=False)
-    head = (prepared.array[0] > 0.3).astype(np.uint8)
-    home = resample_labels_to_original(head, prepared)
-    native = volume.array[0] > -175 + 0.3 * 425
-    assert dice(home > 0, native) > 0.93
-    there = world_of_grid(prepared.affine, prepared.shape)[head > 0].mean(axis=0)
-    weights = np.gradient(volume.geometry.slice_origins[:, 2])  # slices stand for unequal thicknesses
-    points, of = world_of_voxels(volume.geometry)[native], np.nonzero(native)[2]
-    assert np.linalg.norm(np.average(points, axis=0, weights=weights[of]) - there) < 1.5
-    write_label_map(tmp_path / "head.nii.gz", home, volume.geometry)
+    scan = preprocess(volume, PreprocessingPlan((1.5, 1.5, 1.5)), crop=False)
+    head = (scan.array[0] > 0.3).astype(np.uint8)
+    result = resample_labels_to_original(head, scan)
+    original_head = volume.array[0] > -175 + 0.3 * 425
+    assert dice(result > 0, original_head) > 0.93
+    center = world_of_grid(scan.affine, scan.shape)[head > 0].mean(axis=0)
+    thickness = np.gradient(volume.geometry.slice_origins[:, 2])[np.nonzero(original_head)[2]]
+    expected = np.average(world_of_voxels(volume.geometry)[original_head], axis=0, weights=thickness)
+    assert np.linalg.norm(expected - center) < 1.5
+    write_label_map(tmp_path / "head.nii.gz", result, volume.geometry)
     check_same_geometry(volume, read_label_map(tmp_path / "head.nii.gz"))
 
 
-def test_padding_and_thick_slices(real_data: Path) -> None:
+def test_crop_of_a_padded_scan_retains_the_body(real_data: Path) -> None:
     volume = read_volume(real_data / "robustness/anisotropic_padding_abdomen_ct.nii.gz")
     assert suggest_normalization(volume).kind == "window"
-    prepared = preprocess(volume, PreprocessingPlan((1.5, 1.5, 1.5)))
+    scan = preprocess(volume, PreprocessingPlan((1.5, 1.5, 1.5)))
     whole = preprocess(volume, PreprocessingPlan((1.5, 1.5, 1.5)), crop=False)
-    assert prepared.array[0].size < 0.7 * whole.array[0].size
-    assert (prepared.array > 0.3).sum() > 0.96 * (whole.array > 0.3).sum()  # the table, 3 %, is gone
+    assert scan.array[0].size < 0.7 * whole.array[0].size
+    assert (scan.array > 0.3).sum() > 0.96 * (whole.array > 0.3).sum()  # without the table, which is 3 % of it
 
 
-def test_every_training_scan_is_told_right(real_data: Path) -> None:
+def test_suggest_normalization_of_data_sets_is_right(real_data: Path) -> None:
     for folder, kind in (("Dataset101_OpenKBP", "window"), ("Dataset104_Hippocampus", "percentiles")):
         dataset = read_dataset(real_data / folder)
         assert dataset.structures
@@ -109,6 +109,6 @@ def test_every_training_scan_is_told_right(real_data: Path) -> None:
             assert volume.name == case.name
 
 
-def test_robustness_folder_is_found(real_data: Path) -> None:
+def test_find_cases_in_the_robustness_folder(real_data: Path) -> None:
     names = {case.name for case in find_cases([real_data / "robustness"])}
     assert {"dicom_gantry_tilt_dicom", "dicom_jpeg2000_dicom", "anisotropic_padding_abdomen_ct"} <= names

@@ -28,16 +28,16 @@ def test_resample_affine_agrees_with_scipy(geometry: Geometry, fortran: bool, ne
     array = np.asarray(rng.normal(size=(9, 8, 7)).astype(np.float32), order="F" if fortran else "C")
     matrix = np.linalg.inv(geometry.affine)
     matrix[:3, 3] = [4.1, 3.2, 2.7] - matrix[:3, :3] @ [2, 3, 1]
-    ours = resample_affine(array, matrix, (5, 6, 4), nearest=nearest, outside=-7.0)
-    theirs = ndimage.affine_transform(
+    result = resample_affine(array, matrix, (5, 6, 4), nearest=nearest, outside=-7.0)
+    expected = ndimage.affine_transform(
         array, matrix[:3, :3], matrix[:3, 3], (5, 6, 4), order=0 if nearest else 1, cval=np.nan, mode="constant"
     )
-    inside = np.isfinite(theirs)
-    assert ours.shape == (5, 6, 4)
-    np.testing.assert_allclose(ours[inside], theirs[inside], atol=1e-4)
+    inside = np.isfinite(expected)
+    assert result.shape == (5, 6, 4)
+    np.testing.assert_allclose(result[inside], expected[inside], atol=1e-4)
     index = np.stack(np.meshgrid(*map(np.arange, (5, 6, 4)), indexing="ij"), axis=-1) @ matrix[:3, :3].T + matrix[:3, 3]
     far = ((index < -0.6) | (index > np.array(array.shape) - 0.4)).any(axis=-1)
-    assert (ours[far] == -7.0).all()
+    assert (result[far] == -7.0).all()
 
 
 def test_resample_affine_by_the_identity_keeps_the_type() -> None:
@@ -52,22 +52,22 @@ def test_resample_affine_by_the_identity_keeps_the_type() -> None:
 @given(geometries(), st.data())
 @few
 def test_resample_from_stack_keeps_a_point_in_place(geometry: Geometry, data: st.DataObject) -> None:
-    place = [data.draw(st.integers(2, n - 3)) for n in geometry.shape]
+    voxel = [data.draw(st.integers(2, n - 3)) for n in geometry.shape]
     array = np.zeros(geometry.shape, np.float32)
-    array[tuple(place)] = 1000.0
-    there = (geometry.affine @ [*place, 1])[:3]
+    array[tuple(voxel)] = 1000.0
+    expected_mm = (geometry.affine @ [*voxel, 1])[:3]
     spacing = (min(geometry.spacing) / 2,) * 3
     affine, shape = regular_grid(geometry, spacing)
     result = resample_from_stack(array, geometry, affine, shape, resample_affine)
-    found = (result[..., None] * world_of_grid(affine, shape)).sum(axis=(0, 1, 2)) / result.sum()
-    assert np.linalg.norm(found - there) <= 0.5 * max(geometry.spacing)
+    center_mm = (result[..., None] * world_of_grid(affine, shape)).sum(axis=(0, 1, 2)) / result.sum()
+    assert np.linalg.norm(center_mm - expected_mm) <= 0.5 * max(geometry.spacing)
 
 
 @pytest.mark.parametrize("tilt", [0.0, 18.5, -25.0])
 @pytest.mark.parametrize("gaps", [[3.0] * 9, [1.1, 4.2, 4.2, 4.2, 7.4, 7.4, 2.0, 3.0]], ids=["even", "uneven"])
 @pytest.mark.parametrize("spacing", [1.0, 2.3])
 def test_resample_from_stack_uses_true_slice_positions(tilt: float, gaps: list[float], spacing: float) -> None:
-    """Linear interpolation at true positions reproduces a linear function of the patient's millimetres, both ways."""
+    """Linear interpolation at true positions reproduces a linear function of position in both directions."""
     geometry = irregular(tilt, gaps)
 
     def ramp(world: np.ndarray) -> np.ndarray:
@@ -83,36 +83,36 @@ def test_resample_from_stack_uses_true_slice_positions(tilt: float, gaps: list[f
     expected = ramp(world_of_grid(affine, shape))
     known = ndimage.binary_erosion(np.isfinite(network), iterations=2)
     assert known.mean() > 0.2
-    # Beyond the first and last slice centre the nearest slice is repeated; inside, the ramp is exact.
+    # Beyond the first and last slice center the nearest slice is repeated; inside, the ramp is exact.
     along = world_of_grid(affine, shape) @ np.cross(geometry.affine[:3, 0], geometry.affine[:3, 1])
     ends = sorted(geometry.slice_origins[[0, -1]] @ np.cross(geometry.affine[:3, 0], geometry.affine[:3, 1]))
     known &= (along > ends[0]) & (along < ends[1])
     np.testing.assert_allclose(network[known], expected[known], atol=2e-3)
 
-    home = resample_to_stack(expected, affine, geometry, sampler)
-    assert home.shape == geometry.shape
-    known = ndimage.binary_erosion(np.isfinite(home), np.ones((3, 3, 1)))
+    returned = resample_to_stack(expected, affine, geometry, sampler)
+    assert returned.shape == geometry.shape
+    known = ndimage.binary_erosion(np.isfinite(returned), np.ones((3, 3, 1)))
     known[:, :, [0, -1]] = False
     assert known.mean() > 0.3
-    np.testing.assert_allclose(home[known], array[known], atol=2e-3)
+    np.testing.assert_allclose(returned[known], array[known], atol=2e-3)
 
 
 @given(geometries())
 @few
-def test_label_map_resampled_there_and_back_is_unchanged(geometry: Geometry) -> None:
+def test_resample_to_stack_recovers_a_label_map(geometry: Geometry) -> None:
     labels = balls(geometry)
     affine, shape = regular_grid(geometry, (min(geometry.spacing) / 1.6,) * 3)
-    there = resample_from_stack(labels, geometry, affine, shape, resample_label_map)
-    back = resample_to_stack(there, affine, geometry, resample_label_map)
-    assert back.shape == geometry.shape
-    assert back.dtype == labels.dtype
-    assert set(np.unique(back)) <= set(np.unique(labels))
+    resampled = resample_from_stack(labels, geometry, affine, shape, resample_label_map)
+    result = resample_to_stack(resampled, affine, geometry, resample_label_map)
+    assert result.shape == geometry.shape
+    assert result.dtype == labels.dtype
+    assert set(np.unique(result)) <= set(np.unique(labels))
     for value in (1, 2):
         if (labels == value).sum() > 60:
-            assert dice(back == value, labels == value) > 0.9
+            assert dice(result == value, labels == value) > 0.9
 
 
-def test_label_map_on_the_same_grid_is_unchanged() -> None:
+def test_resample_label_map_on_the_same_grid_changes_nothing() -> None:
     rng = np.random.default_rng(0)
     for highest, kind in ((3, np.uint8), (61, np.uint8), (900, np.uint16), (70000, np.uint32)):
         labels = (rng.integers(0, highest + 1, (9, 8, 7)) * (rng.random((9, 8, 7)) < 0.5)).astype(kind)
@@ -130,29 +130,29 @@ def test_resample_label_map_takes_the_largest_share() -> None:
     shares = np.stack(
         [resample_affine((labels == v).astype(np.float32), matrix, shape, outside=float(v == 0)) for v in range(6)]
     )
-    ours = resample_label_map(labels, matrix, shape)
-    chosen = np.take_along_axis(shares, ours[None].astype(int), axis=0)[0]
+    result = resample_label_map(labels, matrix, shape)
+    chosen = np.take_along_axis(shares, result[None].astype(int), axis=0)[0]
     np.testing.assert_allclose(chosen, shares.max(axis=0), atol=1e-5)
 
 
 def test_resample_label_map_is_closer_than_nearest_neighbor() -> None:
-    """A fine ball seen through a coarse label map: linear shares come closer to it than nearest neighbour."""
+    """Linear shares of a coarse label map of a ball come closer to the fine ball than nearest-neighbor interpolation."""
     fine, coarse = Geometry((60, 60, 60), np.eye(4)), np.diag([4.0, 4.0, 4.0, 1.0])
     coarse[:3, 3] = 1.5
-    truth = np.linalg.norm(world_of_voxels(fine) - 29.5, axis=-1) < 22
-    seen = (np.linalg.norm(world_of_grid(coarse, (15, 15, 15)) - 29.5, axis=-1) < 22).astype(np.uint8)
+    reference = np.linalg.norm(world_of_voxels(fine) - 29.5, axis=-1) < 22
+    labels = (np.linalg.norm(world_of_grid(coarse, (15, 15, 15)) - 29.5, axis=-1) < 22).astype(np.uint8)
     matrix = np.linalg.inv(coarse)
-    linear = resample_label_map(seen, matrix, (60, 60, 60)) == 1
-    nearest = resample_affine(seen, matrix, (60, 60, 60), nearest=True) == 1
-    assert dice(linear, truth) > dice(nearest, truth) + 0.01
+    linear = resample_label_map(labels, matrix, (60, 60, 60)) == 1
+    nearest = resample_affine(labels, matrix, (60, 60, 60), nearest=True) == 1
+    assert dice(linear, reference) > dice(nearest, reference) + 0.01
 
 
 def test_resample_label_map_without_labels_is_background() -> None:
     empty = np.zeros((4, 4, 4), np.uint8)
     assert not resample_label_map(empty, np.eye(4), (9, 9, 9)).any()
-    away = np.eye(4)
-    away[:3, 3] = 100
-    assert not resample_label_map(empty + 1, away, (5, 5, 5)).any()
+    distant = np.eye(4)
+    distant[:3, 3] = 100
+    assert not resample_label_map(empty + 1, distant, (5, 5, 5)).any()
 
 
 def test_antialias_removes_noise_and_keeps_the_mean() -> None:
@@ -166,6 +166,5 @@ def test_antialias_removes_noise_and_keeps_the_mean() -> None:
     edge = antialias(step, (2.0, 2.0, 2.0))[:, 2, 2]
     np.testing.assert_allclose(edge + edge[::-1], 1.0, atol=1e-6)  # the border does not move
     variance = np.sum(np.gradient(edge) / np.sum(np.gradient(edge)) * (np.arange(40) - 19.5) ** 2)
-    np.testing.assert_allclose(
-        variance, 3.0 / (8 * np.log(2)) + 0.25, atol=0.02
-    )  # sigma squared, and np.gradient's own
+    expected = 3.0 / (8 * np.log(2)) + 0.25  # the variance of the filter, and that of np.gradient
+    np.testing.assert_allclose(variance, expected, atol=0.02)

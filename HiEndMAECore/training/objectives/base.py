@@ -72,7 +72,7 @@ class PretrainingObjective(Protocol):
     visible: int
     unrotated_crops: bool
 
-    def __call__(self, volume: Tensor, permutation: Tensor, valid: Tensor | None = None) -> Reconstruction:
+    def __call__(self, volume: Tensor, permutation: Tensor, valid_mask: Tensor | None = None) -> Reconstruction:
         """Return loss and prediction for a volume (B, C, H, W, D) and the drawn order of its patches (B, L)."""
         ...
 

@@ -59,7 +59,7 @@ class Inpainting(nn.Module):
     def set_grad_checkpointing(self, on: bool = True) -> None:
         """Do nothing: a frozen encoder keeps no activations."""
 
-    def forward(self, volume: Tensor, permutation: Tensor, valid: Tensor | None = None) -> Reconstruction:
+    def forward(self, volume: Tensor, permutation: Tensor, valid_mask: Tensor | None = None) -> Reconstruction:
         """Return the reconstruction; its prediction is the difference from `FILL_VALUE`.
 
         The loss is the mean squared error of intensities over the masked voxels.
@@ -67,17 +67,17 @@ class Inpainting(nn.Module):
         Args:
             volume: (B, C, H, W, D), about [0, 1].
             permutation: (B, L) long, see `random_masking`.
-            valid: (B, 1, H, W, D), False for padding, which the loss skips; None: all voxels count.
+            valid_mask: (B, 1, H, W, D), False for padding, which the loss skips; None: all voxels count.
         """
         _, masked = split_patches(permutation, self.visible)
         logits = self.network(torch.where(self._masked_voxels(permutation), FILL_VALUE, volume))
         reconstructed = logits if isinstance(logits, Tensor) else logits[0]  # the finest level of deep supervision
         prediction = gather_tokens(patchify(reconstructed.float(), self.patch_size), masked)
         target = gather_tokens(self.targets(volume), masked)
-        if valid is None:
+        if valid_mask is None:
             loss = F.mse_loss(prediction, target)
         else:
-            counted = gather_tokens(patchify(valid.expand_as(volume).float(), self.patch_size), masked)
+            counted = gather_tokens(patchify(valid_mask.expand_as(volume).float(), self.patch_size), masked)
             loss = mean_over_crops((prediction - target) ** 2, counted)
         return Reconstruction(loss, prediction, {}, permutation)
 

@@ -1,4 +1,4 @@
-"""Scores agree with their definitions, computed the slow way, and with MONAI's."""
+"""Metrics agree with their definitions, computed by brute force, and with MONAI."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from hypothesis import strategies as st
 from monai.metrics import compute_dice, compute_hausdorff_distance, compute_surface_dice
 
 from HiEndMAECore.evaluation import metrics
-from HiEndMAECore.evaluation.statistics import bootstrap_interval, summarize
 
 SPACINGS = [(1.0, 1.0, 1.0), (0.7, 0.7, 3.0), (2.0, 0.5, 1.3)]
 
 
 def blobs(seed: int, shape: tuple[int, int, int] = (11, 13, 9)) -> tuple[np.ndarray, np.ndarray]:
-    """Two overlapping ragged masks that touch the border of the volume now and then."""
+    """Return two overlapping ragged masks, some of which touch the border of the volume."""
     rng = np.random.default_rng(seed)
     smooth = rng.normal(size=shape)
     for axis in range(3):
@@ -28,27 +27,31 @@ def blobs(seed: int, shape: tuple[int, int, int] = (11, 13, 9)) -> tuple[np.ndar
     return smooth > 1.0, other > 1.0
 
 
-def slow_surface(mask: np.ndarray) -> list[tuple[int, ...]]:
-    """Voxel by voxel: those with one of six neighbours missing or outside the volume."""
+def brute_force_surface(mask: np.ndarray) -> list[tuple[int, ...]]:
+    """Return the voxels with one of six neighbors outside the mask or outside the volume."""
     found = []
     for voxel in zip(*np.nonzero(mask)):
         for axis, step in itertools.product(range(3), (-1, 1)):
-            near = list(voxel)
-            near[axis] += step
-            if not 0 <= near[axis] < mask.shape[axis] or not mask[tuple(near)]:
+            neighbor = list(voxel)
+            neighbor[axis] += step
+            if not 0 <= neighbor[axis] < mask.shape[axis] or not mask[tuple(neighbor)]:
                 found.append(voxel)
                 break
     return found
 
 
-def slow_scores(prediction: np.ndarray, reference: np.ndarray, matrix: np.ndarray) -> tuple[float, float, float]:
-    """(Dice, HD95, NSD at 2 mm) from all pairs of surface voxels."""
-    one, other = (np.array(slow_surface(mask)) @ matrix.T for mask in (prediction, reference))
+def brute_force_scores(prediction: np.ndarray, reference: np.ndarray, matrix: np.ndarray) -> tuple[float, float, float]:
+    """Return (Dice, HD95, NSD at 2 mm) from all pairs of surface voxels."""
+    one, other = (np.array(brute_force_surface(mask)) @ matrix.T for mask in (prediction, reference))
     apart = np.sqrt(((one[:, None] - other[None]) ** 2).sum(-1))
-    there, back = apart.min(1), apart.min(0)
+    forward, backward = apart.min(1), apart.min(0)
     overlap = 2 * np.sum(prediction * reference) / (prediction.sum() + reference.sum())
-    within = (there <= 2.0).sum() + (back <= 2.0).sum()
-    return overlap, max(np.quantile(there, 0.95), np.quantile(back, 0.95)), within / (len(there) + len(back))
+    within = (forward <= 2.0).sum() + (backward <= 2.0).sum()
+    return (
+        overlap,
+        max(np.quantile(forward, 0.95), np.quantile(backward, 0.95)),
+        within / (len(forward) + len(backward)),
+    )
 
 
 def score_one(prediction: np.ndarray, reference: np.ndarray, matrix: np.ndarray) -> metrics.StructureScore:
@@ -59,41 +62,41 @@ def score_one(prediction: np.ndarray, reference: np.ndarray, matrix: np.ndarray)
 
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("seed", range(4))
-def test_scores_match_the_definitions_and_monai(seed: int, spacing: tuple[float, float, float]) -> None:
+def test_score_case_matches_brute_force_and_monai(seed: int, spacing: tuple[float, float, float]) -> None:
     prediction, reference = blobs(seed)
     found = score_one(prediction, reference, np.diag(spacing))
-    slow = slow_scores(prediction, reference, np.diag(spacing))
-    np.testing.assert_allclose((found.dice, found.hd95_mm, found.nsd), slow, rtol=1e-12)
+    expected = brute_force_scores(prediction, reference, np.diag(spacing))
+    np.testing.assert_allclose((found.dice, found.hd95_mm, found.nsd), expected, rtol=1e-12)
 
     one, other = (torch.from_numpy(mask)[None, None].float() for mask in (prediction, reference))
-    told = {"include_background": True, "spacing": list(spacing)}
-    theirs = (
+    settings = {"include_background": True, "spacing": list(spacing)}
+    of_monai = (
         compute_dice(one, other),
-        compute_hausdorff_distance(one, other, percentile=95, **told),
-        compute_surface_dice(one, other, class_thresholds=[2.0], **told),
+        compute_hausdorff_distance(one, other, percentile=95, **settings),
+        compute_surface_dice(one, other, class_thresholds=[2.0], **settings),
     )
-    # MONAI keeps distances in float32.
-    np.testing.assert_allclose((found.dice, found.hd95_mm, found.nsd), [float(t) for t in theirs], rtol=1e-5)
+    # MONAI computes distances in float32.
+    np.testing.assert_allclose((found.dice, found.hd95_mm, found.nsd), [float(score) for score in of_monai], rtol=1e-5)
 
 
-def test_distances_hold_on_a_sheared_and_turned_grid() -> None:
+def test_score_case_on_a_sheared_and_rotated_grid_matches_brute_force() -> None:
     prediction, reference = blobs(7)
     matrix = np.array([[0.6, -0.5, 0.1], [0.5, 0.6, 0.9], [0.0, 0.0, 2.5]])
     found = score_one(prediction, reference, matrix)
-    slow = slow_scores(prediction, reference, matrix)
-    np.testing.assert_allclose((found.dice, found.hd95_mm, found.nsd), slow, rtol=1e-12)
+    expected = brute_force_scores(prediction, reference, matrix)
+    np.testing.assert_allclose((found.dice, found.hd95_mm, found.nsd), expected, rtol=1e-12)
     assert found.reference_ml == pytest.approx(reference.sum() * abs(np.linalg.det(matrix)) / 1000)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.permutations(range(3)), st.sampled_from(SPACINGS))
-def test_scores_are_symmetric_and_follow_the_axes(seed: int, order: list[int], spacing: tuple) -> None:
+def test_score_case_swapped_or_permuted_gives_equal_scores(seed: int, order: list[int], spacing: tuple) -> None:
     prediction, reference = blobs(seed, (6, 7, 5))
     prediction[2, 2, 2] = reference[3, 3, 3] = True
     found = score_one(prediction, reference, np.diag(spacing))
     swapped = score_one(reference, prediction, np.diag(spacing))
-    turned = [np.flip(mask.transpose(order), 0) for mask in (prediction, reference)]
-    moved = score_one(*turned, np.diag([spacing[axis] for axis in order]))
+    permuted = [np.flip(mask.transpose(order), 0) for mask in (prediction, reference)]
+    moved = score_one(*permuted, np.diag([spacing[axis] for axis in order]))
     for other in (swapped, moved):
         np.testing.assert_allclose(
             (found.dice, found.hd95_mm, found.nsd), (other.dice, other.hd95_mm, other.nsd), rtol=1e-12
@@ -102,7 +105,7 @@ def test_scores_are_symmetric_and_follow_the_axes(seed: int, order: list[int], s
     assert (itself.dice, itself.hd95_mm, itself.nsd) == (1.0, 0.0, 1.0)
 
 
-def test_a_shift_is_measured_in_mm_along_its_own_axis() -> None:
+def test_score_case_of_a_shift_is_in_mm_along_its_axis() -> None:
     reference = np.zeros((20, 20, 20), dtype=bool)
     reference[4:10, 4:10, 4:10] = True
     plate = np.zeros_like(reference)
@@ -113,7 +116,7 @@ def test_a_shift_is_measured_in_mm_along_its_own_axis() -> None:
     assert score_one(np.roll(plate, 1, axis=2), plate, np.diag([1.0, 1.0, 2.1])).nsd == 0.0
 
 
-def test_missed_and_not_labelled_structures() -> None:
+def test_score_case_missed_and_not_labelled_structures() -> None:
     prediction, reference = np.zeros((2, 8, 8, 8), dtype=np.uint32)
     reference[1:3], prediction[5:7] = 70_000, 5
     reference[7, 7, 7] = prediction[7, 7, 7] = 2
@@ -125,42 +128,7 @@ def test_missed_and_not_labelled_structures() -> None:
     }
 
 
-def test_means_leave_out_what_is_not_labelled_and_count_what_is_missed() -> None:
-    def score(value: int, status: str, dice: float | None, hd95: float | None) -> metrics.StructureScore:
-        return metrics.StructureScore(value, status, dice, hd95, dice, 1.0, 0.25)
-
-    cases = [
-        {1: score(1, "scored", 0.8, 2.0), 2: score(2, "not_labelled", None, None)},
-        {1: score(1, "missed", 0.0, None), 2: score(2, "scored", 0.6, 4.0)},
-        {1: score(1, "scored", 0.7, 3.0)},
-    ]
-    told = summarize(cases, [1, 2, 9])
-    first, second, third = told["structures"]
-    assert (first["n"], first["missed"], first["not_labelled"]) == (3, 1, 0)
-    assert (first["dice"]["mean"], first["dice"]["n"]) == (pytest.approx(0.5), 3)
-    assert (first["hd95_mm"]["mean"], first["hd95_mm"]["n"]) == (2.5, 2)
-    assert (second["n"], second["missed"], second["not_labelled"], second["false_positive_ml"]) == (1, 0, 2, 0.25)
-    assert second["dice"] == {"mean": 0.6, "interval": None, "n": 1}
-    assert (third["n"], third["not_labelled"], third["dice"]["mean"]) == (0, 3, None)
-    assert told["overall"]["dice"]["mean"] == pytest.approx((0.5 + 0.6) / 2)  # a structure counts once
-    low, high = told["overall"]["dice"]["interval"]
-    assert 0.0 <= low <= 0.55 <= high <= 0.8
-
-
-def test_interval_matches_drawing_case_by_case() -> None:
-    values = np.random.default_rng(3).beta(8, 2, size=(20, 2))
-    values[[0, 3], 1] = np.nan
-    rng = np.random.default_rng(99)
-    slow = [np.nanmean(values[rng.integers(20, size=20)], axis=0).mean() for _ in range(20000)]
-    found = bootstrap_interval(values)
-    np.testing.assert_allclose(found, np.percentile(slow, [2.5, 97.5]), atol=2e-3)  # two sets of random draws
-    assert bootstrap_interval(values) == found
-    assert bootstrap_interval(values, seed=1) != found
-    assert bootstrap_interval([None, 0.5, 0.5, 0.5]) == (0.5, 0.5)
-    assert bootstrap_interval([0.1, None, 0.9]) is None
-
-
-def test_a_whole_body_scan_is_scored_within_seconds() -> None:
+def test_score_case_of_a_whole_body_scan_takes_seconds() -> None:
     x, y, z = np.ogrid[:512, :512, :200]
     maps = []
     for shift in (0, 4):

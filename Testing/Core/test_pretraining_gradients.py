@@ -53,18 +53,18 @@ def compare(arguments: dict[str, Any], channels: int = 1) -> None:
 
 @pytest.mark.parametrize("mask_ratio", [0.75, 0.8, 0.85, 0.9, 0.95])
 @pytest.mark.parametrize(("objective", "stages"), OBJECTIVES)
-def test_every_gradient_is_the_oracles(objective: str, stages: int, mask_ratio: float) -> None:
+def test_gradients_equal_those_of_the_literal_model(objective: str, stages: int, mask_ratio: float) -> None:
     blocks = decoder_self_blocks(objective, stages)
     compare({**SIZES, "self_blocks": blocks, "cross_stages": stages, "mask_ratio": mask_ratio})
 
 
 @pytest.mark.parametrize("channels", [1, 2])
-def test_crops_that_are_no_cubes_and_more_channels(channels: int) -> None:
+def test_gradients_of_anisotropic_crops_and_more_channels_are_equal(channels: int) -> None:
     compare({**SIZES, "image_size": (16, 8, 24)}, channels)
 
 
 @pytest.mark.parametrize(("objective", "stages"), OBJECTIVES)
-def test_recomputed_activations_give_the_same_gradients(objective: str, stages: int) -> None:
+def test_gradient_checkpointing_gives_the_same_gradients(objective: str, stages: int) -> None:
     arguments = {**SIZES, "self_blocks": decoder_self_blocks(objective, stages), "cross_stages": stages}
     torch.manual_seed(0)
     model = HiEndMAE(**arguments)
@@ -79,7 +79,7 @@ def test_recomputed_activations_give_the_same_gradients(objective: str, stages: 
 
 
 @pytest.mark.parametrize(("file", "mask_ratio"), [("tiny_cubic.npz", 0.75), ("tiny_mask90.npz", 0.9)])
-def test_the_oracle_itself_gives_the_recorded_numbers(file: str, mask_ratio: float) -> None:
+def test_literal_model_gives_the_recorded_numbers(file: str, mask_ratio: float) -> None:
     known = np.load(Path(__file__).parent / "parity" / file)
     literal = Oracle(**SIZES, mask_ratio=mask_ratio)
     state = {key[3:]: torch.from_numpy(known[key]) for key in known.files if key.startswith("sd/")}
@@ -94,8 +94,8 @@ def test_the_oracle_itself_gives_the_recorded_numbers(file: str, mask_ratio: flo
 
 
 @pytest.mark.parametrize("key", sorted(PUBLISHED))
-def test_the_papers_decoder_costs_are_reproduced(key: tuple[str, int]) -> None:
+def test_decoder_costs_of_the_paper_are_reproduced(key: tuple[str, int]) -> None:
     """To the digits that Tables 6 and 7 print; they cut off instead of rounding."""
     macs = paper_macs(*key)
     assert int(macs * 100) / 100 == PUBLISHED[key]
-    assert full_macs(*key, ours=True) < full_macs(*key, ours=False)
+    assert full_macs(*key, engine=True) < full_macs(*key, engine=False)

@@ -1,4 +1,4 @@
-"""Whatever was labelled, learning and segmenting go through: many structures, tiny and huge ones, two channels, real scans."""
+"""The command `finetune` on all kinds of label maps: many structures, tiny and huge ones, two channels, real scans."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ AFFINE = np.diag([4.0, 4.0, 4.0, 1.0])
 
 
 def scan(channels: int = 1) -> list[np.ndarray]:
-    """A body of soft tissue in air, in HU; further channels show it otherwise."""
+    """Return the channels of a body of soft tissue in air, in HU; each channel has its own offset."""
     rng = np.random.default_rng(0)
     x, y, z = np.meshgrid(*(np.linspace(-1, 1, n) for n in SHAPE), indexing="ij")
     body = np.where((x / 0.9) ** 2 + (y / 0.8) ** 2 < 1, 40.0 + 60 * np.sin(3 * z + 2 * x), -1000.0)
@@ -36,27 +36,27 @@ def scan(channels: int = 1) -> list[np.ndarray]:
 
 
 def blocks(count: int) -> np.ndarray:
-    """`count` structures side by side, each a block of 4 x 4 x 4 voxels or so."""
+    """Return a label map with `count` structures side by side, each a block of about 4 x 4 x 4 voxels."""
     labels = np.zeros(SHAPE, np.int16)
-    places = [(x, y, z) for z in range(2, 24, 5) for y in range(6, 22, 5) for x in range(5, 25, 5)]
-    for value, (x, y, z) in enumerate(places[:count], start=1):
+    corners = [(x, y, z) for z in range(2, 24, 5) for y in range(6, 22, 5) for x in range(5, 25, 5)]
+    for value, (x, y, z) in enumerate(corners[:count], start=1):
         labels[x : x + 4, y : y + 4, z : z + 4] = value
     return labels
 
 
-def box(*edges: slice) -> np.ndarray:
+def cuboid(*edges: slice) -> np.ndarray:
     labels = np.zeros(SHAPE, np.int16)
     labels[edges] = 1
     return labels
 
 
-def tiny() -> np.ndarray:
+def with_tiny_structure() -> np.ndarray:
     labels = blocks(2)
     labels[20:25, 20:22, 20:22] = 3  # twenty voxels
     return labels
 
 
-def holed() -> np.ndarray:
+def with_gaps_in_the_values() -> np.ndarray:
     return np.array([0, 3, 7, 1000, 250], np.int16)[blocks(4)]
 
 
@@ -65,13 +65,13 @@ LABELS = {
     "3 structures": blocks(3),
     "7 structures": blocks(7),
     "61 structures": blocks(61),
-    "20 voxels": tiny(),
-    "half the volume": box(slice(0, 15)),
-    "one voxel thick": box(slice(5, 25), slice(6, 20), slice(12, 13)),
-    "touching the border": box(slice(0, 6), slice(0, 28), slice(20, 26)),
-    "holes in its numbering": holed(),
-    "one voxel": box(slice(10, 11), slice(10, 11), slice(10, 11)),
-    "everything": box(slice(0, 30)),
+    "20 voxels": with_tiny_structure(),
+    "half the volume": cuboid(slice(0, 15)),
+    "one voxel thick": cuboid(slice(5, 25), slice(6, 20), slice(12, 13)),
+    "touching the border": cuboid(slice(0, 6), slice(0, 28), slice(20, 26)),
+    "gaps in the label values": with_gaps_in_the_values(),
+    "one voxel": cuboid(slice(10, 11), slice(10, 11), slice(10, 11)),
+    "everything": cuboid(slice(0, 30)),
 }
 
 
@@ -81,8 +81,8 @@ def write(folder: Path, name: str, array: np.ndarray) -> Path:
     return path
 
 
-def teach(folder: Path, images: list[Path], labels: Path, **options: Any) -> Any:
-    """A few steps through the door, then what the model tells of itself."""
+def train(folder: Path, images: list[Path], labels: Path, **options: Any) -> Any:
+    """Train a few steps on one case; return the description of the model."""
     config: dict[str, Any] = {"steps": 2, "device": "cpu", "output": folder / "model", **options}
     finetune.run(finetune.FinetuneConfig(image=(",".join(map(str, images)),), label=(labels,), **config))
     return read_description(config["output"])
@@ -95,24 +95,24 @@ def segment(model: Path, images: list[Path]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", LABELS)
-def test_whatever_is_labelled_can_be_taught(kind: str, tmp_path: Path) -> None:
+def test_finetune_trains_and_segments_any_kind_of_label_map(kind: str, tmp_path: Path) -> None:
     labels = LABELS[kind]
     values = sorted(set(np.unique(labels).tolist()) - {0})
     image = write(tmp_path, "scan", scan()[0])
-    told = teach(tmp_path, [image], write(tmp_path, "labels", labels))
-    assert [label["value"] for label in told.labels] == values
-    assert told.architecture["arguments"]["classes"] == len(values) + 1
-    checks = told.training["self_check"]["structures"]
-    assert [check["value"] for check in checks] == values
+    description = train(tmp_path, [image], write(tmp_path, "labels", labels))
+    assert [label["value"] for label in description.labels] == values
+    assert description.architecture["arguments"]["classes"] == len(values) + 1
+    estimates = description.training["self_check"]["structures"]
+    assert [estimate["value"] for estimate in estimates] == values
     few = {value for value in values if (labels == value).sum() < 20}
-    assert {check["value"] for check in checks if check["note"] == "too little to learn from"} >= few
-    assert all((check["expected"] is None) == bool(check["note"]) for check in checks)
-    found = segment(tmp_path / "model", [image])
-    assert found.shape == SHAPE
-    assert set(np.unique(found).tolist()) <= {0, *values}
+    assert {e["value"] for e in estimates if e["note"] == "too little to learn from"} >= few
+    assert all((estimate["expected"] is None) == bool(estimate["note"]) for estimate in estimates)
+    prediction = segment(tmp_path / "model", [image])
+    assert prediction.shape == SHAPE
+    assert set(np.unique(prediction).tolist()) <= {0, *values}
 
 
-def test_cases_that_cannot_teach_one_network_are_refused(tmp_path: Path) -> None:
+def test_finetune_refuses_cases_that_do_not_fit_together(tmp_path: Path) -> None:
     images = [write(tmp_path, f"ct_{index}", channel) for index, channel in enumerate(scan(3))]
     labels = [write(tmp_path, name, blocks(2)) for name in ("one", "other")]
     for first in (f"{images[0]},{images[1]}", str(images[2])):
@@ -121,85 +121,90 @@ def test_cases_that_cannot_teach_one_network_are_refused(tmp_path: Path) -> None
         with pytest.raises(InputError, match=r"channel\(s\)"):
             finetune.run(config)
     with pytest.raises(InputError, match="like those of a scan"):
-        teach(tmp_path, images[:1], write(tmp_path, "mr", np.rint(np.abs(scan()[0]))))
+        train(tmp_path, images[:1], write(tmp_path, "mr", np.rint(np.abs(scan()[0]))))
     nib.save(nib.Nifti1Image(blocks(1).astype(np.int32) * 100_000, AFFINE), tmp_path / "high.nii.gz")
     with pytest.raises(InputError, match="65535"):
-        teach(tmp_path, images[:1], tmp_path / "high.nii.gz")
+        train(tmp_path, images[:1], tmp_path / "high.nii.gz")
     with pytest.raises(UsageError, match="--seed is -1"):
-        teach(tmp_path, images[:1], labels[0], seed=-1)
+        train(tmp_path, images[:1], labels[0], seed=-1)
 
 
-def test_voxels_that_nobody_judged_are_no_structure(tmp_path: Path) -> None:
+def test_finetune_refuses_a_data_set_with_ignored_voxels(tmp_path: Path) -> None:
     for part in ("imagesTr", "labelsTr"):
         (tmp_path / part).mkdir()
     write(tmp_path / "imagesTr", "p_0000", scan()[0])
     write(tmp_path / "labelsTr", "p", blocks(2))
-    about = {
+    dataset = {
         "channel_names": {"0": "CT"},
         "labels": {"background": 0, "organ": 1, "ignore": 2},
         "file_ending": ".nii.gz",
     }
-    (tmp_path / "dataset.json").write_text(json.dumps(about))
+    (tmp_path / "dataset.json").write_text(json.dumps(dataset))
     with pytest.raises(InputError, match="'ignore'"):
         finetune.run(finetune.FinetuneConfig(dataset=tmp_path, output=tmp_path / "m", steps=1, device="cpu"))
 
 
-def test_what_a_scan_does_not_teach_is_told(tmp_path: Path) -> None:
-    """A structure that one of two scans lacks; and one in a piece that lies apart, and is not looked at."""
+def test_finetune_warns_about_a_structure_that_a_case_does_not_label(tmp_path: Path) -> None:
     images = tuple(str(write(tmp_path, name, scan()[0])) for name in ("p", "q"))
     labels = (write(tmp_path, "both", blocks(2)), write(tmp_path, "one", blocks(1)))
     report = Reporter(quiet=True)
     settings = {"output": tmp_path / "m", "steps": 1, "device": "cpu"}
     finetune.run(finetune.FinetuneConfig(image=images, label=labels, **settings), report)  # type: ignore[arg-type]
-    told = {warning["code"]: warning["message"] for warning in report.warnings}
-    assert "q has no structure 2" in told["structures_not_drawn"]
+    messages = {warning["code"]: warning["message"] for warning in report.warnings}
+    assert "q has no structure 2" in messages["structures_not_drawn"]
 
+
+def test_finetune_warns_about_a_structure_outside_the_body(tmp_path: Path) -> None:
+    """The structure lies in a separate part, which the body's bounding box leaves out."""
     apart = np.full((60, 28, 26), -1000.0)
     apart[:30], drawn = scan()[0], np.zeros((60, 28, 26), np.int16)
     apart[50:54, 10:14], drawn[50:54, 10:14], drawn[10:14, 10:14] = 40.0, 2, 1
     image, label = write(tmp_path, "arm", apart), write(tmp_path, "drawn", drawn)
     report = Reporter(quiet=True)
+    settings = {"output": tmp_path / "m", "steps": 1, "device": "cpu"}
     finetune.run(finetune.FinetuneConfig(image=(str(image),), label=(label,), **settings), report)  # type: ignore[arg-type]
-    told = {warning["code"]: warning["message"] for warning in report.warnings}
-    assert "structure 2 lies outside" in told["labels_outside_body"]
+    messages = {warning["code"]: warning["message"] for warning in report.warnings}
+    assert "structure 2 lies outside" in messages["labels_outside_body"]
 
 
-def test_two_sequences_of_a_patient_are_learned_together(tmp_path: Path) -> None:
+def test_finetune_trains_on_two_channels(tmp_path: Path) -> None:
     images = [write(tmp_path, f"mr_000{index}", channel) for index, channel in enumerate(scan(2))]
-    told = teach(tmp_path, images, write(tmp_path, "labels", blocks(3)))
-    assert len(told.channels) == told.architecture["arguments"]["in_channels"] == 2
-    assert told.preparation["normalisation"]["kind"] == "percentiles"
+    description = train(tmp_path, images, write(tmp_path, "labels", blocks(3)))
+    assert len(description.channels) == description.architecture["arguments"]["in_channels"] == 2
+    assert description.preparation["normalisation"]["kind"] == "percentiles"
     assert segment(tmp_path / "model", images).shape == SHAPE
 
 
-def test_an_encoder_that_has_learned_learns_slower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rates, learn = {}, finetuning.finetune
+def test_finetune_trains_a_pretrained_encoder_at_a_lower_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates, run_loop = {}, finetuning.finetune
     for init in ("hi-end-mae-tiny", "none"):
 
-        def listen(*args: Any, init: str = init, **options: Any) -> Any:
+        def record_rate(*args: Any, init: str = init, **options: Any) -> Any:
             rates[init] = options["plan"].encoder_rate
-            return learn(*args, **options)
+            return run_loop(*args, **options)
 
-        monkeypatch.setattr(finetuning, "finetune", listen)
+        monkeypatch.setattr(finetuning, "finetune", record_rate)
         image, labels = write(tmp_path, "scan", scan()[0]), write(tmp_path, "labels", blocks(1))
-        teach(tmp_path, [image], labels, init=init, output=tmp_path / init, steps=1)
+        train(tmp_path, [image], labels, init=init, output=tmp_path / init, steps=1)
     assert rates["hi-end-mae-tiny"] < 0.5 * rates["none"]
 
 
-def test_the_model_tells_of_sides(tmp_path: Path) -> None:
+def test_model_card_says_why_mirroring_is_off(tmp_path: Path) -> None:
     image = write(tmp_path, "scan", scan()[0])
     names = tmp_path / "names.json"
     names.write_text(json.dumps({"labels": {"liver": 1}}))
-    told = teach(tmp_path, [image], write(tmp_path, "labels", blocks(1)), names=names)
-    assert told.training["mirroring"] == {
+    description = train(tmp_path, [image], write(tmp_path, "labels", blocks(1)), names=names)
+    assert description.training["mirroring"] == {
         "allowed": False,
         "swaps": [],
         "reason": "off: 'liver' lies on one side of the body",
     }
 
 
-def test_the_papers_schedule_on_a_share_of_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through the door, with a small network in the place of the paper's large one."""
+def test_finetune_with_the_paper_preset_trains_on_a_share_of_a_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The paper's large network is replaced by a small one."""
     small = replace(presets.PRESETS["paper-one-shot"], variant="hi_end_mae_vit_tiny_8p", spacing=(4.0, 4.0, 4.0))
     monkeypatch.setitem(presets.PRESETS, "paper-one-shot", small)
     for part in ("imagesTr", "labelsTr"):
@@ -207,53 +212,54 @@ def test_the_papers_schedule_on_a_share_of_a_data_set(tmp_path: Path, monkeypatc
     for index in range(12):
         write(tmp_path / "imagesTr", f"p{index:02d}_0000", scan()[0])
         write(tmp_path / "labelsTr", f"p{index:02d}", blocks(2))
-    about = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "eye_left": 1, "eye_right": 2}}
-    (tmp_path / "dataset.json").write_text(json.dumps({**about, "file_ending": ".nii.gz"}))
+    dataset = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "eye_left": 1, "eye_right": 2}}
+    (tmp_path / "dataset.json").write_text(json.dumps({**dataset, "file_ending": ".nii.gz"}))
     settings = {"preset": "paper-one-shot", "steps": 1, "device": "cpu", "output": tmp_path / "model"}
     report = Reporter(quiet=True)
     for share, cases in ((10, 1), (1, 1)):
         config = finetune.FinetuneConfig(dataset=tmp_path, share=share, **settings)  # type: ignore[arg-type]
         finetune.run(config, report)
-        told = read_description(tmp_path / "model").training
-        assert (told["cases"], told["steps"], told["preset"]) == (cases, 1, "paper-one-shot")
+        training = read_description(tmp_path / "model").training
+        assert (training["cases"], training["steps"], training["preset"]) == (cases, 1, "paper-one-shot")
     assert "paper_flips_sides" in [warning["code"] for warning in report.warnings]
 
 
-def test_61_structures_of_a_real_abdomen(tmp_path: Path) -> None:
+def test_finetune_trains_61_structures_of_a_real_abdomen(tmp_path: Path) -> None:
     if not os.environ.get("HIENDMAE_DATA"):
         pytest.skip("HIENDMAE_DATA does not name the folder of real scans")
     folder = Path(os.environ["HIENDMAE_DATA"]) / "abdomen"
     image, labels = folder / "ct_abdomen_A" / "ct.nii.gz", folder / "ct_abdomen_A" / "seg_total.nii.gz"
     values = sorted(set(np.unique(np.asarray(nib.load(labels).dataobj)).tolist()) - {0})
     assert len(values) == 61
-    told = teach(tmp_path, [image], labels, spacing=(6.0, 6.0, 6.0))
-    assert [label["value"] for label in told.labels] == values
-    assert len(told.training["self_check"]["structures"]) == 61
-    assert not told.training["mirroring"]["allowed"]
+    description = train(tmp_path, [image], labels, spacing=(6.0, 6.0, 6.0))
+    assert [label["value"] for label in description.labels] == values
+    assert len(description.training["self_check"]["structures"]) == 61
+    assert not description.training["mirroring"]["allowed"]
     assert segment(tmp_path / "model", [image]).shape == nib.load(image).shape
 
 
-OFTEN = """
+CHECKPOINT_EVERY_STEP = """
 import sys
 from HiEndMAECore import finetune
 from HiEndMAECore.training import finetuning
-finetuning._CHECKPOINT_SECONDS = 0.0  # a snapshot after every step instead of every 45 seconds
+finetuning._CHECKPOINT_SECONDS = 0.0  # instead of every 45 seconds
 raise SystemExit(finetune.main(sys.argv[1:]))
 """
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
-def test_a_run_resumed_after_sigkill_equals_one_never_stopped(tmp_path: Path) -> None:
+def test_finetune_resumed_after_sigkill_equals_an_uninterrupted_run(tmp_path: Path) -> None:
     image, labels = write(tmp_path, "scan", scan()[0]), write(tmp_path, "labels", blocks(2))
-    command = [sys.executable, "-c", OFTEN, "--image", image, "--label", labels, "--steps", 8, "--device", "cpu"]
+    options = ("--image", image, "--label", labels, "--steps", 8, "--device", "cpu")
+    command = [sys.executable, "-c", CHECKPOINT_EVERY_STEP, *options]
 
     def start(name: str, *more: str) -> subprocess.Popen[str]:
         arguments = [str(part) for part in (*command, "--output", tmp_path / name, "--events", *more)]
         return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
-    whole = start("whole")
-    whole.communicate()
-    assert whole.returncode == 0
+    complete = start("complete")
+    complete.communicate()
+    assert complete.returncode == 0
     killed = start("killed")
     assert killed.stdout is not None
     for line in killed.stdout:
@@ -268,8 +274,8 @@ def test_a_run_resumed_after_sigkill_equals_one_never_stopped(tmp_path: Path) ->
     out, _ = resumed.communicate()
     assert resumed.returncode == 0
     steps = [e["step"] for e in map(json.loads, out.splitlines()) if e.get("stage") == "learning"]
-    assert steps[0] > 2  # it did go on, not start over
-    one, other = read_description(tmp_path / "whole"), read_description(tmp_path / "killed")
+    assert steps[0] > 2  # the run continued instead of starting again
+    one, other = read_description(tmp_path / "complete"), read_description(tmp_path / "killed")
     assert one.weights_sha256 == other.weights_sha256
     assert one.training["losses"] == other.training["losses"]
     assert one.training["self_check"] == other.training["self_check"]

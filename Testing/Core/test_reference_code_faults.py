@@ -1,7 +1,6 @@
-"""The faults of the authors' release, by their numbers in the specification (section 6): none of them may be here.
+"""Faults of the authors' released code must not occur here.
 
-Faults that are no more than another program's crash (2, 13, 14, 17: names that do not exist, imports that fail) are covered
-by the tests of the doors, which run them; 4, 8, 15 and 16 have their tests beside the code and are repeated where it is cheap.
+Faults that are plain crashes (names that do not exist, imports that fail) are covered by the tests that run the commands.
 """
 
 from __future__ import annotations
@@ -54,14 +53,14 @@ def config(store: Path, output: Path, **options: object) -> pretrain.PretrainCon
     return pretrain.PretrainConfig(data=store, output=output, **given)  # type: ignore[arg-type]
 
 
-def test_1_the_default_variant_exists() -> None:
+def test_default_variant_exists() -> None:
     variant = pretrain.PretrainConfig(data=Path("a"), output=Path("b")).variant
     assert variant in list_vit_variants()
     with torch.device("meta"):
         assert isinstance(build_pretraining_model(variant), HiEndMAE)
 
 
-def test_3_and_12_a_run_saves_into_new_folders_resumes_and_prints_nothing(
+def test_run_saves_into_new_folders_resumes_and_prints_nothing(
     store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "a" / "b" / "c"
@@ -75,7 +74,7 @@ def test_3_and_12_a_run_saves_into_new_folders_resumes_and_prints_nothing(
     assert capsys.readouterr().out == ""
 
 
-def test_4_weight_decay_that_is_asked_for_is_applied() -> None:
+def test_weight_decay_groups_reach_the_optimizer() -> None:
     model = build_pretraining_model(TINY, image_size=(16, 16, 16))
     groups = weight_decay_groups(model, 0.05)
     optimizer = build_adamw(groups, learning_rate=1e-3, betas=(0.9, 0.95), weight_decay=0.05)
@@ -87,21 +86,21 @@ def test_4_weight_decay_that_is_asked_for_is_applied() -> None:
     assert torch.equal(norm, before)
 
 
-def test_5_crops_differ_from_lap_to_lap(store: Path) -> None:
+def test_crops_differ_between_epochs(store: Path) -> None:
     sampler = CropSampler(CropStore.open(store), (16, 16, 16), 8, seed=0)
     crops = [sampler.draw(index).volume.numpy().tobytes() for index in range(3 * CROPS_PER_EPOCH * 2)]
-    assert len(set(crops)) > 0.9 * len(crops)  # a corner may come twice; the fault gives a third
+    assert len(set(crops)) > 0.9 * len(crops)  # a corner may come twice; the released code repeats two thirds
 
 
-def test_6_processes_draw_different_crops_and_masks(store: Path) -> None:
+def test_processes_draw_different_crops_and_masks(store: Path) -> None:
     sampler = CropSampler(CropStore.open(store), (16, 16, 16), 8, seed=0)
-    shares = [DistributedContext(rank, 2).share(range(8, 16)) for rank in (0, 1)]
+    shares = [DistributedContext(rank, 2).shard(range(8, 16)) for rank in (0, 1)]
     assert sorted([*shares[0], *shares[1]]) == list(range(8, 16))
     masks = [sampler.draw(index).permutation.tolist() for share in shares for index in share]
     assert len({str(mask) for mask in masks}) == len(masks)
 
 
-def test_7_the_patch_is_the_variants_and_the_crop_is_free(store: Path, tmp_path: Path) -> None:
+def test_patch_size_is_the_variants_and_the_crop_is_free(store: Path, tmp_path: Path) -> None:
     for variant in list_vit_variants():
         assert pretraining_arguments(variant)["patch_size"] == int(re.findall(r"(\d+)p$", variant)[0])
     pretrain.run(config(store, tmp_path / "box", crop=(16, 24, 8)))
@@ -110,30 +109,30 @@ def test_7_the_patch_is_the_variants_and_the_crop_is_free(store: Path, tmp_path:
 
 
 @pytest.mark.parametrize(("patches", "ratio", "visible"), [(1000, 0.9, 100), (1000, 0.8, 200), (512, 0.75, 128)])
-def test_9_patches_are_counted_exactly(patches: int, ratio: float, visible: int) -> None:
+def test_visible_patches_are_counted_exactly(patches: int, ratio: float, visible: int) -> None:
     assert num_visible_patches(patches, ratio) == visible
     with pytest.raises(ValueError, match="one masked"):
         num_visible_patches(patches, 0.0)
 
 
-def test_10_checkpoints_are_read_by_todays_torch(tmp_path: Path) -> None:
+def test_authors_checkpoint_is_read_by_current_torch(tmp_path: Path) -> None:
     state = {"module.mask_token": torch.zeros(1, 1, 4)}
     torch.save({"epoch": 1, "state_dict": state, "optimizer": {}, "scaler": {}}, tmp_path / "weights.pth")
     assert set(read_authors_checkpoint(tmp_path / "weights.pth")) == {"mask_token"}
 
 
-def test_11_a_scan_smaller_than_the_crop_is_used(store: Path) -> None:
+def test_scan_smaller_than_the_crop_is_used(store: Path) -> None:
     opened = CropStore.open(store)
     small = CropSampler(opened, (16, 16, 16), 8, seed=0)
-    padded = [batch for batch in map(small.draw, range(16)) if batch.inside is not None]
-    assert len(padded) == CROPS_PER_EPOCH  # the scan that is 12 voxels deep, eight times a lap
+    padded = [batch for batch in map(small.draw, range(16)) if batch.valid_mask is not None]
+    assert len(padded) == CROPS_PER_EPOCH  # the scan that is 12 voxels deep, eight times in each epoch
 
 
 @pytest.mark.parametrize(
     "command", [pretrain, prepare, finetune, segment, evaluate], ids=lambda command: command.__name__
 )
-def test_18_every_option_is_used(command: object) -> None:
-    """Each field of a door's config is read somewhere, or is a setting of the plan that it fills."""
+def test_every_option_of_a_command_is_used(command: object) -> None:
+    """Each field of a command's configuration is read somewhere, or is a setting of the plan that it fills."""
     name = command.__name__.split(".")[-1]  # type: ignore[attr-defined]
     kind = getattr(command, f"{name.capitalize()}Config")
     shared = set(CommandConfig.__dataclass_fields__)
@@ -147,12 +146,12 @@ def test_18_every_option_is_used(command: object) -> None:
     assert unused == set()
 
 
-def test_19_no_step_has_a_rate_of_zero() -> None:
+def test_learning_rate_is_never_zero() -> None:
     assert all(cosine_schedule(step, 100, warm_up=10) > 0 for step in range(100))
 
 
 @pytest.mark.parametrize("variant", list_vit_variants())
-def test_20_every_variant_can_be_fine_tuned(variant: str) -> None:
+def test_every_vit_variant_can_be_fine_tuned(variant: str) -> None:
     with torch.device("meta"):
         model, network = (
             build_pretraining_model(variant),

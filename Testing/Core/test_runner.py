@@ -1,4 +1,4 @@
-"""Whatever happens in a run, the exit code and the last event say what it was."""
+"""Running a command: whatever happens, the exit code and the last event say what it was."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from HiEndMAECore.reporting import events
 
 @dataclass(frozen=True, kw_only=True)
 class Small(CommandConfig):
-    """One required option."""
+    """A config with one required option."""
 
-    output: Path = option(help="Where to.", required=True)
+    output: Path = option(help="Folder to write.", required=True)
 
 
-def leave(run: Callable, *argv: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[dict], str]:
-    """(exit code, events, standard error) of a run with --events."""
+def run_small(run: Callable, *argv: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[dict], str]:
+    """Return (exit code, events, standard error) of a run with --events."""
     code = run_command(Small, run, ["--output", "x", "--events", *argv], command="small", description="Small.")
     out, err = capsys.readouterr()
-    told = [events.decode(line) for line in out.splitlines()]
-    assert None not in told
-    return code, told, err
+    received = [events.decode(line) for line in out.splitlines()]
+    assert None not in received
+    return code, received, err
 
 
 def raising(error: BaseException) -> Callable:
@@ -47,7 +47,7 @@ def raising(error: BaseException) -> Callable:
     return run
 
 
-def no_space() -> OSError:
+def disk_full_error() -> OSError:
     return OSError(errno.ENOSPC, "No space left on device", "/disk/file")
 
 
@@ -66,34 +66,34 @@ def no_space() -> OSError:
         (torch.cuda.OutOfMemoryError("CUDA out of memory."), 4, "out_of_memory"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), 4, "out_of_memory"),
         (RuntimeError("a memory of shapes"), 1, "internal_fault"),
-        (no_space(), 3, "disk_full"),
+        (disk_full_error(), 3, "disk_full"),
         (PermissionError(errno.EACCES, "Permission denied", "/locked"), 3, "not_allowed"),
         (ValueError("classes must be positive, not -1"), 1, "internal_fault"),
         (KeyboardInterrupt(), 130, "cancelled"),
     ],
 )
-def test_each_end_has_its_exit_code_and_event(
+def test_run_command_exception_gives_its_exit_code_and_event(
     error: BaseException, exit_code: int, code: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    left, told, err = leave(raising(error), capsys=capsys)
-    assert (left, told[-1]["event"], told[-1]["code"]) == (exit_code, "failed", code)
-    assert [one["event"] for one in told] == ["started", "failed"]
+    returned, received, err = run_small(raising(error), capsys=capsys)
+    assert (returned, received[-1]["event"], received[-1]["code"]) == (exit_code, "failed", code)
+    assert [event["event"] for event in received] == ["started", "failed"]
     assert ("Traceback" in err) == (code == "internal_fault")
-    assert told[-1]["message"]
+    assert received[-1]["message"]
 
 
-def test_what_torchrun_cancels_it_does_not_start_again(
+def test_run_command_cancelled_under_torchrun_returns_0(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Any code but 0 is a crash to it, and --max-restarts would begin anew."""
+    """torchrun takes any other exit code for a crash, and restarts the processes with --max-restarts."""
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
-    left, told, _ = leave(raising(errors.Cancelled()), capsys=capsys)
-    assert (left, told[-1]["code"]) == (0, "cancelled")
-    assert leave(raising(errors.InputError("i", "m", "a")), capsys=capsys)[0] == 3
+    returned, received, _ = run_small(raising(errors.Cancelled()), capsys=capsys)
+    assert (returned, received[-1]["code"]) == (0, "cancelled")
+    assert run_small(raising(errors.InputError("i", "m", "a")), capsys=capsys)[0] == 3
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no SIGTERM")
-def test_a_second_sigterm_lets_the_run_save(capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_command_second_sigterm_lets_the_run_save(capsys: pytest.CaptureFixture[str]) -> None:
     saved = []
 
     def run(config: Small, report) -> dict:
@@ -104,37 +104,37 @@ def test_a_second_sigterm_lets_the_run_save(capsys: pytest.CaptureFixture[str]) 
         report.check()
         return {}
 
-    assert leave(run, capsys=capsys)[0] == 130
+    assert run_small(run, capsys=capsys)[0] == 130
     assert saved
 
 
-def test_a_missing_module_is_named_by_its_package(capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_command_missing_module_names_its_package(capsys: pytest.CaptureFixture[str]) -> None:
     def run(config: Small, report: object) -> dict:
-        import not_a_package_of_ours.part  # noqa: F401
+        import package_that_is_absent.part  # noqa: F401
 
         return {}
 
-    code, told, _ = leave(run, capsys=capsys)
+    code, received, _ = run_small(run, capsys=capsys)
     assert code == 5
-    assert "'not_a_package_of_ours'" in told[-1]["message"]
-    assert "pip install not_a_package_of_ours" in told[-1]["advice"]
+    assert "'package_that_is_absent'" in received[-1]["message"]
+    assert "pip install package_that_is_absent" in received[-1]["advice"]
 
 
-def test_a_real_allocation_that_fails_is_no_memory(capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_command_failed_allocation_returns_4(capsys: pytest.CaptureFixture[str]) -> None:
     def run(config: Small, report: object) -> dict:
         return {"x": torch.empty(1 << 60, dtype=torch.uint8)}
 
-    assert leave(run, capsys=capsys)[0] == 4
+    assert run_small(run, capsys=capsys)[0] == 4
 
 
-def test_a_run_that_works_ends_with_its_outputs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_command_success_emits_config_and_outputs(capsys: pytest.CaptureFixture[str]) -> None:
     def run(config: Small, report: object) -> dict:
         print("a library that prints")
         return {"result": config.output / "r.json"}
 
-    code, told, err = leave(run, "--seed", "3", capsys=capsys)
+    code, received, err = run_small(run, "--seed", "3", capsys=capsys)
     assert code == 0
-    assert told[0]["config"] == {
+    assert received[0]["config"] == {
         "device": "auto",
         "seed": 3,
         "events": True,
@@ -142,35 +142,37 @@ def test_a_run_that_works_ends_with_its_outputs(capsys: pytest.CaptureFixture[st
         "parent_pid": None,
         "output": "x",
     }
-    assert told[-1]["outputs"] == {"result": str(Path("x/r.json"))}
+    assert received[-1]["outputs"] == {"result": str(Path("x/r.json"))}
     assert "a library that prints" in err  # not among the events
 
 
 @pytest.mark.parametrize(
     "argv", [["--nonsense"], [], ["--output", "x", "--device", "abacus"], ["--config", "absent.json"]]
 )
-def test_a_wrong_line_fails_with_2_before_it_starts(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_command_wrong_arguments_return_2_before_the_start(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     never = raising(AssertionError("must not run"))
     assert run_command(Small, never, ["--events", *argv], command="small", description="") == 2
-    told = [events.decode(line) for line in capsys.readouterr().out.splitlines()]
-    assert [one and one["event"] for one in told] == ["failed"]
+    received = [events.decode(line) for line in capsys.readouterr().out.splitlines()]
+    assert [event and event["event"] for event in received] == ["failed"]
     assert run_command(Small, never, argv, command="small", description="") == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.strip()
 
 
-def test_help_is_printed_and_is_no_failure(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as left:
+def test_run_command_help_exits_with_0(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
         run_command(Small, raising(AssertionError()), ["--help"], command="small", description="About small things.")
-    assert left.value.code == 0
+    assert caught.value.code == 0
     assert "About small things." in capsys.readouterr().out
 
 
-def test_errors_cross_process_borders_whole() -> None:
+def test_typed_error_survives_pickling() -> None:
     for error in (errors.InputError("c", "Message.", "Advice."), errors.Cancelled(), errors.UsageError("c", "m")):
-        back = pickle.loads(pickle.dumps(error))
-        assert (type(back), back.code, back.message, back.advice) == (
+        copy = pickle.loads(pickle.dumps(error))
+        assert (type(copy), copy.code, copy.message, copy.advice) == (
             type(error),
             error.code,
             error.message,
@@ -179,12 +181,14 @@ def test_errors_cross_process_borders_whole() -> None:
     assert str(errors.InputError("c", "Message.", "Advice.")) == "Message. Advice."
 
 
-def test_an_ordinary_error_is_not_mistaken_for_another() -> None:
+def test_classify_exception_ordinary_error_returns_none() -> None:
     assert classify_exception(ValueError("out of memory slots in the table")) is None
     assert classify_exception(FileNotFoundError(errno.ENOENT, "No such file", "x")) is None
 
 
-def test_a_control_file_in_a_config_file_cancels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_command_control_file_named_in_config_file_cancels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "control").write_text("cancel")
     config = tmp_path / "c.json"
     config.write_text(json.dumps({"control": str(tmp_path / "control")}))
@@ -193,18 +197,18 @@ def test_a_control_file_in_a_config_file_cancels(tmp_path: Path, capsys: pytest.
         report.check()
         return {}
 
-    code, told, _ = leave(run, "--config", str(config), capsys=capsys)
-    assert (code, told[-1]["code"]) == (130, "cancelled")
+    code, received, _ = run_small(run, "--config", str(config), capsys=capsys)
+    assert (code, received[-1]["code"]) == (130, "cancelled")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="GNU OpenMP is torch's on Linux alone")
+@pytest.mark.skipif(sys.platform != "linux", reason="torch uses GNU OpenMP on Linux only")
 @pytest.mark.parametrize(
-    ("chosen", "found"), [({}, "3000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")]
+    ("variables", "spin_count"), [({}, "3000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")]
 )
-def test_threads_do_not_keep_a_busy_processor_from_one_another(chosen: dict[str, str], found: str) -> None:
-    """What OpenMP itself says when torch loads it."""
+def test_limit_openmp_spinning_respects_the_environment(variables: dict[str, str], spin_count: str) -> None:
+    """OpenMP itself prints its settings when torch loads it."""
     line = "from HiEndMAECore.cli.runner import limit_openmp_spinning; limit_openmp_spinning(); import torch"
     environment = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
-    environment |= {"OMP_DISPLAY_ENV": "VERBOSE", **chosen}
-    told = subprocess.run([sys.executable, "-c", line], env=environment, check=True, capture_output=True, text=True)
-    assert f"GOMP_SPINCOUNT = '{found}'" in told.stderr
+    environment |= {"OMP_DISPLAY_ENV": "VERBOSE", **variables}
+    process = subprocess.run([sys.executable, "-c", line], env=environment, check=True, capture_output=True, text=True)
+    assert f"GOMP_SPINCOUNT = '{spin_count}'" in process.stderr

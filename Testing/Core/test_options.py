@@ -1,9 +1,9 @@
-"""One dataclass, three faces: command line, help and JSON tell the same options and refuse the same mistakes."""
+"""Configs of commands: the command line, the help and JSON know the same options and refuse the same mistakes."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,19 @@ from HiEndMAECore.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class Sample(CommandConfig):
-    """Every type of field that is understood."""
+    """A config with every type of field, a required option and a renamed one."""
 
     output: Path = option(help="Folder to write.", required=True)
     image: tuple[Path, ...] = option((), help="Scans.")
-    steps: int | None = option(None, help="Optimiser steps, 100 % of them.")
+    steps: int | None = option(None, help="Optimizer steps, 100 % of them.")
     ratio: float = option(0.75, help="Masked share.")
     window: tuple[float, float] = option((-175.0, 250.0), help="Window in HU.")
     spacing: tuple[float, float, float] | None = option(None, help="Voxel edges in mm.")
     variant: str = option("small", help="Size of the network.", choices=("small", "large"))
     preset: str | None = option(None, help="Name of a preset.")
     mirror: bool = option(True, help="Mirror the scan.")
+    training_case: tuple[str, ...] = option((), help="Labelled cases.", aliases=("--teacher",))
+    verbose: bool = option(False, help="Log more.", aliases=("--chatty",))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -41,7 +43,7 @@ TEXT = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters=
 PATHS = TEXT.map(Path)
 SAMPLES = st.builds(
     Sample,
-    output=st.none() | PATHS,
+    output=PATHS,
     image=st.lists(PATHS, max_size=3).map(tuple),
     steps=st.none() | st.integers(1),
     ratio=NUMBERS,
@@ -50,6 +52,8 @@ SAMPLES = st.builds(
     variant=st.sampled_from(("small", "large")),
     preset=st.none() | TEXT,
     mirror=st.booleans(),
+    training_case=st.lists(TEXT, max_size=3).map(tuple),
+    verbose=st.booleans(),
     device=st.sampled_from(("auto", "cpu", "cuda", "cuda:3", "mps")),
     seed=st.integers(0),
     events=st.booleans(),
@@ -58,43 +62,43 @@ SAMPLES = st.builds(
 )
 
 
-def given_line(*argv: str) -> Sample:
+def parse_sample(*argv: str) -> Sample:
     return parse(Sample, argv, command="sample", description="A sample.")
 
 
-def refusal(*argv: str) -> UsageError:
+def parse_error(*argv: str) -> UsageError:
     with pytest.raises(UsageError) as caught:
-        given_line(*argv)
+        parse_sample(*argv)
     return caught.value
 
 
 @settings(deadline=None)
 @given(SAMPLES)
-def test_a_config_survives_json(config: Sample) -> None:
+def test_to_json_and_from_json_return_an_equal_config(config: Sample) -> None:
     text = json.dumps(to_json(config))
     assert Sample(**from_json(Sample, json.loads(text))) == config
 
 
 @settings(deadline=None, max_examples=50)
-@given(SAMPLES.map(lambda config: replace(config, output=config.output or Path("run"))))
-def test_a_config_survives_the_command_line(config: Sample) -> None:
+@given(SAMPLES)
+def test_parse_of_all_options_returns_an_equal_config(config: Sample) -> None:
     argv: list[str] = []
     for item in fields(config):
         name, value = "--" + item.name.replace("_", "-"), getattr(config, item.name)
         if isinstance(value, bool):
             argv.append(name if value else name.replace("--", "--no-", 1))
-        elif isinstance(value, tuple) and item.name == "image":
-            argv += [f"{name}={path}" for path in value]  # repeated options add up
+        elif isinstance(value, tuple) and item.name in ("image", "training_case"):
+            argv += [f"{name}={part}" for part in value]  # repeated options add up
         elif isinstance(value, tuple):
             argv += [name, *map(repr, value)]
         elif value is not None:
             argv.append(f"{name}={value}")
-    assert given_line(*argv) == config
+    assert parse_sample(*argv) == config
 
 
-def test_the_command_line_by_example() -> None:
+def test_parse_example_returns_its_values() -> None:
     line = "--output run --image a.nii b.nii --image c.nii --steps 5 --window -160 240.5 --spacing 1 1 2.5 --no-mirror"
-    config = given_line(*line.split())
+    config = parse_sample(*line.split())
     assert config == Sample(
         output=Path("run"),
         image=(Path("a.nii"), Path("b.nii"), Path("c.nii")),
@@ -105,20 +109,20 @@ def test_the_command_line_by_example() -> None:
     )
 
 
-def test_a_config_file_gives_way_to_the_command_line(tmp_path: Path) -> None:
+def test_parse_option_in_config_file_and_on_the_line_takes_the_line(tmp_path: Path) -> None:
     file = tmp_path / "run.json"
     file.write_text(json.dumps({"output": "from file", "steps": 7, "ratio": 1, "mirror": False, "image": ["a", "b"]}))
-    config = given_line("--config", str(file), "--steps", "9", "--mirror", "--image", "c")
+    config = parse_sample("--config", str(file), "--steps", "9", "--mirror", "--image", "c")
     assert (config.output, config.steps, config.mirror) == (Path("from file"), 9, True)
     assert config.image == (Path("c"),)
     assert (config.ratio, type(config.ratio)) == (1.0, float)
     whole = tmp_path / "whole.json"
-    whole.write_text(json.dumps(to_json(config)), encoding="utf-16")  # what Windows' shell writes
-    assert given_line("--config", str(whole)) == config
+    whole.write_text(json.dumps(to_json(config)), encoding="utf-16")  # as Windows' shell writes it
+    assert parse_sample("--config", str(whole)) == config
 
 
 @pytest.mark.parametrize(
-    ("data", "code", "named"),
+    ("data", "code", "quoted"),
     [
         ({"stepz": 1}, "config_unknown_key", "stepz"),
         ({"steps": "5"}, "config_wrong_type", "steps"),
@@ -130,34 +134,36 @@ def test_a_config_file_gives_way_to_the_command_line(tmp_path: Path) -> None:
         ({"image": "a.nii"}, "config_wrong_type", "image"),
         ({"image": [1]}, "config_wrong_type", "image"),
         ({"window": [1, 2, 3]}, "config_wrong_type", "window"),
+        ({"teacher": "p1"}, "config_wrong_type", "teacher"),
+        ({"teacher": ["p1"], "training_case": ["p2"]}, "config_key_twice", "training_case"),
         ({"variant": "huge"}, "choice_unknown", "variant"),
         ({"device": "gpu"}, "device_unknown", "gpu"),
         ({"steps": 0}, "value_not_positive", "steps"),
         ([1, 2], "config_not_json", "run.json"),
     ],
 )
-def test_a_wrong_config_file_is_refused_by_name(tmp_path: Path, data: Any, code: str, named: str) -> None:
+def test_parse_wrong_config_file_names_the_key(tmp_path: Path, data: Any, code: str, quoted: str) -> None:
     file = tmp_path / "run.json"
     file.write_text(json.dumps(data))
-    error = refusal("--output", "x", "--config", str(file))
-    assert (error.code, named in error.message) == (code, True)
+    error = parse_error("--output", "x", "--config", str(file))
+    assert (error.code, quoted in error.message) == (code, True)
 
 
-def test_a_config_file_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_parse_unreadable_config_file_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "broken.json"
     file.write_text("{steps: 5}")
-    assert refusal("--config", str(file)).code == "config_not_json"
-    assert refusal("--config", str(tmp_path / "absent.json")).code == "config_unreadable"
+    assert parse_error("--config", str(file)).code == "config_not_json"
+    assert parse_error("--config", str(tmp_path / "absent.json")).code == "config_unreadable"
     file.write_bytes(b"\xff\xff\xff")
-    assert refusal("--config", str(file)).code == "config_not_json"
+    assert parse_error("--config", str(file)).code == "config_not_json"
 
 
 @pytest.mark.parametrize(
-    ("line", "named"),
+    ("line", "quoted"),
     [
         ("", "--output is missing"),
         ("--output x --stepz 5", "--stepz"),
-        ("--output x --step 5", "--step"),  # no abbreviations: they change meaning when options are added
+        ("--output x --step 5", "--step"),  # an abbreviation would change its meaning when an option is added
         ("--output x --steps five", "five"),
         ("--output x --steps -3", "--steps"),
         ("--output x --spacing 1 1", "--spacing"),
@@ -168,17 +174,17 @@ def test_a_config_file_that_is_none_is_refused(tmp_path: Path) -> None:
         ("--output x ../scan.nii", "../scan.nii"),
     ],
 )
-def test_a_wrong_command_line_is_refused_by_name(line: str, named: str) -> None:
-    error = refusal(*line.split())
-    assert named in error.message
+def test_parse_wrong_command_line_names_the_mistake(line: str, quoted: str) -> None:
+    error = parse_error(*line.split())
+    assert quoted in error.message
     assert error.exit_code == 2
 
 
-def test_help_tells_every_option_and_default() -> None:
+def test_help_lists_every_option_and_default() -> None:
     text = build_parser(Sample, command="sample", description="A sample.").format_help()
     for item in fields(Sample):
         assert "--" + item.name.replace("_", "-") in text
-    for told in (
+    for part in (
         "python -m HiEndMAECore.sample",
         "A sample.",
         "100 % of them",
@@ -186,5 +192,55 @@ def test_help_tells_every_option_and_default() -> None:
         "{small,large}",
         "0.75",
     ):
-        assert told in text
+        assert part in text
     assert "SUPPRESS" not in text
+
+
+def test_help_hides_old_spellings() -> None:
+    text = build_parser(Sample, command="sample", description="A sample.").format_help()
+    assert "--training-case" in text
+    assert "teacher" not in text
+    assert "chatty" not in text
+
+
+@pytest.mark.parametrize("spelling", ["--training-case", "--teacher"])
+def test_parse_renamed_option_accepts_both_spellings(spelling: str) -> None:
+    assert parse_sample("--output", "x", spelling, "p1", "p2", spelling, "p3").training_case == ("p1", "p2", "p3")
+
+
+def test_parse_renamed_switch_accepts_its_old_negation() -> None:
+    assert parse_sample("--output", "x", "--chatty").verbose is True
+    assert parse_sample("--output", "x", "--verbose", "--no-chatty").verbose is False
+
+
+def test_parse_renamed_option_in_config_file_accepts_the_old_name(tmp_path: Path) -> None:
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps({"output": "x", "teacher": ["p1"], "chatty": True}))
+    config = parse_sample("--config", str(file))
+    assert (config.training_case, config.verbose) == (("p1",), True)
+    assert set(to_json(config)) & {"teacher", "chatty"} == set()
+    assert parse_sample("--config", str(file), "--teacher", "p2").training_case == ("p2",)
+
+
+def test_config_without_a_required_option_is_refused_in_python() -> None:
+    with pytest.raises(UsageError, match="--output is missing"):
+        Sample(steps=3)
+
+
+def test_config_file_with_null_for_a_required_option_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps({"output": None}))
+    assert "--output is missing" in parse_error("--config", str(file)).message
+
+
+def test_required_option_with_a_default_may_be_absent_in_python_only() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Lenient(CommandConfig):
+        input: tuple[Path, ...] = option((), help="Scans.", required=True)
+        output: Path | None = option(None, help="Folder to write.", required=True)
+
+    assert (Lenient().input, Lenient().output) == ((), None)
+    with pytest.raises(UsageError, match="--input is missing"):
+        parse(Lenient, ["--output", "x"], command="lenient", description="")
+    with pytest.raises(UsageError, match="--output is missing"):
+        parse(Lenient, ["--input", "x"], command="lenient", description="")
