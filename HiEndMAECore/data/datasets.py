@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from HiEndMAECore.errors import InputError
+from HiEndMAECore.io.bounded_json import parse_json_object
 from HiEndMAECore.io.file_names import case_name
 from HiEndMAECore.io.structure import Structure
 
 from .cases import Case, with_unique_names
-from .label_table import label_colors
+from .label_table import LabelTable, parse_labels
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,10 @@ def read_dataset(folder: str | Path) -> Dataset:
             "dataset_json_missing", f"There is no dataset.json in {folder}.", "Give a dataset in nnU-Net's layout."
         )
     try:
-        data = json.loads(source.read_text(encoding="utf-8-sig"))
+        data = parse_json_object(source.read_bytes())
     except (ValueError, OSError) as error:
-        raise _ill_formed(source, f"it is not JSON ({error})") from error
-    if not isinstance(data, dict):
-        raise _ill_formed(source, "it is not a JSON object")
-    structures, ignore = _structures(source, data)
+        raise _ill_formed(source, f"it {error}") from error
+    table = _read_table(source, data)
     channels = data.get("channel_names", data.get("modality", {"0": "scan"}))
     if not isinstance(channels, dict) or not channels:
         raise _ill_formed(source, "'channel_names' is not an object of channel numbers and names")
@@ -71,7 +69,8 @@ def read_dataset(folder: str | Path) -> Dataset:
         cases, unlabelled = _nnunet_cases(source, data, len(names))
     if not cases and not unlabelled:
         raise InputError("dataset_empty", f"The dataset {folder} has no cases.", "Put scans into its imagesTr folder.")
-    return Dataset(str(data.get("name") or folder.name), structures, tuple(cases), tuple(unlabelled), names, ignore)
+    title = str(data.get("name") or folder.name)
+    return Dataset(title, table.structures, tuple(cases), tuple(unlabelled), names, table.ignore)
 
 
 def nested_subset(cases: Sequence[Case], percent: float, *, seed: int) -> list[Case]:
@@ -93,26 +92,18 @@ def nested_subset(cases: Sequence[Case], percent: float, *, seed: int) -> list[C
     return sorted(drawn[: max(1, round(len(drawn) * percent / 100))], key=lambda case: case.name)
 
 
-def _structures(source: Path, data: Mapping[str, Any]) -> tuple[tuple[Structure, ...], int | None]:
-    """Return the structures and the value of the label `ignore` in a dataset.json."""
+def _read_table(source: Path, data: Mapping[str, Any]) -> LabelTable:
+    """Return the label table of a dataset.json."""
     labels = data.get("labels")
-    if not isinstance(labels, dict) or not labels:
+    if not isinstance(labels, dict):
         raise _ill_formed(source, "'labels' is not an object of names and values")
-    if all(str(key).isdigit() for key in labels):
-        pairs = [(str(name), int(key)) for key, name in labels.items()]
-    else:
-        for name, value in labels.items():
-            if isinstance(value, list):
-                raise _ill_formed(source, f"label '{name}' is a region of several values, which is not supported")
-            if isinstance(value, bool) or not str(value).isdigit():
-                raise _ill_formed(source, f"label '{name}' has the value {value!r}, not a whole number")
-        pairs = [(str(name), int(value)) for name, value in labels.items()]
-    ignore = dict(pairs).get("ignore")
-    pairs = sorted((pair for pair in pairs if pair[1] != 0 and pair[0] != "ignore"), key=lambda pair: pair[1])
-    if not pairs or len({value for _, value in pairs}) < len(pairs):
-        raise _ill_formed(source, "'labels' has no structure, or one value twice")
-    colors = label_colors(len(pairs))
-    return tuple(Structure(value, name, color) for (name, value), color in zip(pairs, colors)), ignore
+    try:
+        table = parse_labels(labels)
+    except ValueError as error:
+        raise _ill_formed(source, str(error)) from error
+    if not table.structures:
+        raise _ill_formed(source, "'labels' has no structure")
+    return table
 
 
 def _decathlon_cases(source: Path, data: Mapping[str, Any]) -> tuple[list[Case], list[Case]]:

@@ -23,7 +23,7 @@ from HiEndMAECore.errors import InputError
 from HiEndMAECore.io.volume import Volume
 from HiEndMAECore.models.authors import load_strict
 from HiEndMAECore.models.description import ModelDescription
-from HiEndMAECore.models.folder import read_description, read_weights
+from HiEndMAECore.models.folder import read_model
 from HiEndMAECore.networks import SegmentationNetwork, build_network
 from HiEndMAECore.networks.interface import fit_size
 from HiEndMAECore.preprocessing.pipeline import (
@@ -120,7 +120,7 @@ class Predictor:
         Raises:
             InputError: It is no model, is damaged, or is a pretraining model.
         """
-        description = read_description(path)
+        description, weights = read_model(path)
         if description.kind != "segmentation":
             raise InputError(
                 "model_not_for_segmentation",
@@ -131,8 +131,7 @@ class Predictor:
             network = build_network(description.architecture)
         except (TypeError, ValueError) as error:
             raise InputError("model_unusable", f"The model {path} cannot be built: {error}.") from error
-        weights = {key: value.float() for key, value in read_weights(path, description).items()}
-        load_strict(network, weights, what="weights")
+        load_strict(network, {key: value.float() for key, value in weights.items()}, what="weights")
         return cls(network, description, device, exact=exact)
 
     def segment(

@@ -13,6 +13,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from HiEndMAECore.errors import InputError
 PARTIAL_SUFFIX = ".part"  # of files and folders that are being written
 REPLACED_SUFFIX = ".old"  # of a folder that is being replaced
 _BLOCK_BYTES = 1 << 20
+_RENAME_WAIT_SECONDS, _RENAME_WAITS = 0.01, 20  # together more than a living process needs between its two renames
 _UMASK = os.umask(0o022)  # the permissions that this process withholds can only be read by setting them
 os.umask(_UMASK)
 
@@ -114,15 +116,22 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def recover_folder(path: Path) -> None:
-    """Bring back the folder that a killed `atomic_folder` had renamed, when nothing stands at `path`."""
+    """Bring back the folder that a killed `atomic_folder` had renamed, when nothing stands at `path`.
+
+    Another process may be between its two renames at this moment. That takes it microseconds, so it is given some time.
+    """
     replaced = _replaced_name(path)
     if not replaced.exists():
         return
     if path.exists():
         shutil.rmtree(replaced, ignore_errors=True)  # the replacement was complete
-    else:
-        with contextlib.suppress(OSError):  # another process was quicker
-            os.replace(replaced, path)
+        return
+    for _ in range(_RENAME_WAITS):
+        time.sleep(_RENAME_WAIT_SECONDS)
+        if path.exists():
+            return
+    with contextlib.suppress(OSError):  # another process was quicker
+        os.replace(replaced, path)
 
 
 def sha256_file(path: Path) -> str:

@@ -1,8 +1,8 @@
-"""The authors' weights: how their files are read and what their keys are called here.
+"""The checkpoints of the authors' code: read and write them, and load them into a pretraining model.
 
-Their names are ours (see `networks.encoder`), but for three things: a leading `module.` from their distributed wrapper,
-the two stored position tables (computed here, and compared), and everything else a training snapshot holds beside
-`state_dict`. Facts: specification, section 1, "State dict".
+The names of their weights are those of `networks.hi_end_mae`, with three differences: a leading `module.` of the distributed
+wrapper, two stored position embeddings (computed here, and compared), and everything else that a training checkpoint holds
+beside `state_dict`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from HiEndMAECore.errors import InputError
+from HiEndMAECore.io.atomic import atomic_path
 from HiEndMAECore.networks.transfer import load_strict
 
 if TYPE_CHECKING:
@@ -21,14 +22,26 @@ if TYPE_CHECKING:
     from HiEndMAECore.networks import HiEndMAE, Variant
 
 
-_TABLES = {"encoder_pos_embed": "encoder.positions", "decoder_pos_embed": "decoder_position_embedding"}
+SUFFIXES = (".pth", ".pt")
+# Name in the authors' files -> name of the buffer that holds the same position embedding here.
+_POSITION_EMBEDDINGS = {
+    "encoder_pos_embed": "encoder.positions",
+    "decoder_pos_embed": "decoder_position_embedding",
+}
+_POSITION_TOLERANCE = 1e-4
+_SAFE_TORCH = (2, 6)  # earlier versions run code in files that they read, also with weights_only
 
 
 def read_authors_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The state dict in a `.pt`/`.pth` file, with the authors' key names without `module.`; raises `InputError`."""
+    """Read the state dict of a `.pt` or `.pth` file, without `module.` in its names.
+
+    Raises:
+        InputError: `torch_unsafe` if this version of torch cannot read such files safely; `weights_unreadable` if the file
+            holds no weights.
+    """
     import torch
 
-    if tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) < (2, 6):
+    if tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) < _SAFE_TORCH:
         raise InputError(
             "torch_unsafe",
             f"{path} is a pickled file, and torch {torch.__version__} cannot read such files safely.",
@@ -37,9 +50,10 @@ def read_authors_checkpoint(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
             "weights_unreadable",
-            f"{path} cannot be read as PyTorch weights ({str(error).splitlines()[0] if str(error) else type(error).__name__}).",
+            f"{path} cannot be read as PyTorch weights ({reason}).",
             "Download the file again, and check that it is the authors' checkpoint.",
         ) from error
     state = content.get("state_dict", content) if isinstance(content, dict) else None
@@ -51,27 +65,41 @@ def read_authors_checkpoint(path: Path) -> dict[str, Tensor]:
 
 
 def write_authors_checkpoint(path: Path, model: HiEndMAE) -> None:
-    """Write `model` as the authors' code reads it: `state_dict` with `module.` before each key, and position tables."""
+    """Write a pretraining model so that the authors' code reads it.
+
+    The file holds `state_dict` with `module.` before each name, and the two position embeddings.
+
+    Args:
+        path: File to write, or to replace.
+        model: Pretraining model.
+    """
     import torch
 
-    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    state |= {key: model.get_buffer(ours).detach().cpu()[None].clone() for key, ours in _TABLES.items()}
-    part = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"epoch": 0, "state_dict": {f"module.{key}": value for key, value in state.items()}}, part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    for name, buffer in _POSITION_EMBEDDINGS.items():
+        state[name] = model.get_buffer(buffer).detach().cpu()[None].clone()
+    with atomic_path(path) as temporary:
+        torch.save({"epoch": 0, "state_dict": {f"module.{name}": value for name, value in state.items()}}, temporary)
 
 
 def strip_module_prefix(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys without the distributed wrapper's leading `module.`."""
-    return {key.removeprefix("module."): value for key, value in state.items()}
+    """Return a state dict without the leading `module.` of the distributed wrapper."""
+    return {name.removeprefix("module."): value for name, value in state.items()}
 
 
 def infer_variant(state: Mapping[str, Tensor], *, source: str = "the file") -> Variant:
-    """Which variant these pretraining weights are, by their shapes; raises `InputError`."""
+    """Return the variant of pretraining weights by their shapes.
+
+    Two variants have equal shapes: `hi_end_mae_vit_base_16p` and `hi_end_mae_vit_base_paper_16p`, which differ in the number
+    of attention heads. The first one, that of the released code, is returned for both.
+
+    Args:
+        state: State dict without `module.` in its names.
+        source: File that it comes from, for messages.
+
+    Raises:
+        InputError: `weights_unknown`.
+    """
     from HiEndMAECore.networks.variants import get_variant, list_vit_variants
 
     weight, token = state.get("encoder.patch_embed.proj.weight"), state.get("mask_token")
@@ -89,21 +117,27 @@ def infer_variant(state: Mapping[str, Tensor], *, source: str = "the file") -> V
 
 
 def load_pretraining_state(model: HiEndMAE, state_dict: Mapping[str, Tensor]) -> None:
-    """Load weights with the authors' key names, with or without `module.`, into a pretraining model.
+    """Load weights with the authors' names into a pretraining model.
 
-    Strict: unknown, missing or mis-shaped keys raise `InputError` that lists them. Stored position tables must be the
-    ones computed here.
+    Args:
+        model: Pretraining model.
+        state_dict: The weights, with or without `module.` in their names.
+
+    Raises:
+        InputError: `weights_do_not_fit` with the list of unknown, missing and mis-shaped weights; `weights_positions` if a
+            stored position embedding is not the one that is computed here.
     """
     state = strip_module_prefix(state_dict)
-    for key, ours in _TABLES.items():
-        table = state.pop(key, None)
-        if table is None:
+    for name, buffer in _POSITION_EMBEDDINGS.items():
+        stored = state.pop(name, None)
+        if stored is None:
             continue
-        here = model.get_buffer(ours)
-        if table.shape[-2:] != here.shape or (table.reshape(here.shape).to(here) - here).abs().max() > 1e-4:
+        computed = model.get_buffer(buffer)
+        same_shape = stored.shape[-2:] == computed.shape
+        if not same_shape or (stored.reshape(computed.shape).to(computed) - computed).abs().max() > _POSITION_TOLERANCE:
             raise InputError(
                 "weights_positions",
-                f"The stored position table '{key}' {tuple(table.shape)} is not the sin-cos table of this network.",
+                f"The stored position embedding '{name}' {tuple(stored.shape)} is not the sin-cos table of this network.",
                 "The weights were trained with another crop, or with learned positions, which are not supported.",
             )
     load_strict(model, state, what="pretraining weights")

@@ -1,10 +1,10 @@
-"""From the authors' checkpoint to a model folder, and back.
+"""Convert the authors' checkpoint to a model folder, and back.
 
     python -m HiEndMAECore.models.conversion hi_end_mae_10k.pth authors-model
     python -m HiEndMAECore.models.conversion run/model for-their-code.pth
     python -m HiEndMAECore.models.conversion run/model small-model --half
 
-Nothing is lost on the way: both hold the same tensors, bit by bit; but for --half, a copy in 16 bits to give away.
+Both hold the same tensors, bit by bit. With --half, a copy of a model folder is made in 16 bits.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-SUFFIXES = (".pth", ".pt")
-_PAPER = {  # section 4.1: what the authors' weights were trained on
+PAPER_PREPROCESSING = {  # of the scans that the authors' weights were trained on, section 4.1 of the paper
     "spacing": [1.5, 1.5, 1.5],
     "normalisation": {"kind": "window", "low": CT_WINDOW_HU[0], "high": CT_WINDOW_HU[1]},
     "orientation": "RAS",
@@ -32,19 +31,27 @@ _PAPER = {  # section 4.1: what the authors' weights were trained on
 
 
 def convert(source: Path, output: Path, *, half: bool = False) -> None:
-    """Write `output`: the authors' layout when it ends in .pth or .pt, else a model folder. Raises `InputError`.
+    """Convert between the authors' checkpoint and a model folder.
 
-    half: from model folder to model folder, in 16 bits.
+    The direction follows from the suffixes. A file that is not exactly a Hi-End-MAE of a known variant is refused.
 
-    Strict: a file that is not exactly a Hi-End-MAE of a known variant is refused with the list of what does not fit.
+    Args:
+        source: The authors' file (.pth or .pt), or a model folder or zip.
+        output: The authors' file, or a model folder or zip, which must not exist.
+        half: True makes a copy of a model folder in 16 bits instead.
+
+    Raises:
+        InputError: The source cannot be converted; the message lists the weights that do not fit.
     """
     if not source.exists():
         raise InputError("file_missing", f"There is no file or folder {source}.", "Check the path.")
     if output.exists():
         raise InputError("output_exists", f"{output} is there already.", "Choose another name, or delete it.")
+    from .authors import SUFFIXES
+
     to_authors, from_authors = (path.suffix.lower() in SUFFIXES for path in (output, source))
     if half and not (to_authors or from_authors):
-        _to_half(source, output)
+        _copy_in_half_precision(source, output)
         return
     if half or to_authors == from_authors:
         raise InputError(
@@ -52,10 +59,11 @@ def convert(source: Path, output: Path, *, half: bool = False) -> None:
             f"From {source} to {output} there is nothing to do.",
             "Give the authors' .pth file and a folder to make, a model folder and a .pth file, or two folders and --half.",
         )
-    (_to_folder if from_authors else _to_authors)(source, output)
+    (_authors_to_folder if from_authors else _folder_to_authors)(source, output)
 
 
-def _to_folder(source: Path, output: Path) -> None:
+def _authors_to_folder(source: Path, output: Path) -> None:
+    """Convert the authors' checkpoint to a model folder."""
     from HiEndMAECore.networks import HiEndMAE
     from HiEndMAECore.networks.variants import pretraining_arguments
 
@@ -65,7 +73,7 @@ def _to_folder(source: Path, output: Path) -> None:
 
     state = read_authors_checkpoint(source)
     variant = infer_variant(state, source=str(source))
-    arguments = pretraining_arguments(variant, image_size=_crop(state, variant.patch_size) or variant.image_size)
+    arguments = pretraining_arguments(variant, image_size=_crop_size(state, variant.patch_size) or variant.image_size)
     model = HiEndMAE(**arguments)
     load_pretraining_state(model, state)
     description = ModelDescription(
@@ -73,19 +81,21 @@ def _to_folder(source: Path, output: Path) -> None:
         name=source.stem,
         architecture={"network": "HiEndMAE", "variant": variant.name, "arguments": arguments},
         channels=["CT"],
-        preparation=_PAPER,
+        preparation=PAPER_PREPROCESSING,
         training={"init": source.name},
     )
     write_model(output, description, model.state_dict())
 
 
-def _to_authors(source: Path, output: Path) -> None:
+def _folder_to_authors(source: Path, output: Path) -> None:
+    """Convert the model folder of a pretraining run to the authors' checkpoint."""
     from HiEndMAECore.networks import HiEndMAE
 
     from .authors import infer_variant, load_pretraining_state, write_authors_checkpoint
-    from .folder import read_description, read_weights
+    from .folder import read_model
+    from .schema import unusable_model
 
-    description = read_description(source)
+    description, weights = read_model(source)
     if description.kind != "pretraining":
         raise InputError(
             "not_pretraining",
@@ -95,14 +105,19 @@ def _to_authors(source: Path, output: Path) -> None:
     if description.architecture.get("network") != "HiEndMAE":
         raise InputError(
             "not_pretraining",
-            f"{source} holds the convolutions of a second stage; the authors' checkpoint holds an encoder with its decoder.",
+            f"{source} holds a network pretrained by inpainting; the authors' checkpoint holds an encoder with its decoder.",
             "Give the model of the run that pretrained the encoder.",
         )
     arguments = description.architecture["arguments"]
-    model = HiEndMAE(**arguments)
-    load_pretraining_state(model, read_weights(source, description))
+    try:
+        model = HiEndMAE(**arguments)
+    except (TypeError, ValueError) as error:
+        raise unusable_model(source, f"its network cannot be built ({error})") from error
+    load_pretraining_state(model, weights)
     known = infer_variant(model.state_dict(), source=str(source))
-    if known.encoder_heads != arguments["encoder_heads"]:  # which no shape tells: it would compute something else there
+    if (
+        known.encoder_heads != arguments["encoder_heads"]
+    ):  # no shape depends on it: their code would compute another result
         raise InputError(
             "not_theirs",
             f"{source} has {arguments['encoder_heads']} attention heads; the authors give this size {known.encoder_heads}.",
@@ -111,25 +126,26 @@ def _to_authors(source: Path, output: Path) -> None:
     write_authors_checkpoint(output, model)
 
 
-def _to_half(source: Path, output: Path) -> None:
-    from .folder import read_description, read_weights, write_model
+def _copy_in_half_precision(source: Path, output: Path) -> None:
+    """Copy a model with its weights in 16 bits, named after the output."""
+    from .folder import read_model, write_model
 
-    description = read_description(source)
-    weights = {name: value.half() for name, value in read_weights(source, description).items()}
-    write_model(output, replace(description, name=output.name), weights)
+    description, weights = read_model(source)
+    halved = {name: value.half() for name, value in weights.items()}
+    write_model(output, replace(description, name=output.name), halved)
 
 
-def _crop(state: dict[str, Tensor], patch: int) -> tuple[int, int, int] | None:
-    """The crop that a stored position table is for, taken as a cube; None without a table."""
-    table = state.get("encoder_pos_embed")
-    if table is None:
+def _crop_size(state: dict[str, Tensor], patch_size: int) -> tuple[int, int, int] | None:
+    """Return the crop in voxels that a stored position embedding is for, taken as a cube; None without an embedding."""
+    embedding = state.get("encoder_pos_embed")
+    if embedding is None:
         return None
-    edge = round(table.shape[-2] ** (1 / 3)) * patch
+    edge = round(embedding.shape[-2] ** (1 / 3)) * patch_size
     return edge, edge, edge
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
+    """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m HiEndMAECore.models.conversion",
         description=__doc__,

@@ -1,10 +1,6 @@
-"""The model folder: what training leaves, what clinicians share (also as one `.zip`), and how it is read back.
+"""The description of a model, which `model.json` stores: what one must know to use its weights.
 
-    MODEL/model.safetensors   weights, fp32 or fp16
-    MODEL/model.json          everything one must know to use them, see `ModelDescription`
-
-No pixels, no patient identifiers, no pickles. Descriptions are read with the standard library alone; weights need torch.
-Both are written beside their place and renamed into it: a killed run leaves the old model or the new one, never half.
+Only the standard library is needed. `schema` says which values are valid, `folder` reads and writes the file.
 """
 
 from __future__ import annotations
@@ -12,29 +8,34 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from HiEndMAECore import __version__
 
-FORMAT_VERSION = 1
-KINDS = ("segmentation", "pretraining")
+from .schema import FORMAT_VERSION as FORMAT_VERSION
+from .schema import KINDS as KINDS
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelDescription:
-    """The content of `model.json`.
+    """The content of `model.json`. Its keys are stored names.
 
-    kind: "segmentation" (a UNETR or hybrid) or "pretraining" (a Hi-End-MAE or MAE, or what inpainting taught).
-    name: what people call it.
-    architecture: {"network": "UNETR", "HybridUNETR" or "HiEndMAE", "variant": name or "", "arguments": its constructor's}.
-    channels: names of the input channels, in order.
-    preparation: {"spacing": [R, A, S] mm, "normalisation": {…}, "orientation": "RAS"}, see `volumes.preparation`.
-    labels: [{"value", "name", "colour": [r, g, b], "terminology": {…}}], without background; empty for pretraining.
-        Values are those of the label maps that it learned from and that it writes.
-    training: how it was trained: init and its SHA-256, steps, seconds, seed, versions, self-check; "teaching": facts of
-        the scans (no pixels), see `inference.trust`.
-    weights_sha256: of the weights file; filled on writing.
+    Attributes:
+        kind: "segmentation", or "pretraining" for weights that other models start from.
+        name: Name that people gave to the model.
+        architecture: {"network": registered name, "variant": name or "", "arguments": those of the constructor}.
+        channels: Names of the input channels, in order.
+        preparation: {"spacing": [R, A, S] in mm, "normalisation": {"kind", "low", "high"}, "orientation": "RAS"}, see
+            `preprocessing.pipeline`.
+        labels: Structures without the background, in the order of the classes: {"value", "name", "colour": [red, green,
+            blue], "terminology"}. Values are those of label maps. Empty for pretraining.
+        training: How the model was trained: initial weights and their SHA-256, steps, seconds, seed, versions, mirroring,
+            fingerprints of the training cases ("teaching"), performance estimate ("self_check").
+        weights_sha256: SHA-256 of the weights file; set on writing.
+        format_version: Format of the model folder.
+        engine_version: Version of HiEndMAE that wrote the model.
+        additional: Further keys of the file, which are unknown to this version and are kept when it is written again.
     """
 
     kind: str
@@ -47,11 +48,15 @@ class ModelDescription:
     weights_sha256: str = ""
     format_version: int = FORMAT_VERSION
     engine_version: str = __version__
+    additional: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def model_sha256(self) -> str:
-        """What two models share that give the same labels: a digest of the description's parts that decide a result
-        and of the weights. Names of the model and facts of its training do not count."""
+        """Digest that two models share if they give the same labels.
+
+        It covers the weights and the parts of the description that decide a result, but neither the name of the model nor
+        the record of its training.
+        """
         deciding = {
             "architecture": self.architecture,
             "channels": list(self.channels),
@@ -62,3 +67,16 @@ class ModelDescription:
         }
         text = json.dumps(deciding, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of `model.json`: the known keys in a fixed order, then the additional ones."""
+        return {**{name: getattr(self, name) for name in _STORED_NAMES}, **self.additional}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ModelDescription:
+        """Return the description of a validated `model.json`, see `schema.parse_model_json`."""
+        additional = {key: value for key, value in data.items() if key not in _STORED_NAMES}
+        return cls(**{key: data[key] for key in _STORED_NAMES if key in data}, additional=additional)
+
+
+_STORED_NAMES = tuple(item.name for item in fields(ModelDescription) if item.name != "additional")

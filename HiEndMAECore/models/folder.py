@@ -1,220 +1,258 @@
-"""The model folder: what training leaves, what clinicians share (also as one `.zip`), and how it is read back.
+"""Model folders and their `.zip` form: read, write, copy and rename them.
 
     MODEL/model.safetensors   weights, fp32 or fp16
-    MODEL/model.json          everything one must know to use them, see `ModelDescription`
+    MODEL/model.json          what one must know to use them, see `description`
 
-No pixels, no patient identifiers, no pickles. Descriptions are read with the standard library alone; weights need torch.
-Both are written beside their place and renamed into it: a killed run leaves the old model or the new one, never half.
+They contain no intensities, no patient identifiers and no pickles. Descriptions are read with the standard library alone;
+weights need torch. A folder or file is complete or absent, and one whose replacement was interrupted is found again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 import zipfile
-from collections.abc import Mapping
-from dataclasses import asdict, fields
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from HiEndMAECore.errors import InputError
+from HiEndMAECore.io.atomic import atomic_folder, atomic_path, recover_folder, write_bytes
+from HiEndMAECore.io.bounded_json import MAX_BYTES
 
-from .description import FORMAT_VERSION, KINDS, ModelDescription
+from .description import ModelDescription
+from .schema import parse_model_json, unusable_model
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "model.json"
-_LARGEST_DESCRIPTION = 10_000_000  # bytes; a description is text of a few kilobytes
+_ATTEMPTS = 5  # to read a model that another process is replacing at this moment
+_MEMBER_UNREADABLE = (OSError, KeyError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 def read_description(path: Path) -> ModelDescription:
-    """The checked description of the model folder or zip at `path`; needs no torch. Raises `InputError`."""
-    data = _read_json(path)
-    version = data.get("format_version")
-    if not isinstance(version, int):
-        raise _unusable(path, "its format version is missing")
-    if version > FORMAT_VERSION:
-        raise InputError(
-            "model_newer",
-            f"The model {path} has format {version}; this HiEndMAE reads formats up to {FORMAT_VERSION}.",
-            "Update HiEndMAE, or ask for the model in an older format.",
-        )
-    known = {item.name for item in fields(ModelDescription)}
-    try:
-        description = ModelDescription(**{key: value for key, value in data.items() if key in known})
-    except TypeError as error:
-        raise _unusable(path, f"its description is incomplete ({error})") from error
-    _check(path, description)
-    return description
+    """Read and validate the description of a model.
+
+    Args:
+        path: Model folder or zip.
+
+    Raises:
+        InputError: `model_absent`, `model_newer`, or `model_unusable` with the key path and the value.
+    """
+    (content,) = _read_members(path, DESCRIPTION)
+    return ModelDescription.from_json(parse_model_json(content, path))
 
 
-def _check(path: Path, description: ModelDescription) -> None:
-    if description.kind not in KINDS:
-        raise _unusable(path, f"its kind is {description.kind!r}")
-    architecture = description.architecture
-    if not isinstance(architecture, dict) or not isinstance(architecture.get("arguments"), dict):
-        raise _unusable(path, "its architecture is not described")
-    preparation = description.preparation
-    spacing = preparation.get("spacing") if isinstance(preparation, dict) else None
-    if not (isinstance(spacing, list) and len(spacing) == 3 and all(_is_number(v) and v > 0 for v in spacing)):
-        raise _unusable(path, f"its spacing is {spacing!r}")
-    if not isinstance(preparation.get("normalisation"), dict):
-        raise _unusable(path, "its intensity normalisation is not described")
-    if not (isinstance(description.channels, list) and description.channels):
-        raise _unusable(path, "its channels are not named")
-    if description.kind == "segmentation":
-        values = [label.get("value") for label in description.labels if isinstance(label, dict)]
-        named = all(isinstance(label.get("name"), str) for label in description.labels if isinstance(label, dict))
-        whole = all(isinstance(value, int) and value > 0 for value in values)
-        if not values or len(set(values)) != len(description.labels) or not whole or not named:
-            raise _unusable(path, "its labels are not described")
+def read_model(path: Path) -> tuple[ModelDescription, dict[str, Tensor]]:
+    """Read description and weights of one and the same model, also while another process replaces it.
 
+    Args:
+        path: Model folder or zip.
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    Returns:
+        The description, and the weights on the CPU.
 
-
-def _unusable(path: Path, reason: str) -> InputError:
-    return InputError("model_unusable", f"The model {path} cannot be used: {reason}.", "Choose another model.")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        with _open_member(path, DESCRIPTION) as stream:
-            text = stream.read(_LARGEST_DESCRIPTION + 1)
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(
-            "model_absent",
-            f"There is no model at {path}.",
-            f"Give a folder or .zip that holds {DESCRIPTION} and {WEIGHTS}.",
-        ) from error
-    try:
-        data = json.loads(text) if len(text) <= _LARGEST_DESCRIPTION else None
-    except ValueError:
-        data = None
-    if not isinstance(data, dict):
-        raise _unusable(path, f"its {DESCRIPTION} is not a JSON object")
-    return data
-
-
-def _open_member(path: Path, name: str) -> Any:
-    """A binary stream of one of the two files, out of a folder or a zip."""
-    if path.is_dir():
-        return (path / name).open("rb")
-    with zipfile.ZipFile(path) as archive:
-        return archive.open(name)
-
-
-def is_model(path: Path) -> bool:
-    """Does `path` look like a model folder or zip?"""
-    if path.is_dir():
-        return (path / DESCRIPTION).is_file() and (path / WEIGHTS).is_file()
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return {DESCRIPTION, WEIGHTS} <= set(archive.namelist())
+    Raises:
+        InputError: As of `read_description` and `read_weights`.
+    """
+    _, description, weights = _read_checked(path)
+    return description, _parse_weights(weights, path)
 
 
 def read_weights(path: Path, description: ModelDescription | None = None) -> dict[str, Tensor]:
-    """The weights of the model at `path`, on the CPU, checked against the description's SHA-256."""
-    import safetensors
-    from safetensors.torch import load
+    """Read the weights of a model, on the CPU.
 
-    description = description or read_description(path)
-    try:
-        with _open_member(path, WEIGHTS) as stream:
-            content = stream.read()
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
-        raise _unusable(path, f"its {WEIGHTS} cannot be read") from error
+    Args:
+        path: Model folder or zip.
+        description: Description that the weights must belong to; None: the model's own.
+
+    Raises:
+        InputError: `model_damaged` if the SHA-256 is not the one in the description; `model_unusable` if the file cannot be
+            read.
+    """
+    if description is None:
+        return read_model(path)[1]
+    (content,) = _read_members(path, WEIGHTS)
     if hashlib.sha256(content).hexdigest() != description.weights_sha256:
-        raise InputError(
-            "model_damaged",
-            f"The weights of the model {path} are not those that its description names.",
-            "The file was damaged or changed on its way; get the model again.",
-        )
+        raise _damaged(path)
+    return _parse_weights(content, path)
+
+
+def is_model(path: Path) -> bool:
+    """Return whether `path` has both files of a model, as a folder or zip. Their content is not checked."""
+    if not _is_present(path):
+        return False
+    if path.is_dir():
+        return (path / DESCRIPTION).is_file() and (path / WEIGHTS).is_file()
     try:
-        return load(content)
-    except safetensors.SafetensorError as error:
-        raise _unusable(path, f"its weights cannot be read ({error})") from error
+        with zipfile.ZipFile(path) as archive:
+            return {DESCRIPTION, WEIGHTS} <= set(archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def write_model(path: Path, description: ModelDescription, state: Mapping[str, Tensor]) -> ModelDescription:
-    """Write a model folder (or, where `path` ends in .zip, one file); returns the description with its hash.
+    """Write a model, and replace one that is already there.
 
-    A model that is already there is replaced in one step; anything else there is refused (`InputError`).
+    Args:
+        path: Folder, or file that ends in `.zip`.
+        description: Its `weights_sha256` is set here.
+        state: Weights of the network.
+
+    Returns:
+        The description with the SHA-256 of the weights.
+
+    Raises:
+        InputError: Something that is no model is at `path`, or the description is not valid.
     """
     from safetensors.torch import save
 
-    content = save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
-    described = ModelDescription(**{**_plain(description), "weights_sha256": hashlib.sha256(content).hexdigest()})
-    check_output_free(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(_plain(described), indent=1, ensure_ascii=False).encode()
-    if path.suffix == ".zip":
-        _write_zip(path, text, content)
-    else:
-        _write_folder(path, text, content)
-    return described
+    weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
+    written = replace(description, weights_sha256=hashlib.sha256(weights).hexdigest())
+    _write_members(path, _checked_json(written.to_json(), path), weights)
+    return written
 
 
-def _plain(description: ModelDescription) -> dict[str, Any]:
-    data = asdict(description)
-    return {**data, "channels": list(data["channels"]), "labels": [dict(label) for label in data["labels"]]}
+def copy_model(source: Path, target: Path) -> None:
+    """Copy a model: folder to zip, zip to folder, or one to its like. The two files stay the same. Needs no torch.
+
+    Args:
+        source: Model folder or zip.
+        target: Folder, or file that ends in `.zip`.
+
+    Raises:
+        InputError: The source is no usable model, or something that is no model is at the target.
+    """
+    content, _, weights = _read_checked(source)
+    _write_members(target, content, weights)
+
+
+def rename_model(path: Path, name: str) -> ModelDescription:
+    """Give a model another name. Only its description is written, and keeps all other keys.
+
+    Args:
+        path: Model folder.
+        name: New name.
+
+    Returns:
+        The new description.
+
+    Raises:
+        InputError: The folder is no usable model, or its description cannot be written.
+    """
+    renamed = replace(read_description(path), name=name)
+    try:
+        write_bytes(path / DESCRIPTION, _checked_json(renamed.to_json(), path))
+    except OSError as error:
+        message = f"{path / DESCRIPTION} cannot be written ({error.strerror})."
+        raise InputError("output_unwritable", message, "Choose another place, or free some space.") from error
+    return renamed
 
 
 def check_output_free(path: Path) -> None:
-    """Raise `InputError` when something that is no model stands where a model shall be written."""
-    free = not path.exists() or (path.is_dir() and not any(path.iterdir()))
+    """Check that a model may be written to `path`: nothing is there, an empty folder, or a model.
+
+    Raises:
+        InputError: `output_taken`.
+    """
+    free = not _is_present(path) or (path.is_dir() and not any(path.iterdir()))
     if not free and not is_model(path):
         raise InputError(
             "output_taken", f"{path} exists and is not a model; it will not be overwritten.", "Choose another --output."
         )
 
 
-def _write_folder(path: Path, text: bytes, content: bytes) -> None:
-    fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+def _checked_json(data: Mapping[str, Any], path: Path) -> bytes:
+    """Return the text of `model.json`, after checking that it can be read again."""
     try:
-        fresh.chmod(0o755)
-        (fresh / WEIGHTS).write_bytes(content)
-        (fresh / DESCRIPTION).write_bytes(text)
-        if path.exists():
-            # A folder cannot be replaced by a folder in one call: the old one steps aside first.
-            aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-            os.replace(path, aside / "model")
-            os.replace(fresh, path)
-            shutil.rmtree(aside, ignore_errors=True)
-        else:
-            os.replace(fresh, path)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        content = json.dumps(data, indent=1, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise unusable_model(path, f"its description has characters that no file can hold ({error.reason})") from error
+    parse_model_json(content, path)
+    return content
 
 
-def _write_zip(path: Path, text: bytes, content: bytes) -> None:
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+def _write_members(path: Path, description: bytes, weights: bytes) -> None:
+    check_output_free(path)
+    if path.suffix == ".zip":
+        with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+            archive.writestr(DESCRIPTION, description)
+            archive.writestr(WEIGHTS, weights)
+    else:
+        with atomic_folder(path) as temporary:
+            (temporary / WEIGHTS).write_bytes(weights)
+            (temporary / DESCRIPTION).write_bytes(description)
+
+
+def _read_checked(path: Path) -> tuple[bytes, ModelDescription, bytes]:
+    """Return the bytes of the description, what they say, and the bytes of the weights that belong to it."""
+    for _ in range(_ATTEMPTS):  # a folder may be replaced after the first of its two files was read
+        content, weights = _read_members(path, DESCRIPTION, WEIGHTS)
+        description = ModelDescription.from_json(parse_model_json(content, path))
+        if hashlib.sha256(weights).hexdigest() == description.weights_sha256:
+            return content, description, weights
+        if _read_members(path, DESCRIPTION) == [content]:
+            break
+    raise _damaged(path)
+
+
+def _read_members(path: Path, *names: str) -> list[bytes]:
+    """Return the content of files of a model folder or zip. Raises `InputError`."""
+    for attempt in range(_ATTEMPTS):
+        contents: list[bytes] = []
+        try:
+            for stream in _open_members(path, names):
+                contents.append(stream.read(MAX_BYTES + 1 if names[len(contents)] == DESCRIPTION else -1))
+            return contents
+        except _MEMBER_UNREADABLE as error:
+            # Perhaps another process has just put the folder aside to replace it.
+            if attempt + 1 < _ATTEMPTS and isinstance(error, OSError) and _is_present(path):
+                continue
+            raise _unreadable(path, names[len(contents)], error) from error
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _open_members(path: Path, names: Sequence[str]) -> Iterator[IO[bytes]]:
+    """Yield binary streams of files of a model; those of a zip come from the same opened file."""
+    if _is_present(path) and path.is_dir():
+        for name in names:
+            with (path / name).open("rb") as stream:
+                yield stream
+    else:
+        with zipfile.ZipFile(path) as archive:
+            for name in names:
+                with archive.open(name) as stream:
+                    yield stream
+
+
+def _is_present(path: Path) -> bool:
+    """Return whether something is at `path`, after bringing back a folder whose replacement was interrupted."""
+    if not path.exists():
+        recover_folder(path)
+    return path.exists()
+
+
+def _unreadable(path: Path, name: str, error: Exception) -> InputError:
+    if name == WEIGHTS:
+        return unusable_model(path, f"its {WEIGHTS} cannot be read ({error})")
+    advice = f"Give a folder or .zip that holds {DESCRIPTION} and {WEIGHTS}."
+    return InputError("model_absent", f"There is no model at {path}.", advice)
+
+
+def _damaged(path: Path) -> InputError:
+    message = f"The weights of the model {path} are not those that its description names."
+    return InputError("model_damaged", message, "The file was damaged or changed on its way; get the model again.")
+
+
+def _parse_weights(content: bytes, path: Path) -> dict[str, Tensor]:
+    import safetensors
+    from safetensors.torch import load
+
     try:
-        with os.fdopen(handle, "wb") as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
-            archive.writestr(DESCRIPTION, text)
-            archive.writestr(WEIGHTS, content)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
-
-
-def copy_model(source: Path, target: Path) -> None:
-    """Folder to zip, zip to folder, or a plain copy: the two files unchanged. Needs no torch."""
-    description = read_description(source)
-    check_output_free(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with _open_member(source, WEIGHTS) as stream:
-        content = stream.read()
-    if hashlib.sha256(content).hexdigest() != description.weights_sha256:
-        raise _unusable(source, "its weights are damaged")
-    text = json.dumps(_plain(description), indent=1, ensure_ascii=False).encode()
-    (_write_zip if target.suffix == ".zip" else _write_folder)(target, text, content)
+        return load(content)
+    except safetensors.SafetensorError as error:
+        raise unusable_model(path, f"its weights cannot be read ({error})") from error

@@ -7,13 +7,13 @@ key must fit exactly.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from HiEndMAECore.errors import InputError
+from HiEndMAECore.io.atomic import sha256_file
 from HiEndMAECore.models import folder
 from HiEndMAECore.networks.transfer import inflate_input_weight as inflate_input_weight
 
@@ -72,10 +72,10 @@ def read_pretrained(init: str) -> PretrainedWeights | None:
     if init.lower() in ("", "none"):
         return None
     path = Path(init)
-    if path.is_dir() and not folder.is_model(path) and folder.is_model(path / "model"):
+    if not folder.is_model(path) and path.is_dir() and folder.is_model(path / "model"):
         path = path / "model"  # a pretraining run
     if path.suffix in (".pt", ".pth") and path.is_file():
-        sha256 = _sha256(path)
+        sha256 = sha256_file(path)
         check_known_file(path.name, sha256)
         state = read_authors_checkpoint(path)
         return PretrainedWeights(str(path.name), sha256, infer_variant(state, source=str(path)).name, state)
@@ -83,21 +83,11 @@ def read_pretrained(init: str) -> PretrainedWeights | None:
     if entry and (packaged := packaged_weights(entry)):
         path = packaged
     if path.exists():
-        description = folder.read_description(path)
-        state = folder.read_weights(path, description)
+        description, state = folder.read_model(path)
         variant = str(description.architecture.get("variant", ""))
         return PretrainedWeights(description.name, description.weights_sha256, variant, state, description)
     assert entry is not None
     raise InputError("init_not_at_hand", f"The weights '{entry.name}' are not on this computer.", entry.how_to_place)
-
-
-def _sha256(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as stream:
-        digest = hashlib.sha256()
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def load_encoder(network: SegmentationNetwork, weights: Mapping[str, Tensor]) -> None:

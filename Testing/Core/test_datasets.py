@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 from dataset_files import touch
 
 from HiEndMAECore.data.datasets import read_dataset
-from HiEndMAECore.data.label_table import label_colors
 from HiEndMAECore.errors import InputError
 
 NNUNET = {
@@ -101,13 +99,3 @@ def test_ill_formed_data_set_is_refused(tmp_path: Path, data: object) -> None:
         read_dataset(dataset(tmp_path, data, *IMAGES, "labelsTr/a.nii.gz"))
     assert caught.value.code == "dataset_json_ill_formed"
     assert "dataset.json" in caught.value.message
-
-
-def test_label_colors_are_distinct_and_stable() -> None:
-    many = label_colors(120)
-    assert len(set(many)) == 120
-    assert many[:10] == label_colors(10)
-    assert all(0 <= part <= 255 for color in many for part in color)
-    assert all(max(color) > 100 for color in many)  # not lost on black
-    first = np.array(many[:16], float)
-    assert min(np.linalg.norm(a - b) for i, a in enumerate(first) for b in first[:i]) > 30
