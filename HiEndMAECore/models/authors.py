@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from HiEndMAECore.networks import HiEndMAE, Variant
 
 
-SUFFIXES = (".pth", ".pt")
 # Name in the authors' files -> name of the buffer that holds the same position embedding here.
 _POSITION_EMBEDDINGS = {
     "encoder_pos_embed": "encoder.positions",

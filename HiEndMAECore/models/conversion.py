@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+SUFFIXES = (".pth", ".pt")  # of the authors' checkpoints
 PAPER_PREPROCESSING = {  # of the scans that the authors' weights were trained on, section 4.1 of the paper
     "spacing": [1.5, 1.5, 1.5],
     "normalisation": {"kind": "window", "low": CT_WINDOW_HU[0], "high": CT_WINDOW_HU[1]},
@@ -47,8 +48,6 @@ def convert(source: Path, output: Path, *, half: bool = False) -> None:
         raise InputError("file_missing", f"There is no file or folder {source}.", "Check the path.")
     if output.exists():
         raise InputError("output_exists", f"{output} is there already.", "Choose another name, or delete it.")
-    from .authors import SUFFIXES
-
     to_authors, from_authors = (path.suffix.lower() in SUFFIXES for path in (output, source))
     if half and not (to_authors or from_authors):
         _copy_in_half_precision(source, output)
