@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from HiEndMAECore.models.authors import SUFFIXES as SUFFIXES
+from HiEndMAECore.models.conversion import SUFFIXES as SUFFIXES
 from HiEndMAECore.models.conversion import convert as convert
 from HiEndMAECore.models.conversion import main as main
 

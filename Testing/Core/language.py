@@ -71,7 +71,7 @@ EXEMPTIONS = (
         "the event `started` names its command in the field `door`",
     ),
     Exemption(
-        ("DOORS", "test_doors_is_commands"),
+        ("DOORS",),
         ("HiEndMAECore/__init__.py", "Testing/Core/test_compatibility.py"),
         "scripts import the former name of COMMANDS",
     ),
