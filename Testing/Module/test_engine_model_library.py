@@ -73,6 +73,6 @@ def test_import_of_a_model_with_a_bad_description_is_refused(module: Any, shared
     library = module.session.library
     folder = add_model(library, shared_model, "bad", "labels[0].colour", "red")
     folder.rename(tmp_path / "bad")
-    with pytest.raises(InputError, match=r"'labels\[0\]\.colour' is 'red', must be three numbers"):
+    with pytest.raises(InputError, match=r"'labels\[0\]\.colour' is 'red', must be three whole numbers"):
         library.import_model(tmp_path / "bad")
     assert list(library.folder.iterdir()) == []
