@@ -95,16 +95,17 @@ def run(config: FinetuneConfig, report: Reporter | None = None) -> dict[str, Any
     from .runtime.devices import choose_device
     from .training import finetune_pipeline as pipeline
     from .training.presets import choose_preset
+    from .training.training_data import load_training_data, select_cases
 
     device = choose_device(config.device)
     preset = choose_preset(config.preset, device)
     choice = pipeline.NetworkChoice(config.network, config.variant)
     initial = pipeline.read_initial_weights(preset, choice, init=config.init, improve=config.improve, report=report)
-    selection = pipeline.select_cases(
+    selection = select_cases(
         images=config.image, labels=config.label, dataset=config.dataset, names=config.cases,
         share=config.share, structures=config.names, seed=config.seed,
     )  # fmt: skip
-    data = pipeline.load_training_data(
+    data = load_training_data(
         selection, preset, initial,
         spacing=config.spacing, retain_structures=config.improve is not None, report=report,
     )  # fmt: skip

@@ -25,7 +25,7 @@ class PrepareConfig(CommandConfig):
     """Options of the command: scans, store, grid and intensities."""
 
     input: tuple[Path, ...] = option((), help="Scans, folders of scans, or .txt lists of them.", required=True)
-    output: Path | None = option(help="Store to write (a folder).", required=True)
+    output: Path = option(help="Store to write (a folder).", required=True)
     spacing: tuple[float, float, float] = option((1.5, 1.5, 1.5), help="Grid in mm along right, anterior, superior.")
     window: tuple[float, float] = option(CT_WINDOW_HU, help="CT: the HU that become 0 and 1.")
     modality: str = option("ct", help="ct: window in HU; mri: percentiles of each scan.", choices=("ct", "mri"))
@@ -66,7 +66,6 @@ def run(config: PrepareConfig, report: Reporter | None = None) -> dict[str, Any]
     from .preprocessing.intensity import IntensityNormalization
     from .preprocessing.pipeline import PreprocessingPlan
 
-    assert config.output is not None
     window = IntensityNormalization("window", *config.window)
     normalization = window if config.modality == "ct" else IntensityNormalization.percentiles()
     plan = StorePlan(

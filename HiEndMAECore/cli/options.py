@@ -50,7 +50,8 @@ def option(
         help: The sentence that `--help` prints.
         choices: Allowed values.
         required: True when the command line or the config file must give the option.
-        aliases: Old spellings such as "--teacher". Command lines and config files may use them; `--help` hides them.
+        aliases: Old spellings of a renamed option, such as "--old-name". Command lines and config files may use them, and
+            `--help` hides them.
     """
     metadata = {
         "help": help,

@@ -194,9 +194,9 @@ def _check_training(training: Any) -> None:
         _require(_is_number(training["seconds"], 0), "training.seconds", training["seconds"], "a number of 0 or more")
     if "mirroring" in training:
         _check_mirroring(training["mirroring"])
-    teaching = training.get("teaching", [])
-    _require(isinstance(teaching, list), "training.teaching", teaching, "a list")
-    for index, fingerprint in enumerate(teaching):
+    fingerprints = training.get("teaching", [])
+    _require(isinstance(fingerprints, list), "training.teaching", fingerprints, "a list")
+    for index, fingerprint in enumerate(fingerprints):
         _check_fingerprint(fingerprint, f"training.teaching[{index}]")
     if "self_check" in training:
         _check_performance_estimate(training["self_check"])

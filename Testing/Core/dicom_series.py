@@ -50,22 +50,7 @@ def write_series(
         points = origin + x[..., None] * np.array(row, float) + y[..., None] * np.array(column, float)
         image = sitk.GetImageFromArray(np.asarray(value(points)).astype(np.int16))
         image.SetSpacing(spacing)
-        tags = {
-            "0008|0008": "ORIGINAL\\PRIMARY\\AXIAL",
-            "0008|0016": "1.2.840.10008.5.1.4.1.1.2",
-            "0008|0018": f"{uid}.{first_number + index}",
-            "0008|0060": modality,
-            "0008|103e": description,
-            "0018|0050": "5",
-            "0020|000d": "1.2.826.0.1.3680043.2.1125.9",
-            "0020|000e": uid,
-            "0020|0013": str(first_number + index),
-            "0020|0032": "\\".join(f"{part:.6f}" for part in origin),
-            "0020|0052": "1.2.826.0.1.3680043.2.1125.8",
-            "0020|0037": "\\".join(f"{part:.8f}" for part in (*row, *column)),
-            "0028|1052": "-1024",
-            "0028|1053": "1",
-        }
+        tags = _tags(uid, first_number + index, origin, (*row, *column), modality=modality, description=description)
         for key, text in tags.items():
             image.SetMetaData(key, text)
         file = folder / f"{prefix}_{index:03d}.dcm"
@@ -75,3 +60,25 @@ def write_series(
         writer.Execute(image)
         files.append(file)
     return files
+
+
+def _tags(
+    uid: str, number: int, origin: np.ndarray, orientation: tuple[float, ...], *, modality: str, description: str
+) -> dict[str, str]:
+    """Return the tags of one slice."""
+    return {
+        "0008|0008": "ORIGINAL\\PRIMARY\\AXIAL",
+        "0008|0016": "1.2.840.10008.5.1.4.1.1.2",
+        "0008|0018": f"{uid}.{number}",
+        "0008|0060": modality,
+        "0008|103e": description,
+        "0018|0050": "5",
+        "0020|000d": "1.2.826.0.1.3680043.2.1125.9",
+        "0020|000e": uid,
+        "0020|0013": str(number),
+        "0020|0032": "\\".join(f"{part:.6f}" for part in origin),
+        "0020|0052": "1.2.826.0.1.3680043.2.1125.8",
+        "0020|0037": "\\".join(f"{part:.8f}" for part in orientation),
+        "0028|1052": "-1024",
+        "0028|1053": "1",
+    }

@@ -17,6 +17,7 @@ from HiEndMAECore import doctor
 from HiEndMAECore.doctor import DoctorConfig
 from HiEndMAECore.errors import MissingDependencyError, UsageError
 from HiEndMAECore.reporting import events
+from HiEndMAECore.runtime import diagnostics
 from HiEndMAECore.runtime.devices import compiled_for
 from HiEndMAECore.runtime.requirements import OPTIONAL, REQUIRED, name_of, outside
 
@@ -52,6 +53,7 @@ def test_doctor_on_a_bare_python_gives_the_command_to_install() -> None:
     last_line = process.stderr.splitlines()[-1]
     assert all(f'"{line}"' in last_line for line in REQUIRED)
     assert f'"{sys.executable}" -m pip install' in last_line
+    assert "an unknown amount of memory" in process.stderr  # psutil is missing too
     process = run_bare("from HiEndMAECore.doctor import main; sys.exit(main(['--events']))")
     last = events.decode(process.stdout.splitlines()[-1])
     assert (process.returncode, last["event"], last["code"]) == (5, "failed", "dependency_missing")
@@ -175,6 +177,47 @@ def test_doctor_with_a_cpu_build_beside_an_nvidia_card_warns(
     script.write_text(script.read_text().replace("12.4", "13.0"))
     assert doctor.main([]) == 0
     assert "--index-url https://download.pytorch.org/whl/cu128" in capsys.readouterr().err
+
+
+def test_find_devices_lists_usable_cards_and_explains_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two cards, of which the first is too old for this torch. Both are stand-ins."""
+    import torch
+
+    cards = [
+        SimpleNamespace(major=6, minor=1, name="Old card", total_memory=8_000_000_000),
+        SimpleNamespace(major=9, minor=0, name="New card", total_memory=79_600_000_000),
+    ]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(cards))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", cards.__getitem__)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_80", "sm_90"])
+    devices, problems = diagnostics.find_devices()
+    assert devices[0] == {"device": "cuda:1", "name": "New card", "memory_gb": 79.6}
+    assert devices[-1] == {"device": "cpu", "name": "CPU"}
+    assert [problem.code for problem in problems] == ["gpu_unsupported"]
+    assert "Old card (compute capability 6.1)" in problems[0].message
+    assert "cu126" in problems[0].advice
+
+
+@pytest.mark.parametrize(
+    ("driver", "built", "codes"),
+    [
+        ("11.4", "12.8", ["driver_too_old"]),
+        ("13.0", "12.8", ["gpu_hidden"]),
+        ("13.0", None, ["torch_without_cuda"]),
+        ("", "12.8", []),
+    ],
+)
+def test_find_devices_without_a_card_explains_what_the_driver_says(
+    monkeypatch: pytest.MonkeyPatch, driver: str, built: str | None, codes: list[str]
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", built)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(diagnostics, "driver_cuda_version", lambda: driver)
+    assert [problem.code for problem in diagnostics.find_devices()[1]] == codes
 
 
 def test_doctor_with_an_absent_device_fails(capsys: pytest.CaptureFixture[str]) -> None:

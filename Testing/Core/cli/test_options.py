@@ -28,7 +28,7 @@ class Sample(CommandConfig):
     variant: str = option("small", help="Size of the network.", choices=("small", "large"))
     preset: str | None = option(None, help="Name of a preset.")
     mirror: bool = option(True, help="Mirror the scan.")
-    training_case: tuple[str, ...] = option((), help="Labelled cases.", aliases=("--teacher",))
+    training_case: tuple[str, ...] = option((), help="Labelled cases.", aliases=("--subject",))
     verbose: bool = option(False, help="Log more.", aliases=("--chatty",))
 
     def __post_init__(self) -> None:
@@ -134,8 +134,8 @@ def test_parse_option_in_config_file_and_on_the_line_takes_the_line(tmp_path: Pa
         ({"image": "a.nii"}, "config_wrong_type", "image"),
         ({"image": [1]}, "config_wrong_type", "image"),
         ({"window": [1, 2, 3]}, "config_wrong_type", "window"),
-        ({"teacher": "p1"}, "config_wrong_type", "teacher"),
-        ({"teacher": ["p1"], "training_case": ["p2"]}, "config_key_twice", "training_case"),
+        ({"subject": "p1"}, "config_wrong_type", "subject"),
+        ({"subject": ["p1"], "training_case": ["p2"]}, "config_key_twice", "training_case"),
         ({"variant": "huge"}, "choice_unknown", "variant"),
         ({"device": "gpu"}, "device_unknown", "gpu"),
         ({"steps": 0}, "value_not_positive", "steps"),
@@ -199,11 +199,11 @@ def test_help_lists_every_option_and_default() -> None:
 def test_help_hides_old_spellings() -> None:
     text = build_parser(Sample, command="sample", description="A sample.").format_help()
     assert "--training-case" in text
-    assert "teacher" not in text
+    assert "subject" not in text
     assert "chatty" not in text
 
 
-@pytest.mark.parametrize("spelling", ["--training-case", "--teacher"])
+@pytest.mark.parametrize("spelling", ["--training-case", "--subject"])
 def test_parse_renamed_option_accepts_both_spellings(spelling: str) -> None:
     assert parse_sample("--output", "x", spelling, "p1", "p2", spelling, "p3").training_case == ("p1", "p2", "p3")
 
@@ -215,11 +215,11 @@ def test_parse_renamed_switch_accepts_its_old_negation() -> None:
 
 def test_parse_renamed_option_in_config_file_accepts_the_old_name(tmp_path: Path) -> None:
     file = tmp_path / "run.json"
-    file.write_text(json.dumps({"output": "x", "teacher": ["p1"], "chatty": True}))
+    file.write_text(json.dumps({"output": "x", "subject": ["p1"], "chatty": True}))
     config = parse_sample("--config", str(file))
     assert (config.training_case, config.verbose) == (("p1",), True)
-    assert set(to_json(config)) & {"teacher", "chatty"} == set()
-    assert parse_sample("--config", str(file), "--teacher", "p2").training_case == ("p2",)
+    assert set(to_json(config)) & {"subject", "chatty"} == set()
+    assert parse_sample("--config", str(file), "--subject", "p2").training_case == ("p2",)
 
 
 def test_config_without_a_required_option_is_refused_in_python() -> None:

@@ -8,42 +8,24 @@ from typing import Any
 
 import pytest
 import torch
+from network_builders import NETWORKS, TINY, build, smallest_architecture
 
-from HiEndMAECore.errors import InputError, UsageError
+from HiEndMAECore.errors import InputError
 from HiEndMAECore.inference.forward import forward
 from HiEndMAECore.inference.predictor import Predictor
 from HiEndMAECore.models.description import ModelDescription
 from HiEndMAECore.models.folder import write_model
 from HiEndMAECore.models.pretrained import PretrainedWeights, load_pretrained
-from HiEndMAECore.networks import build_network, list_networks, list_variants, registry, segmentation_architecture
+from HiEndMAECore.networks import build_network, registry
 from HiEndMAECore.networks.interface import SegmentationNetwork, fit_size
 from HiEndMAECore.networks.transfer import Drop, LoadReport, Recompute, Rename, is_under
 from HiEndMAECore.training.objectives.base import (
     ObjectiveRequest,
     PretrainingObjective,
     build_objective,
-    has_capability,
 )
 from HiEndMAECore.training.objectives.inpainting import Inpainting
 from HiEndMAECore.training.optimizer import freeze_encoder, layer_decay_groups
-
-TINY = "hi_end_mae_vit_tiny_8p"
-NETWORKS = list_networks()
-
-
-def smallest_architecture(name: str, *, classes: int = 3, in_channels: int = 1) -> dict[str, Any]:
-    """Return the network's default variant (the tiny one of a ViT) with the smallest images that are worth a test."""
-    variant = TINY if TINY in list_variants(name) else list_variants(name)[0]
-    architecture = segmentation_architecture(variant, classes=classes, in_channels=in_channels, network=name)
-    network, config = registry.network_class(name), registry.network_config(architecture)
-    size = fit_size(network, config, [2 * edge for edge in network.size_divisor(config)])
-    arguments = {**architecture["arguments"], "image_size": size}
-    return {**architecture, "arguments": arguments}
-
-
-def build(name: str, **options: Any) -> SegmentationNetwork:
-    torch.manual_seed(0)
-    return build_network(smallest_architecture(name, **options))
 
 
 def weights_of(network: SegmentationNetwork, *, kind: str = "segmentation") -> PretrainedWeights:
@@ -264,9 +246,6 @@ def test_transfer_rules_change_names_and_report_what_they_drop() -> None:
     assert report.dropped == ["cls", "table"]
 
 
-# -- objectives ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", NETWORKS)
 def test_inpainting_lowers_its_loss_on_any_network(name: str) -> None:
     torch.manual_seed(0)
@@ -297,57 +276,3 @@ def test_masked_autoencoder_is_built_for_vit_networks(name: str, objective: str)
     network = build(name)
     source = PretrainedWeights("run", "", TINY, built.kept.state_dict())
     assert network.load_pretrained(source).part == "encoder"
-
-
-@pytest.mark.parametrize("name", [name for name in NETWORKS if registry.find_network(name).variants])
-def test_objective_that_a_network_cannot_serve_is_named(name: str) -> None:
-    variant = list_variants(name)[0]
-    with pytest.raises(UsageError, match=f"--objective mae needs a network that is a TokenEncoder; .*{variant}"):
-        build_objective(ObjectiveRequest(objective="mae", variant=variant))
-
-
-def test_capabilities_are_read_from_the_class() -> None:
-    from HiEndMAECore.training.objectives.base import DenseForward, FeatureMaps, TokenEncoder
-
-    unet, unetr = registry.network_class("unet"), registry.network_class("unetr")
-    assert has_capability(unetr, TokenEncoder)
-    assert not has_capability(unet, TokenEncoder)
-    assert has_capability(unet, DenseForward)
-    assert has_capability(unet, FeatureMaps)
-
-
-# -- against MONAI -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "monai_name", "arguments"),
-    [
-        ("unet", "UNet", {"channels": (16, 32, 64, 128), "strides": (2, 2, 2), "num_res_units": 2}),
-        (
-            "dynunet",
-            "DynUNet",
-            {
-                "kernel_size": [3] * 4, "strides": [1, 2, 2, 2], "upsample_kernel_size": [2] * 3,
-                "filters": [16, 32, 64, 128], "res_block": True, "deep_supervision": True, "deep_supr_num": 2,
-            },
-        ),
-        ("segresnet", "SegResNet", {"init_filters": 16, "blocks_down": (1, 1, 1, 2), "blocks_up": (1, 1, 1)}),
-        (
-            "mednext",
-            "MedNeXt",
-            {
-                "init_filters": 16, "kernel_size": 3, "use_residual_connection": True, "blocks_down": (1, 1, 1),
-                "blocks_bottleneck": 1, "blocks_up": (1, 1, 1),
-            },
-        ),
-    ],
-)  # fmt: skip
-def test_network_computes_what_monais_computes(name: str, monai_name: str, arguments: dict[str, Any]) -> None:
-    """Regrouping MONAI's blocks changes neither the random weights of a seed nor the result."""
-    monai_nets = pytest.importorskip("monai.networks.nets")
-    torch.manual_seed(0)
-    monai_network = getattr(monai_nets, monai_name)(spatial_dims=3, in_channels=1, out_channels=3, **arguments)
-    network = build(name)
-    image = torch.rand(1, 1, *network.config.image_size)
-    with torch.no_grad():
-        assert torch.equal(network.eval()(image), monai_network.eval()(image))

@@ -79,6 +79,6 @@ def test_conversion_runs_as_a_module_of_checkpoints() -> None:
     assert "RuntimeWarning" not in result.stderr
 
 
-def test_doors_is_commands() -> None:
+def test_former_name_of_commands_is_the_same_object() -> None:
     assert HiEndMAECore.DOORS is HiEndMAECore.COMMANDS
     assert HiEndMAECore.COMMANDS[:5] == ("prepare", "pretrain", "finetune", "segment", "evaluate")
