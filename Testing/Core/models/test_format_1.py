@@ -33,7 +33,7 @@ from HiEndMAECore.training import presets
 from HiEndMAECore.training.presets import Preset
 from HiEndMAECore.training.training_log import read_log
 
-FORMAT_1 = Path(__file__).parent / "fixtures" / "format_1"
+FORMAT_1 = Path(__file__).parents[1] / "fixtures" / "format_1"
 # The models of the fixtures are smaller than every variant of the package.
 TINY = Variant("fixture_tiny_4p", "fixture, tiny", (8, 8, 8), 4, 6, 4, 2, 6, 2, 3, "HybridUNETR")
 MINIMAL = replace(TINY, name="fixture_minimal_4p", title="fixture, minimal", feature_size=1)
