@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from HiEndMAECore.errors import InputError, MissingDependencyError
+from HiEndMAECore.models.schema import SchemaError, check_preparation
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 2
@@ -50,6 +51,14 @@ class CropStore:
                 f"There is no store of prepared scans at {path}.",
                 f"Make one with: python -m HiEndMAECore.prepare --input DIR --output {path}",
             )
+        try:
+            check_preparation(manifest.get("preparation"))
+        except SchemaError as error:  # found now, not when a run of days writes its model
+            raise InputError(
+                "store_damaged",
+                f"The manifest of the store {path} is damaged: {error}.",
+                "Delete the store and prepare again.",
+            ) from error
         return cls(path, manifest)
 
     def __len__(self) -> int:

@@ -72,7 +72,7 @@ def check_description(data: Mapping[str, Any]) -> None:
             _require(isinstance(data.get(key), str), key, data.get(key, _MISSING), requirement)
     _check_architecture(data.get("architecture", _MISSING))
     _check_channels(data.get("channels", _MISSING))
-    _check_preparation(data.get("preparation", _MISSING))
+    check_preparation(data.get("preparation", _MISSING))
     _check_labels(data.get("labels", []))
     _check_training(data.get("training", {}))
     sha256 = data.get("weights_sha256", _MISSING)
@@ -172,7 +172,15 @@ def _check_channels(channels: Any) -> None:
     _require(valid, "channels", channels, "a list of names, one for each channel")
 
 
-def _check_preparation(preparation: Any) -> None:
+def check_preparation(preparation: Any) -> None:
+    """Check how scans were preprocessed: the entry `preparation` of `model.json` and of a store's manifest.
+
+    Args:
+        preparation: The entry, as read from JSON.
+
+    Raises:
+        SchemaError: A value is missing or wrong; the message names its key.
+    """
     _require(isinstance(preparation, dict), "preparation", preparation, "an object")
     spacing = preparation.get("spacing", _MISSING)
     low, high = SPACING_MM

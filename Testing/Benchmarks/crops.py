@@ -243,7 +243,8 @@ def speed(folder: Path, scan: Path, rounds: int, volumes: int) -> None:
             path = folder / f"scan{index}{suffix}"
             write(path, volume)
             sizes[name] += path.stat().st_size
-    write_manifest(folder / "store", {"scans": entries, "channels": 1, "preparation": {}})
+    preparation = {"spacing": [1.5, 1.5, 1.5], "normalisation": {"kind": "window", "low": -175.0, "high": 250.0}}
+    write_manifest(folder / "store", {"scans": entries, "channels": 1, "preparation": preparation})
     store = crop_store.CropStore.open(folder / "store")
     stored = sum(entry["bytes"] for entry in entries) / volumes
     info(f"store: {stored / 1e6:.1f} MB a scan, {stored * SCANS / 1e12:.3f} TB for {SCANS}")

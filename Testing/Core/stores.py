@@ -13,6 +13,7 @@ from HiEndMAECore.prepare import PrepareConfig
 from HiEndMAECore.prepare import run as run_prepare
 
 SHAPE = (9, 14, 11)
+PREPARATION = {"spacing": [1.5, 1.5, 1.5], "normalisation": {"kind": "window", "low": -175.0, "high": 250.0}}
 
 
 def scan_of(seed: int, shape: tuple[int, int, int] = (30, 26, 22)) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from stores import PREPARATION
 
 from HiEndMAECore.data.crop_store import CropStore
 from HiEndMAECore.data.store_writer import write_manifest, write_scan
@@ -58,7 +59,7 @@ def small_store(folder: Path) -> CropStore:
         array = np.clip(0.5 + 0.4 * np.sin(x + index) * np.cos(y) * np.sin(z) + rng.normal(0, 0.02, shape), 0, 1)
         array[:, :4] = 0  # air
         scans.append(write_scan(folder, f"scan{index}", array[None].astype(np.float32)))
-    write_manifest(folder, {"scans": scans, "channels": 1, "preparation": {}})
+    write_manifest(folder, {"scans": scans, "channels": 1, "preparation": PREPARATION})
     return CropStore.open(folder)
 
 

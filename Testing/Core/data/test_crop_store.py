@@ -7,12 +7,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from stores import SHAPE
+from stores import PREPARATION, SHAPE
 
 from HiEndMAECore.data.crop_store import CropStore
 from HiEndMAECore.data.store_writer import delete_scan_files, write_manifest, write_scan
@@ -23,7 +24,7 @@ from HiEndMAECore.errors import InputError, MissingDependencyError
 def store(tmp_path: Path) -> CropStore:
     scan = np.random.default_rng(3).uniform(0.25, 1.0, (2, *SHAPE)).astype(np.float32)  # no voxel is as dark as padding
     entry = write_scan(tmp_path / "store", "scan", scan)
-    write_manifest(tmp_path / "store", {"scans": [entry], "channels": 2, "preparation": {}})
+    write_manifest(tmp_path / "store", {"scans": [entry], "channels": 2, "preparation": PREPARATION})
     return CropStore.open(tmp_path / "store")
 
 
@@ -64,7 +65,7 @@ def test_store_without_blosc2_has_the_same_voxels(
             store.crop(0, start=(0, 0, 0), size=SHAPE)
         scan = np.random.default_rng(3).uniform(0.25, 1.0, (2, *SHAPE)).astype(np.float32)
         entry = write_scan(tmp_path / "plain", "scan", scan)
-        write_manifest(tmp_path / "plain", {"scans": [entry], "channels": 2, "preparation": {}})
+        write_manifest(tmp_path / "plain", {"scans": [entry], "channels": 2, "preparation": PREPARATION})
         assert (tmp_path / "plain" / "scan.npy").is_file()
         where: dict = {"start": (-2, 1, 5), "size": (9, 9, 9)}
         plain = CropStore.open(tmp_path / "plain").crop(0, **where)
@@ -74,7 +75,7 @@ def test_store_without_blosc2_has_the_same_voxels(
 def test_crop_is_read_without_its_volume(tmp_path: Path) -> None:
     scan = np.random.default_rng(0).uniform(0, 1, (1, 256, 256, 128)).astype(np.float32)
     entry = write_scan(tmp_path, "scan", scan)
-    write_manifest(tmp_path, {"scans": [entry], "channels": 1, "preparation": {}})
+    write_manifest(tmp_path, {"scans": [entry], "channels": 1, "preparation": PREPARATION})
     code = (
         "import sys; from pathlib import Path; from HiEndMAECore.data.crop_store import CropStore\n"
         "store = CropStore.open(Path(sys.argv[1])); store.crop(0, start=(0, 0, 0), size=(1, 1, 1))\n"
@@ -159,3 +160,25 @@ def test_scan_without_a_plain_name_is_refused(tmp_path: Path, name: str) -> None
         write_scan(tmp_path / "store", name, np.zeros((1, 4, 4, 4), np.float32))
     assert caught.value.code == "name_unusable"
     assert caught.value.advice
+
+
+@pytest.mark.parametrize(
+    ("preparation", "key"),
+    [
+        ({}, r"'preparation\.spacing'"),
+        ({**PREPARATION, "spacing": [1, 0, 1]}, r"'preparation\.spacing'"),
+        (
+            {**PREPARATION, "normalisation": {"kind": "window", "low": "a", "high": 1}},
+            r"'preparation\.normalisation\.low'",
+        ),
+    ],
+)
+def test_store_with_an_unusable_preparation_is_refused_when_it_is_opened(
+    preparation: dict[str, Any], key: str, tmp_path: Path
+) -> None:
+    """Otherwise a run would fail at its end, when it writes the model."""
+    entry = write_scan(tmp_path, "scan", np.zeros((1, 8, 8, 8), np.float32))
+    write_manifest(tmp_path, {"scans": [entry], "channels": 1, "preparation": preparation})
+    with pytest.raises(InputError, match=key) as caught:
+        CropStore.open(tmp_path)
+    assert caught.value.code == "store_damaged"

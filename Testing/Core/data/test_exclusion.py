@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from stores import SHAPE, names, prepared, reasons, scan_of, write
+from stores import PREPARATION, SHAPE, names, prepared, reasons, scan_of, write
 
 from HiEndMAECore.data.crop_store import CropStore
 from HiEndMAECore.data.store_writer import write_manifest, write_scan
@@ -20,7 +20,7 @@ from HiEndMAECore.reporting.reporter import Reporter
 def store(tmp_path: Path) -> CropStore:
     scan = np.random.default_rng(3).uniform(0.25, 1.0, (2, *SHAPE)).astype(np.float32)  # no voxel is as dark as padding
     entry = write_scan(tmp_path / "store", "scan", scan)
-    write_manifest(tmp_path / "store", {"scans": [entry], "channels": 2, "preparation": {}})
+    write_manifest(tmp_path / "store", {"scans": [entry], "channels": 2, "preparation": PREPARATION})
     return CropStore.open(tmp_path / "store")
 
 

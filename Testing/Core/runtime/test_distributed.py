@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from stores import PREPARATION
 
 from HiEndMAECore.data.store_writer import write_manifest, write_scan
 from HiEndMAECore.runtime.distributed import rendezvous_name
@@ -36,7 +37,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
     arrays = [rng.random((1, 20, 24, depth), dtype=np.float32) for depth in (12, 18, 30)]  # one is padded
     scans = [write_scan(folder, f"scan{index}", array) for index, array in enumerate(arrays)]
-    write_manifest(folder, {"scans": scans, "channels": 1, "preparation": {}})
+    write_manifest(folder, {"scans": scans, "channels": 1, "preparation": PREPARATION})
     return folder
 
 
