@@ -14,6 +14,7 @@ from .cli.options import CommandConfig, option, require_positive
 from .cli.runner import run_command
 from .errors import UsageError
 from .models.folder import check_output_free
+from .models.schema import check_spacing_option
 from .networks.registry import check_network_options, list_networks
 from .reporting.reporter import Reporter
 
@@ -68,6 +69,7 @@ class FinetuneConfig(CommandConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive(self, "steps", "spacing")
+        check_spacing_option(self.spacing)
         if (self.dataset is None) == (not self.image) or len(self.image) != len(self.label):
             raise UsageError(
                 "usage", "Give one --label for each --image, or --dataset with --cases.", "See: finetune --help"

@@ -16,6 +16,7 @@ from typing import Any
 from .cli.options import CommandConfig, option, require_positive
 from .cli.runner import run_command
 from .errors import UsageError
+from .models.schema import check_spacing_option
 from .preprocessing.defaults import CT_WINDOW_HU
 from .reporting.reporter import Reporter
 
@@ -42,6 +43,7 @@ class PrepareConfig(CommandConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive(self, "spacing", "limit")
+        check_spacing_option(self.spacing)
         if self.workers is not None and self.workers < 0:
             raise UsageError("usage", f"--workers is {self.workers}.", "Give 0 or more.")
         if not self.window[0] < self.window[1]:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from HiEndMAECore.errors import InputError
+from HiEndMAECore.errors import InputError, UsageError
 from HiEndMAECore.io.bounded_json import parse_json_object
 
 FORMAT_VERSION = 1
@@ -101,6 +101,22 @@ def check_label(label: Any, key: str) -> None:
         _require(valid, f"{key}.colour", color, "three whole numbers from 0 to 255")
     if "terminology" in label:
         check_terminology(label["terminology"], f"{key}.terminology")
+
+
+def check_spacing_option(spacing: Sequence[float] | None) -> None:
+    """Check `--spacing` before a run whose model could not be read again.
+
+    Args:
+        spacing: Voxel edges in mm, or None.
+
+    Raises:
+        UsageError: `spacing_out_of_range`.
+    """
+    low, high = SPACING_MM
+    if spacing is not None and not all(low <= edge <= high for edge in spacing):
+        text = " ".join(f"{edge:g}" for edge in spacing)
+        message = f"--spacing is {text}; a model's grid has voxel edges from {low:g} to {high:g} mm."
+        raise UsageError("spacing_out_of_range", message, "Give millimeters along right, anterior and superior.")
 
 
 def check_terminology(entry: Any, key: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from module_help import BAD_VALUES, add_model
+from module_help import BAD_VALUES, NAMES, add_model
 
 
 def test_share_writes_one_zip_and_replaces_no_other_file(imported: Any, tmp_path: Path) -> None:
@@ -63,7 +63,8 @@ def test_folders_that_are_no_models_are_not_listed(module: Any) -> None:
 
 
 def test_optional_parts_of_a_description_may_be_absent(module: Any, shared_model: Path) -> None:
-    add_model(module.session.library, shared_model, "plain", "labels", [{"value": 1, "name": "liver"}])
+    labels = [{"value": value, "name": name} for value, name in NAMES.items()]
+    add_model(module.session.library, shared_model, "plain", "labels", labels)
     assert [model.key for model in module.session.library.models()] == ["plain"]
 
 
@@ -73,6 +74,6 @@ def test_import_of_a_model_with_a_bad_description_is_refused(module: Any, shared
     library = module.session.library
     folder = add_model(library, shared_model, "bad", "labels[0].colour", "red")
     folder.rename(tmp_path / "bad")
-    with pytest.raises(InputError, match=r"'labels\[0\]\.colour' is 'red', must be three numbers"):
+    with pytest.raises(InputError, match=r"'labels\[0\]\.colour' is 'red', must be three whole numbers"):
         library.import_model(tmp_path / "bad")
     assert list(library.folder.iterdir()) == []

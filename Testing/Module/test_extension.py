@@ -42,6 +42,7 @@ def expected_files() -> set[str]:
     engine = [*(REPOSITORY / "HiEndMAECore").rglob("*.py"), REPOSITORY / "HiEndMAECore" / "py.typed"]
     weights = REPOSITORY / "HiEndMAECore" / "models" / "weights"
     engine += [file for file in weights.rglob("*") if file.is_file()]
+    engine.append(REPOSITORY / "HiEndMAECore" / "models" / "model.schema.json")
     module = REPOSITORY / "HiEndMAESegmentation"
     files = [module / "HiEndMAESegmentation.py", *(module / "HiEndMAESegmentationLib").rglob("*.py")]
     files += [file for file in (module / "Resources").rglob("*") if file.is_file()]

@@ -157,7 +157,7 @@ def test_module_opens_with_bad_models_and_lists_them_with_their_reasons(
             enabled = [panel.ui.deleteButton.enabled, panel.ui.renameButton.enabled, panel.ui.shareButton.enabled]
             assert enabled == [True, False, False]
         panel.choose("color-text")
-        assert "'labels[0].colour' is 'red', must be three numbers from 0 to 255" in panel.ui.cardLabel.text
+        assert "'labels[0].colour' is 'red', must be three whole numbers from 0 to 255" in panel.ui.cardLabel.text
         panel.ui.deleteButton.click()
         assert "'color-text' was deleted." in message_of(panel)
         assert panel.ui.modelsList.count == len(BAD_VALUES)

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import unicodedata
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from HiEndMAECore.errors import InputError
-from HiEndMAECore.io.atomic import write_text
 from HiEndMAECore.models import folder as model_folder
 from HiEndMAECore.models.catalogue import CATALOGUE
 from HiEndMAECore.models.catalogue import packaged_weights as packaged_folder
 from HiEndMAECore.models.description import ModelDescription
-
-_TERMINOLOGY_CODES = ("category", "type", "typeModifier", "anatomicRegion", "anatomicRegionModifier")
 
 
 def packaged_weights() -> dict[str, tuple[str, Path]]:
@@ -134,9 +128,7 @@ class ModelLibrary:
         name = " ".join(name.split())
         if not name:
             raise InputError("name_empty", "A model needs a name.", "Type one.")
-        file = model.path / model_folder.DESCRIPTION
-        data = json.loads(file.read_text(encoding="utf-8"))
-        write_text(file, json.dumps({**data, "name": name}, indent=1, ensure_ascii=False))
+        model_folder.rename_model(model.path, name)
 
     def delete(self, model: Model | UnreadableModel) -> None:
         """Remove the model from the disk; it is renamed first, so that a half-deleted model is never offered."""
@@ -183,61 +175,13 @@ class ModelLibrary:
 
 
 def read_model(path: Path) -> ModelDescription:
-    """Return the description of the model folder or zip at `path`, checked for everything that the panels use.
+    """Return the description of the model folder or zip at `path`, which has weights as well.
 
     Raises:
         InputError: The model cannot be used; the message names the key of the description and its value.
     """
-    try:
-        description = model_folder.read_description(path)
-        _check_for_panels(description)
-    except InputError:
-        raise
-    except Exception as error:  # a description from elsewhere may hold anything at any place
-        reason = str(error) if isinstance(error, _UnusableValueError) else f"{type(error).__name__}: {error}"
-        message = f"The model {path} cannot be used: {reason}."
-        raise InputError("model_unusable", message, "Choose another model.") from error
+    description = model_folder.read_description(path)
     if not model_folder.is_model(path):
         message = f"The model {path} cannot be used: its {model_folder.WEIGHTS} is missing."
         raise InputError("model_unusable", message, "Choose another model.")
     return description
-
-
-class _UnusableValueError(ValueError):
-    """A value of a description that the panels cannot show."""
-
-
-def _require(condition: bool, key: str, value: Any, kind: str) -> None:
-    """Raise `_UnusableValueError` with the key and the value unless the condition holds."""
-    if not condition:
-        raise _UnusableValueError(f"'{key}' is {value!r}, must be {kind}")
-
-
-def _check_for_panels(description: ModelDescription) -> None:
-    """Check what the engine's reader leaves open: name, intensities, labels with colors and codes, training record."""
-    _require(isinstance(description.name, str), "name", description.name, "a text")
-    _require(isinstance(description.training, Mapping), "training", description.training, "an object")
-    normalization = description.preparation["normalisation"]
-    for key in ("low", "high"):
-        value = normalization.get(key)
-        _require(_is_number(value), f"preparation.normalisation.{key}", value, "a number")
-    for index, label in enumerate(description.labels):
-        _require(isinstance(label, Mapping), f"labels[{index}]", label, "an object")
-        if "colour" in label:
-            color = label["colour"]
-            valid = isinstance(color, list) and len(color) == 3 and all(_is_number(p) and 0 <= p <= 255 for p in color)
-            _require(valid, f"labels[{index}].colour", color, "three numbers from 0 to 255")
-        _check_terminology(f"labels[{index}].terminology", label.get("terminology"))
-
-
-def _check_terminology(key: str, entry: Any) -> None:
-    """Check that a terminology entry and the codes in it are objects, or absent."""
-    _require(entry is None or isinstance(entry, Mapping), key, entry, "an object")
-    for part in _TERMINOLOGY_CODES:
-        code = (entry or {}).get(part)
-        _require(code is None or isinstance(code, Mapping), f"{key}.{part}", code, "an object")
-
-
-def _is_number(value: Any) -> bool:
-    """Return whether a JSON value is a number."""
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -8,9 +8,8 @@ from typing import Any
 
 from slicer.i18n import tr as _
 
+from HiEndMAECore.io.structure import DEFAULT_COLOR
 from HiEndMAESegmentationLib.engine.model_library import Model
-
-_DEFAULT_COLOR = (128, 174, 128)
 
 
 def model_card(model: Model) -> str:
@@ -19,7 +18,7 @@ def model_card(model: Model) -> str:
     training, preparation = description.training, description.preparation
     structures = []
     for label in description.labels:
-        red, green, blue = label.get("colour", _DEFAULT_COLOR)
+        red, green, blue = label.get("colour", DEFAULT_COLOR)
         name = html.escape(label["name"])
         structures.append(f'<span style="color: rgb({red},{green},{blue})">■</span>&nbsp;{name}')
     network = description.architecture.get("variant") or description.architecture.get("network")

@@ -14,11 +14,11 @@ import vtk
 from slicer.i18n import tr as _
 
 from HiEndMAECore.errors import InputError
+from HiEndMAECore.io.structure import DEFAULT_COLOR
 
 from . import terminology
 from .nodes import UNCERTAINTY_ATTRIBUTE, place_in_study_of, temporary_label_map
 
-_DEFAULT_COLOR = (128, 174, 128)
 _PREVIEW_VOXELS = 1.5e6  # importing more takes so long that Slicer stops to react
 # Offsets in bytes, voxel types and size of the header of a single-file NIfTI-1 image
 _NIFTI_HEADER_BYTES, _NIFTI_SHAPE, _NIFTI_TYPE, _NIFTI_VOXEL_OFFSET = 352, 42, 70, 108
@@ -131,7 +131,7 @@ def _name_segments(content: Any, labels: Sequence[Mapping[str, Any]]) -> None:
     for index in range(content.GetNumberOfSegments()):
         ids_by_value[content.GetNthSegment(index).GetLabelValue()] = content.GetNthSegmentID(index)
     for index, label in enumerate(labels):
-        color = [part / 255 for part in label.get("colour", _DEFAULT_COLOR)]
+        color = [part / 255 for part in label.get("colour", DEFAULT_COLOR)]
         segment_id = ids_by_value.pop(label["value"], None)
         if segment_id is None:
             segment_id = content.AddEmptySegment("", label["name"], color)

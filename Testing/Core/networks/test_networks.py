@@ -24,7 +24,7 @@ from HiEndMAECore.networks.layers.vit import ViTEncoder, attention
 from HiEndMAECore.networks.masking import num_visible_patches
 from HiEndMAECore.networks.variants import list_vit_variants
 
-PARITY = Path(__file__).parent / "parity"
+PARITY = Path(__file__).parents[1] / "parity"
 COMMON = {
     "image_size": (16, 16, 16),
     "patch_size": 4,

@@ -80,7 +80,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(objective: str, stages:
 
 @pytest.mark.parametrize(("file", "mask_ratio"), [("tiny_cubic.npz", 0.75), ("tiny_mask90.npz", 0.9)])
 def test_literal_model_gives_the_recorded_numbers(file: str, mask_ratio: float) -> None:
-    known = np.load(Path(__file__).parent / "parity" / file)
+    known = np.load(Path(__file__).parents[1] / "parity" / file)
     literal = Oracle(**SIZES, mask_ratio=mask_ratio)
     state = {key[3:]: torch.from_numpy(known[key]) for key in known.files if key.startswith("sd/")}
     for table in ("encoder_pos_embed", "decoder_pos_embed"):

@@ -18,7 +18,7 @@ from HiEndMAECore.models.authors import (
 )
 from HiEndMAECore.networks import HiEndMAE, build_pretraining_model
 
-PARITY = Path(__file__).parent / "parity"
+PARITY = Path(__file__).parents[1] / "parity"
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from HiEndMAECore.networks.registry import find_network
 from HiEndMAECore.reporting.reporter import Reporter
 from HiEndMAECore.training import finetuning
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 NETWORKS = list_networks()
 FORMAT_1_KEYS = {
     "image_size", "patch_size", "in_channels", "classes", "encoder_dim", "encoder_depth", "encoder_heads", "feature_size",

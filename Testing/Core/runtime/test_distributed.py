@@ -20,7 +20,7 @@ from HiEndMAECore.data.store_writer import write_manifest, write_scan
 from HiEndMAECore.runtime.distributed import rendezvous_name
 from HiEndMAECore.training.training_log import read_log, step_records
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo and torchrun are not offered on Windows")
 TEXT = {"text": True, "encoding": "utf-8", "errors": "replace"}  # independent of the machine's encoding
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "PYTHONUTF8": "1"}

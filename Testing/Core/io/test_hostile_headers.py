@@ -15,7 +15,7 @@ from itk_files import VOXELS, meta, nrrd
 
 from HiEndMAECore.data.crop_store import read_manifest
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 KILLERS = {

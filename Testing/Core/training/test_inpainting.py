@@ -193,7 +193,7 @@ def test_wrong_inpainting_options_are_named(store: Path, pretrained_run: Path, t
         pretrain.run(config(store, tmp_path / "new", init="none"))
     with pytest.raises(UsageError, match="started with init"):
         pretrain.run(replace(config(store, pretrained_run, resume=True), init=str(pretrained_run)))
-    with pytest.raises(InputError, match="second stage"):
+    with pytest.raises(InputError, match="pretrained by inpainting"):
         conversion.convert(pretrained_run / "model", tmp_path / "authors.pth")
 
 

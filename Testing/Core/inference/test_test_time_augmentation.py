@@ -10,6 +10,7 @@ import pytest
 import torch
 from inference_helpers import make_predictor, segment_config, write_scan, write_untrained_model
 
+from HiEndMAECore.inference.test_time_augmentation import mirrored_classes
 from HiEndMAECore.io.readers import read_label_map
 from HiEndMAECore.models.folder import read_description, read_weights, write_model
 from HiEndMAECore.reporting.reporter import Reporter
@@ -40,7 +41,6 @@ def test_mirroring_is_ignored_where_the_model_does_not_allow_it(tmp_path: Path) 
         "no rules, lateral names": (replace(description, labels=paired), False),
         "swapped": (replace(description, training={"mirroring": {"allowed": True, "swaps": [[3, 9]]}}), True),
         "refused": (replace(description, training={"mirroring": {"allowed": False, "swaps": []}}), False),
-        "wrong value": (replace(description, training={"mirroring": {"allowed": True, "swaps": [[3, 77]]}}), False),
     }
     scan = write_scan(tmp_path / "scan.nii.gz")
     run(segment_config(model, scan, tmp_path / "plain.nii.gz"), Reporter(quiet=True))
@@ -52,3 +52,10 @@ def test_mirroring_is_ignored_where_the_model_does_not_allow_it(tmp_path: Path) 
         assert ("mirror_confuses_sides" in {warning["code"] for warning in report.warnings}) != expected, name
         labels = read_label_map(tmp_path / f"{name}.nii.gz", allow_empty=True).array
         assert np.array_equal(labels, plain) != expected, name
+
+
+def test_mirroring_rules_with_an_unknown_value_allow_no_mirroring(tmp_path: Path) -> None:
+    """A file with such rules is refused on reading; a description in memory was not read from a file."""
+    description = read_description(write_untrained_model(tmp_path / "model"))
+    rules = {"mirroring": {"allowed": True, "swaps": [[3, 77]]}}
+    assert mirrored_classes(replace(description, training=rules)) is None

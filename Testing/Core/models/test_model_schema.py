@@ -12,9 +12,11 @@ from typing import Any
 import jsonschema
 import pytest
 
-from HiEndMAECore.errors import InputError
+from HiEndMAECore.errors import InputError, UsageError
+from HiEndMAECore.finetune import FinetuneConfig
 from HiEndMAECore.io import bounded_json
 from HiEndMAECore.models import catalogue, schema
+from HiEndMAECore.prepare import PrepareConfig
 
 MODEL = Path("somewhere") / "model"
 SHA256 = "0123456789abcdef" * 4
@@ -265,3 +267,12 @@ def test_packaged_weights_have_a_valid_description() -> None:
     content = (packaged / "model.json").read_bytes()
     schema.parse_model_json(content, packaged)
     assert is_valid_json_schema(json.loads(content))
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 101.0), (0.0005, 1.0, 1.0)])
+def test_spacing_that_no_model_may_have_is_refused_before_a_run(spacing: tuple[float, float, float]) -> None:
+    common: dict[str, Any] = {"output": Path("out"), "spacing": spacing}
+    with pytest.raises(UsageError, match="--spacing is"):
+        FinetuneConfig(image=("scan.nii",), label=(Path("labels.nii"),), **common)
+    with pytest.raises(UsageError, match="--spacing is"):
+        PrepareConfig(input=(Path("scans"),), **common)

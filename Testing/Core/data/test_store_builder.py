@@ -24,7 +24,7 @@ from HiEndMAECore.prepare import run as run_prepare
 from HiEndMAECore.reporting.reporter import Reporter
 from HiEndMAECore.runtime.memory import BYTES_PER_VOXEL_READING
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
