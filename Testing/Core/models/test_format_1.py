@@ -109,6 +109,11 @@ def assert_losses(losses: list[tuple[int, float]], reference: list[list[float]])
     assert [loss for _, loss in losses] == pytest.approx([loss for _, loss in reference], rel=1e-4)
 
 
+def assert_expected_dice(training: dict[str, Any], reference: dict[str, Any]) -> None:
+    """Compare the performance estimates, in which a few voxels may depend on the processor."""
+    assert training["self_check"]["mean"] == pytest.approx(reference["self_check"]["mean"], abs=0.005)
+
+
 # -- models --------------------------------------------------------------------------------------------------------------
 
 
@@ -129,6 +134,10 @@ def test_model_segments_with_the_same_labels(name: str) -> None:
         (12, "vertebral column", (241, 214, 120)),
     ]
     assert predictor.structures[0].terminology["type"]["CodeMeaning"] == "Liver"
+    report = expected("segment")["fp32"]["report"]
+    confidence = {row["value"]: row["confidence"] for row in report["structures"]}
+    assert result.confidence == pytest.approx(confidence, abs=2e-4)  # stored with four digits
+    assert result.review_slices == report["review_slices"]
 
 
 def test_model_keeps_its_digest() -> None:
@@ -142,6 +151,7 @@ def test_model_is_improved_with_the_same_losses(tmp_path: Path) -> None:
     improved = read_description(tmp_path / "improved")
     assert_losses(improved.training["losses"], expected("finetune")["improved"]["losses"])
     assert improved.labels == read_description(FORMAT_1 / "model").labels
+    assert_expected_dice(improved.training, expected("finetune")["improved"])
 
 
 # -- stores --------------------------------------------------------------------------------------------------------------
@@ -176,6 +186,13 @@ def test_pretraining_run_is_resumed_with_the_same_losses(run: Path, store: Path)
     assert read_description(run / "model").training["steps"] == 12
 
 
+def test_pretraining_on_a_store_has_the_same_losses(store: Path, tmp_path: Path) -> None:
+    pretrain.run(pretrain_config(store, tmp_path / "mae", objective="mae", steps=4, learning_rate=0.003))
+    reference, lines = expected("run")["mae"], read_log(tmp_path / "mae")
+    for name, key in (("loss", "losses"), ("watch_loss", "watch_losses")):
+        assert_losses([(line["step"], line[name]) for line in lines if name in line], reference[key])
+
+
 def test_pretraining_run_initializes_inpainting_with_the_same_losses(run: Path, store: Path, tmp_path: Path) -> None:
     config = pretrain_config(
         store, tmp_path / "inpainting", objective="inpainting", init=str(run), steps=4, learning_rate=0.002
@@ -195,6 +212,7 @@ def test_pretraining_run_initializes_fine_tuning_with_the_same_losses(run: Path,
     model = read_description(tmp_path / "model")
     assert_losses(model.training["losses"], expected("finetune")["from_run"]["losses"])
     assert model.architecture["variant"] == MINIMAL.name
+    assert_expected_dice(model.training, expected("finetune")["from_run"])
 
 
 def test_fine_tuning_run_is_resumed_with_the_same_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,4 +223,6 @@ def test_fine_tuning_run_is_resumed_with_the_same_losses(tmp_path: Path, monkeyp
     finetune.run(config, report)
     assert min(report.steps_done) >= 5, "the first five steps are in the training checkpoint"
     reference = expected("finetune")["resumed_from_tiny.training"]
-    assert_losses(read_description(tmp_path / "tiny").training["losses"], reference["losses"])
+    training = read_description(tmp_path / "tiny").training
+    assert_losses(training["losses"], reference["losses"])
+    assert_expected_dice(training, reference)
