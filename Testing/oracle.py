@@ -1,8 +1,9 @@
-"""A second, literal reading of the method's specification, from stock torch parts: slow, plain, and nobody's product.
+"""The test oracle of the pretraining model: the method's specification, implemented literally from stock torch modules.
 
-The tests hold the engine's fast model to it (loss, prediction, every gradient), and `Benchmarks/pretraining_step.py` measures
-the engine against it. Nothing is saved here: a strided Conv3d embeds the patches, attention is an explicit softmax, every
-block and the head run on all tokens. Parameter names are the authors', so that one state dict fits both.
+The tests compare the engine's fast model with it (loss, prediction, every gradient), and `Benchmarks/pretraining_step.py`
+compares their times. Nothing is optimized here: a strided Conv3d embeds the patches, attention is an explicit softmax, and
+all blocks and the head compute every token. Parameters have the names of the authors' code, so that one state dict fits both
+models.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ class Decoder(nn.Module):
 
 
 class Oracle(nn.Module):
-    """Takes the arguments of `HiEndMAE`, and its state dict; `forward` returns (loss, prediction of the masked patches)."""
+    """The Hi-End-MAE model, with the arguments and the state dict of `HiEndMAE`."""
 
     def __init__(
         self,
@@ -142,42 +143,50 @@ class Oracle(nn.Module):
     decoder_position_embedding: Tensor
 
     def _positions(self, dim: int) -> Tensor:
+        """Return the sine and cosine position embeddings (L, dim) of the grid."""
         omega = torch.tensor([10000 ** (-k / (dim // 6)) for k in range(dim // 6)], dtype=torch.float64)
         rows = []
         for h in range(self.grid[0]):
             for w in range(self.grid[1]):
                 for d in range(self.grid[2]):
-                    waves = [wave(place * omega) for place in (h, w, d) for wave in (torch.sin, torch.cos)]
+                    waves = [wave(index * omega) for index in (h, w, d) for wave in (torch.sin, torch.cos)]
                     rows.append(torch.cat(waves))
         return torch.stack(rows).float()
 
     def patchify(self, volume: Tensor) -> Tensor:
+        """Return the patches (B, L, patch voxels) of a volume (B, C, H, W, D)."""
         p = self.patch
         cubes = volume.unfold(2, p, p).unfold(3, p, p).unfold(4, p, p)  # (B, C, h, w, d, p, p, p)
         return cubes.permute(0, 2, 3, 4, 5, 6, 7, 1).flatten(4).flatten(1, 3)
 
     def forward(self, volume: Tensor, permutation: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss and the prediction (B, masked, patch voxels) of the masked patches.
+
+        Args:
+            volume: Crops (B, C, H, W, D).
+            permutation: Order (B, L) of the patches; the first ones are visible.
+        """
         crops = torch.arange(len(volume), device=volume.device)[:, None]
-        seen, hidden = permutation[:, : self.visible], permutation[:, self.visible :]
+        visible, masked = permutation[:, : self.visible], permutation[:, self.visible :]
 
         x = self.encoder.patch_embed(volume) + self.encoder_position_embedding
-        x = torch.cat([self.encoder.cls_token.expand(len(volume), -1, -1), x[crops, seen]], dim=1)
+        x = torch.cat([self.encoder.cls_token.expand(len(volume), -1, -1), x[crops, visible]], dim=1)
         outputs = []
         for block in self.encoder.blocks:
             x = block(x)
             outputs.append(x)
         x = self.encoder_to_decoder["3"](self.encoder.norm(x))
 
-        masks = self.mask_token.expand(len(volume), hidden.shape[1], -1)
-        places = self.decoder_position_embedding[permutation]
-        x = torch.cat([x[:, :1], torch.cat([x[:, 1:], masks.to(x.dtype)], dim=1) + places], dim=1)
+        mask_tokens = self.mask_token.expand(len(volume), masked.shape[1], -1)
+        positions = self.decoder_position_embedding[permutation]
+        x = torch.cat([x[:, :1], torch.cat([x[:, 1:], mask_tokens.to(x.dtype)], dim=1) + positions], dim=1)
         for block in self.decoder.blocks:
             x = block(x)
         for block, (index, name) in zip(self.decoder.cross_attention_blocks, self.queried):
             x = block(x, self.encoder_to_decoder[name](outputs[index]))
         prediction = self.decoder.head(self.decoder.norm(x))[:, 1 + self.visible :]
 
-        target = self.patchify(volume)[crops, hidden]
+        target = self.patchify(volume)[crops, masked]
         mean, variance = target.mean(-1, keepdim=True), target.var(-1, unbiased=False, keepdim=True)
         target = (target - mean) / (variance + EPS).sqrt()
         return ((prediction.float() - target) ** 2).mean(), prediction

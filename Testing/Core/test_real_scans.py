@@ -69,7 +69,7 @@ def test_align_label_map_reorders_labels_of_another_orientation(real_data: Path)
     assert 0 < np.median(tissue) < 150
 
 
-def test_tilted_series_is_resampled_to_true_positions(real_data: Path, tmp_path: Path) -> None:
+def test_preprocess_of_a_tilted_series_resamples_to_true_positions(real_data: Path, tmp_path: Path) -> None:
     volume = read_volume(real_data / "robustness/dicom_gantry_tilt/dicom")
     assert volume.shape == (512, 512, 28)
     assert [note["code"] for note in volume.notes] == ["gantry_tilt", "uneven_slices"]
@@ -89,7 +89,7 @@ def test_tilted_series_is_resampled_to_true_positions(real_data: Path, tmp_path:
     check_same_geometry(volume, read_label_map(tmp_path / "head.nii.gz"))
 
 
-def test_crop_of_a_padded_scan_retains_the_body(real_data: Path) -> None:
+def test_preprocess_of_a_padded_scan_crops_to_the_body(real_data: Path) -> None:
     volume = read_volume(real_data / "robustness/anisotropic_padding_abdomen_ct.nii.gz")
     assert suggest_normalization(volume).kind == "window"
     scan = preprocess(volume, PreprocessingPlan((1.5, 1.5, 1.5)))
@@ -98,7 +98,7 @@ def test_crop_of_a_padded_scan_retains_the_body(real_data: Path) -> None:
     assert (scan.array > 0.3).sum() > 0.96 * (whole.array > 0.3).sum()  # without the table, which is 3 % of it
 
 
-def test_suggest_normalization_of_data_sets_is_right(real_data: Path) -> None:
+def test_suggest_normalization_of_ct_and_mri_data_sets_chooses_the_right_kind(real_data: Path) -> None:
     for folder, kind in (("Dataset101_OpenKBP", "window"), ("Dataset104_Hippocampus", "percentiles")):
         dataset = read_dataset(real_data / folder)
         assert dataset.structures
@@ -109,6 +109,6 @@ def test_suggest_normalization_of_data_sets_is_right(real_data: Path) -> None:
             assert volume.name == case.name
 
 
-def test_find_cases_in_the_robustness_folder(real_data: Path) -> None:
+def test_find_cases_in_a_folder_names_series_and_files(real_data: Path) -> None:
     names = {case.name for case in find_cases([real_data / "robustness"])}
     assert {"dicom_gantry_tilt_dicom", "dicom_jpeg2000_dicom", "anisotropic_padding_abdomen_ct"} <= names
