@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
-import torch
+from bare_python import REPOSITORY
 from inference_helpers import CPU
 
-from HiEndMAECore.runtime.memory import _group_memory, free_memory, measure_peak
+from HiEndMAECore.runtime.memory import _group_memory, free_memory
 
 
 def test_free_memory_respects_every_limit_of_a_container(tmp_path: Path) -> None:
@@ -29,11 +30,21 @@ def test_free_memory_respects_every_limit_of_a_container(tmp_path: Path) -> None
     assert free_memory(CPU) > 10**7
 
 
+MEASURE = """
+import torch
+from HiEndMAECore.runtime.memory import measure_peak
+
+with measure_peak(torch.device("cpu")) as cost:
+    allocation = torch.ones(50_000_000)
+print(cost.seconds, cost.bytes)
+"""
+
+
 def test_measure_peak_of_an_allocation_reports_seconds_and_bytes() -> None:
-    with measure_peak(CPU) as cost:
-        allocation = torch.ones(50_000_000)
-    assert cost.seconds > 0
-    if sys.platform == "linux":
-        assert cost.bytes is not None
-        assert cost.bytes > 150_000_000
-    del allocation
+    """In a process of its own: the system may take idle pages from a process that has computed for long."""
+    result = subprocess.run(
+        [sys.executable, "-c", MEASURE], cwd=REPOSITORY, capture_output=True, text=True, check=True, timeout=120
+    )
+    seconds, peak = map(float, result.stdout.split())
+    assert seconds > 0
+    assert 150_000_000 < peak < 400_000_000
