@@ -2,9 +2,10 @@
 
   python -m HiEndMAECore.evaluate --prediction results --reference labelsTr --output report.json
 
-Two files are compared as they are. In folders, cases pair by name (NAME.nii.gz, NAME_0000.nii.gz). The report is JSON, with
-a table beside it (report.csv, one row for each case and structure). A structure that a reference does not label is skipped
-in the mean of that structure and counted; a missed structure has Dice 0 and no distances. Label maps that are stored with
+Two files are compared with each other, whatever their names. In folders, cases pair by name (NAME.nii.gz,
+NAME_0000.nii.gz). The report is JSON, with a table beside it (report.csv, one row for each case and structure). A case whose
+reference does not label a structure is left out of that structure's mean, and the number of such cases is reported; a missed
+structure has Dice 0 and no distances. Label maps that are stored with
 other axes, or cropped as 3D Slicer does, are compared on a common grid without interpolation.
 """
 

@@ -40,27 +40,34 @@ class FinetuneConfig(CommandConfig):
     init: str | None = option(
         None,
         help="Initial weights: a model, a pretraining run, the authors' checkpoint, a catalogue name, or none (default: "
-        "the packaged weights).",
+        "the packaged weights if they fit the network; none with --preset paper-one-shot).",
     )
     network: str | None = option(
-        None, help=f"Network to train (default: that of the weights): {', '.join(list_networks())}."
+        None,
+        help=f"Network to train (default: that of the initial weights, else the preset's): {', '.join(list_networks())}.",
     )
-    variant: str | None = option(None, help="Size of the network, one of its variants (default: the network's first).")
+    variant: str | None = option(
+        None,
+        help="Variant of the network (default: that of the initial weights or the preset; with --network alone its first).",
+    )
     output: Path = option(help="Model to write: a folder, or a file ending in .zip.", required=True)
     name: str | None = option(None, help="Name of the model (default: the name of the output).")
     budget: str = option(
         "5min",
-        help="Time for training and for the performance estimate; 'good' takes up to an hour.",
+        help="Total time for training, previews and the performance estimate; 'good' takes up to an hour.",
         choices=tuple(BUDGETS),
     )
     steps: int | None = option(None, help="Optimizer steps, instead of a budget.")
     preset: str = option(
         "auto",
-        help="Sizes for the machine; paper-one-shot is the paper's recipe of 5,000 epochs, without a budget.",
+        help="Network, batch and grid for this kind of device (auto: gpu on CUDA, else cpu); paper-one-shot is the "
+        "paper's recipe of 5,000 epochs, without a budget.",
         choices=("auto", "cpu", "gpu", "paper-one-shot"),
     )
     spacing: tuple[float, float, float] | None = option(
-        None, help="Spacing of the network's grid in mm along right, anterior and superior (default: chosen)."
+        None,
+        help="Spacing of the network's grid in mm along right, anterior and superior (default: chosen).",
+        metavar=("R", "A", "S"),
     )
     improve: Path | None = option(None, help="Model to continue training from, with the scans given here.")
     preview: bool = option(False, help="Segment the first scan a few times during training (takes 5 % of the time).")

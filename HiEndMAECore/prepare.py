@@ -27,18 +27,21 @@ class PrepareConfig(CommandConfig):
 
     input: tuple[Path, ...] = option((), help="Scans, folders of scans, or .txt lists of them.", required=True)
     output: Path = option(help="Store to write (a folder).", required=True)
-    spacing: tuple[float, float, float] = option((1.5, 1.5, 1.5), help="Grid in mm along right, anterior, superior.")
-    window: tuple[float, float] = option(CT_WINDOW_HU, help="CT: the HU that become 0 and 1.")
+    spacing: tuple[float, float, float] = option(
+        (1.5, 1.5, 1.5), help="Grid in mm along right, anterior, superior.", metavar=("R", "A", "S")
+    )
+    window: tuple[float, float] = option(CT_WINDOW_HU, help="CT: the HU that become 0 and 1.", metavar=("LOW", "HIGH"))
     modality: str = option("ct", help="ct: window in HU; mri: percentiles of each scan.", choices=("ct", "mri"))
     hold_out: Path | None = option(
         None,
-        help="Cases that must not get in: names, files or folders, one a line, or a JSON file with lists of them. "
-        "Copies of them under other names stay out too, if they are among the inputs or the list gives their files.",
+        help="Cases to exclude, such as test cases: names, files or folders, one per line, or a JSON file with lists of them. "
+        "Copies of them under other names are excluded too, if they are among the inputs or the list gives their files.",
+        metavar="FILE",
     )
     workers: int | None = option(
-        None, help="Worker processes, one thread each; 0 works in this process (default: one for each core)."
+        None, help="Worker processes, one thread each; 0: in the main process (default: one for each core)."
     )
-    limit: int | None = option(None, help="Preprocess at most so many scans, the first by name.")
+    limit: int | None = option(None, help="Preprocess at most this many scans, in order of name.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -30,7 +30,9 @@ class PretrainConfig(CommandConfig):
 
     data: Path = option(help="Store made by prepare, or a folder of scans, which is prepared first.", required=True)
     output: Path = option(help="Run directory: model, training checkpoints, log and figure.", required=True)
-    variant: str = option("hi_end_mae_vit_large_12p", help="Sizes of the network.", choices=list_variants())
+    variant: str = option(
+        "hi_end_mae_vit_large_12p", help="Network variant; hi-end-mae and mae need a ViT.", choices=list_variants()
+    )
     objective: str = option(
         "hi-end-mae",
         help="Pretraining objective; inpainting trains the segmentation network on top of a frozen encoder.",
@@ -39,28 +41,36 @@ class PretrainConfig(CommandConfig):
     init: str | None = option(
         None, help="Encoder for inpainting: a pretraining run, a model, the authors' checkpoint or a catalogue name."
     )
-    cross_stages: int = option(3, help="Dense-decoding stages.", choices=(0, 1, 2, 3))
+    cross_stages: int = option(
+        3, help="Stages of cross-attention in the decoder (0: a plain MAE decoder).", choices=(0, 1, 2, 3)
+    )
     steps: int = option(400_000, help="Optimizer steps.")
-    batch_size: int = option(192, help="Crops of a step, over all processes and accumulation steps.")
-    accumulate: int = option(1, help="Parts in which a step is computed, to save memory.")
+    batch_size: int = option(192, help="Global batch size: crops of a step over all processes and accumulation steps.")
+    accumulate: int = option(1, help="Gradient accumulation: micro-batches of an optimizer step, to save memory.")
     recompute: bool = option(False, help="Gradient checkpointing: less memory, about a third more time.")
     mask_ratio: float = option(0.75, help="Fraction of the patches that are masked.")
     learning_rate: float = option(1e-4, help="Base learning rate of AdamW.")
-    warm_up: int | None = option(None, help="Steps until the full learning rate (default: a hundredth of the run).")
+    warm_up: int | None = option(
+        None, help="Steps until the full learning rate (default: a hundredth of the run).", metavar="STEPS"
+    )
     weight_decay: float = option(0.05, help="Weight decay of AdamW.")
     decay_all: bool = option(
         True, help="Weight decay on every tensor, as in the released code; --no-decay-all: only on matrices."
     )
-    clip: float | None = option(None, help="Largest norm of the gradients (default: none, as in the released code).")
-    precision: str = option("auto", help="auto: bf16 where the processor has it, else fp32.", choices=PRECISIONS)
+    clip: float | None = option(
+        None, help="Gradient clipping: largest norm of the gradients (default: none, as in the released code)."
+    )
+    precision: str = option("auto", help="auto: bf16 where the device supports it, else fp32.", choices=PRECISIONS)
     compile: bool = option(False, help="Compile the network with torch.compile (needs a C++ compiler).")
-    workers: int = option(2, help="Threads that read crops ahead.")
-    snapshot_minutes: float = option(10.0, help="Time between two training checkpoints.")
+    workers: int = option(2, help="Data-loading threads.")
+    snapshot_minutes: float = option(10.0, help="Minutes between two training checkpoints.", metavar="MINUTES")
     keep: int = option(2, help="Number of training checkpoints that are retained.")
     tensorboard: bool = option(False, help="Also write TensorBoard's files.")
-    crop: tuple[int, int, int] | None = option(None, help="Edges of a crop in voxels (default: the variant's).")
+    crop: tuple[int, int, int] | None = option(
+        None, help="Edges of a crop in voxels (default: the variant's).", metavar=("X", "Y", "Z")
+    )
     spacing: tuple[float, float, float] = option(
-        (1.5, 1.5, 1.5), help="Spacing in mm when --data is a folder of scans."
+        (1.5, 1.5, 1.5), help="Spacing in mm when --data is a folder of scans.", metavar=("R", "A", "S")
     )
     resume: bool = option(False, help="Continue the run in --output.")
 
@@ -80,9 +90,8 @@ class PretrainConfig(CommandConfig):
             raise UsageError("usage", message, "Leave it out.")
         processes = world_size_from_environment()
         if self.batch_size % (self.accumulate * processes):
-            message = (
-                f"--batch-size {self.batch_size} is no multiple of {processes} process(es) x {self.accumulate} parts."
-            )
+            parts = f"{processes} process(es) x {self.accumulate} micro-batches"
+            message = f"--batch-size {self.batch_size} is not a multiple of {parts}."
             raise UsageError("usage", message, "Choose a multiple.")
 
 

@@ -30,16 +30,21 @@ class SegmentConfig(CommandConfig):
     series: str | None = option(None, help="Series UID, if a DICOM folder holds several series.")
     frame: int | None = option(None, help="Frame of a 4D scan, counted from 0.")
     spacing: tuple[float, float, float] | None = option(
-        None, help="Voxel edges of the network's grid in mm (R A S), instead of the model's."
+        None, help="Spacing of the network's grid in mm (R A S), instead of the model's.", metavar=("R", "A", "S")
     )
-    mirror: bool = option(False, help="Average with the scan mirrored from right to left (twice as slow).")
+    mirror: bool = option(
+        False, help="Test-time augmentation: average with the scan mirrored from right to left (twice as slow)."
+    )
     uncertainty: bool = option(
-        False, help="Also write NAME_entropy: 0 is certain, 1 means all structures equally likely."
+        False,
+        help="Also write NAME_entropy: normalized entropy, 1 where all structures and background are equally likely.",
     )
-    clean: bool = option(False, help="Keep only the largest component of each structure.")
-    fill_holes: bool = option(False, help="Fill background that a structure encloses.")
-    smallest: float | None = option(None, help="Remove components with a volume below this (ml).")
-    overwrite: bool = option(False, help="Compute results again that are up to date with scan, model and options.")
+    clean: bool = option(False, help="Post-processing: keep only the largest component of each structure.")
+    fill_holes: bool = option(False, help="Post-processing: fill background that a structure encloses.")
+    smallest: float | None = option(
+        None, help="Post-processing: remove components with a volume below this (ml).", metavar="ML"
+    )
+    overwrite: bool = option(False, help="Recompute results that are up to date with scan, model and options.")
     format: str = option(
         "nii.gz", help="Format of label maps in a folder; dcm: DICOM SEG, for DICOM input.", choices=FORMATS
     )

@@ -39,6 +39,7 @@ def option(
     choices: Sequence[Any] | None = None,
     required: bool = False,
     aliases: Sequence[str] = (),
+    metavar: str | tuple[str, ...] | None = None,
 ) -> Any:
     """Return a dataclass field that is an option of a command.
 
@@ -52,6 +53,7 @@ def option(
         required: True when the command line or the config file must give the option.
         aliases: Old spellings of a renamed option, such as "--old-name". Command lines and config files may use them, and
             `--help` hides them.
+        metavar: What `--help` prints for the value, one name for each of several values (default: from the option's name).
     """
     metadata = {
         "help": help,
@@ -59,6 +61,7 @@ def option(
         "required": required,
         "has_default": default is not MISSING,
         "aliases": tuple(aliases),
+        "metavar": metavar,
     }
     return field(default=None if default is MISSING else default, metadata=metadata)
 
@@ -73,14 +76,14 @@ class CommandConfig:
     """
 
     device: str = option("auto", help="Where to compute: auto, cpu, cuda, cuda:1, mps.")
-    seed: int = option(0, help="Seed of everything random.")
+    seed: int = option(0, help="Random seed (default: 0).")
     events: bool = option(
-        False, help="Write one JSON object a line to standard output instead of progress bars and sentences."
+        False, help="Write one JSON object per line to standard output instead of progress bars and sentences."
     )
     control: Path | None = option(
         None, help="File that is read every second: 'finish' (stop now, usable result) or 'cancel'."
     )
-    parent_pid: int | None = option(None, help="End when the process of this number is gone.")
+    parent_pid: int | None = option(None, help="Exit when the process with this ID no longer exists.")
 
     def __post_init__(self) -> None:
         if not _DEVICE.fullmatch(self.device):
@@ -96,7 +99,7 @@ class CommandConfig:
             if choices and value is not None and value not in choices:
                 names = ", ".join(map(str, choices))
                 raise UsageError(
-                    "choice_unknown", f"'{value}' is no value for {flag(item.name)}.", f"Use one of: {names}."
+                    "choice_unknown", f"'{value}' is not a valid value for {flag(item.name)}.", f"Use one of: {names}."
                 )
 
 
@@ -203,16 +206,18 @@ def _argument_settings(item: dataclasses.Field, field_type: _FieldType) -> dict[
         "type": field_type.scalar,
         "nargs": "+" if field_type.count == "*" else field_type.count,
         "choices": choices,
-        "metavar": None if choices else item.name.split("_")[-1].upper(),
+        "metavar": None if choices else item.metadata["metavar"] or item.name.split("_")[-1].upper(),
     }
 
 
 def _help_text(item: dataclasses.Field) -> str:
-    """Return the help of a field, with its default where it says something."""
+    """Return the help of a field, with its default where it says something, and whether it is required."""
     text = str(item.metadata["help"])
     if item.default not in (None, False, ()):
         default = " ".join(map(str, item.default)) if isinstance(item.default, tuple) else str(item.default)
         text = f"{text} (default: {default})"
+    if item.metadata["required"]:
+        text = f"{text} (required)"
     return text.replace("%", "%%")
 
 

@@ -21,7 +21,7 @@ from .fingerprint import read_voxel_digest
 from .ingest import ScanIngest, count_voxels
 from .store_writer import StoreWriter
 
-_ENDS_THE_RUN = ("disk_full", "not_allowed", "worker_not_started")  # errors that no other scan would be spared
+_ENDS_THE_RUN = ("disk_full", "not_allowed", "worker_not_started")  # errors that would make every other scan fail too
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,8 @@ def _warn_unmatched(exclusion: ExclusionList, found: Sequence[Case], report: Rep
         shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         report.warning(
             "held_out_unmatched",
-            f"{len(names)} of the names on the list of held-out cases belong to no scan that was found: {shown}.",
-            "Check their spelling; a name that matches no scan keeps none out.",
+            f"{len(names)} of the names on the exclusion list match no scan: {shown}.",
+            "Check their spelling; a name that matches no scan excludes nothing.",
         )
 
 
@@ -126,7 +126,7 @@ def _exclude_digests(writer: StoreWriter, excluded: Sequence[Case], pool: _Pool)
     unknown = [case for case in excluded if case_source(case) not in writer.excluded_digests]
     for done, (case, outcome) in enumerate(pool.run(read_voxel_digest, unknown), 1):
         if isinstance(outcome, HiEndMAEError):
-            message = f"{case.name} is held out but cannot be read, so that copies of it cannot be detected: {outcome.message}"
+            message = f"{case.name} is excluded but cannot be read, so that copies of it cannot be detected: {outcome.message}"
             pool.report.warning("held_out_unreadable", message, outcome.advice)
         else:
             writer.excluded_digests[case_source(case)] = outcome
@@ -142,12 +142,12 @@ def _missing_cases(writer: StoreWriter, cases: Sequence[Case], pool: _Pool) -> l
         if entry := writer.scans.get(case.name):
             if entry["source"] != case_source(case):
                 message = f"Another scan called {case.name} is in the store, from {entry['source']}."
-                writer.skip(case, InputError("name_taken", message), pool.report)
+                writer.skip(case, InputError("name_taken", message, "Rename the scan."), pool.report)
         elif (needed := bytes_to_read(case)) > pool.memory:
             message = (
-                f"{case.name} takes {needed / 1e9:.1f} GB of memory to prepare; {pool.memory / 1e9:.1f} GB are free."
+                f"{case.name} takes {needed / 1e9:.1f} GB of memory to preprocess; {pool.memory / 1e9:.1f} GB are free."
             )
-            writer.skip(case, InputError("too_large", message), pool.report)
+            writer.skip(case, InputError("too_large", message, "Close other programs, or crop the scan."), pool.report)
         else:
             missing.append(case)
     return missing
@@ -177,7 +177,7 @@ def _report_summary(writer: StoreWriter, report: Reporter) -> None:
     report.metric("scans", len(writer.scans), left_out=skipped, held_out=held_out, bytes_a_scan=size)
     report.info(
         f"{len(writer.scans)} scans are in {writer.store}, {size / 1e6:.1f} MB each; {skipped} could not be used, "
-        f"{held_out} were held out."
+        f"{held_out} were excluded."
     )
 
 

@@ -196,7 +196,7 @@ class StoreWriter:
 
     def _skip(self, name: str, source: str, error: HiEndMAEError, report: Reporter) -> None:
         self.skipped[name] = {"name": name, "source": source, "code": error.code, "reason": str(error)}
-        report.warning(error.code, error.message, f"It was left out. {error.advice}".strip())
+        report.warning(error.code, error.message, f"It was skipped. {error.advice}".strip())
 
     def save(self) -> None:
         """Write the manifest."""

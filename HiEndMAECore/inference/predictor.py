@@ -118,7 +118,7 @@ class Predictor:
             exact: Compute in float32 throughout, without autocast.
 
         Raises:
-            InputError: It is no model, is damaged, or is a pretraining model.
+            InputError: It is not a model, is damaged, or is a pretraining model.
         """
         description, weights = read_model(path)
         if description.kind != "segmentation":

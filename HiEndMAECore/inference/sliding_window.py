@@ -132,7 +132,8 @@ class SlidingWindow:
     def _tile_rows(self) -> tuple[dict[RowIndex, list[Position]], tuple[int, int]]:
         """Return the tiles of each tile row, and the extent in voxels of a tile row along the two slower axes."""
         shape = self.image.shape[1:]
-        # The slowest axis is the one with the smallest planes, and the last axis the shorter of the other two.
+        # A tile row of the slowest axis is held in memory: the axis whose slab (plane times tile edge) has the fewest voxels.
+        # The last axis is the shorter of the other two.
         axes = sorted(range(3), key=lambda axis: math.prod(shape) // shape[axis] * self.tile[axis])
         axes[1:] = sorted(axes[1:], key=lambda axis: -shape[axis])
         self._axes = slow, middle, last = axes

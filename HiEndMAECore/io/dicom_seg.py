@@ -53,7 +53,7 @@ def series_files(path: Path, series: str | None = None) -> tuple[Path, ...]:
     if len(found) != 1:
         raise InputError(
             "no_dicom_source",
-            f"{path} is no DICOM series; a DICOM segmentation needs one to refer to.",
+            f"{path} is not a DICOM series; a DICOM segmentation needs one to refer to.",
             "Give the DICOM folder (and --series), or choose another --format.",
         )
     return found[0].files

@@ -81,7 +81,7 @@ def check_nrrd_header(path: Path, stream: BinaryIO) -> None:
             raise refuse_field(path, name, "is missing")
     voxel_bytes = _NRRD_TYPES.get(fields["type"].lower())
     if voxel_bytes is None:
-        raise refuse_field(path, "type", f"is {quote(fields['type'])}, which is no type of scalar voxels")
+        raise refuse_field(path, "type", f"is {quote(fields['type'])}, which is not a type of scalar voxels")
     encoding = fields["encoding"].lower()
     if encoding not in _NRRD_ENCODINGS:
         raise refuse_field(path, "encoding", f"is {quote(fields['encoding'])}, which is not known")

@@ -86,7 +86,7 @@ def read_label_map(
         The label map with its geometry.
 
     Raises:
-        InputError: The file cannot be read, or its values are no labels (negative, not whole, too large, all zero).
+        InputError: The file cannot be read, or its values are not labels (negative, not whole, too large, all zero).
     """
     path = Path(path)
     loaded = _load(path, series=series, frame=frame)

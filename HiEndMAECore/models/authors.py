@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # Name in the authors' files -> name of the buffer that holds the same position embedding here.
 _POSITION_EMBEDDINGS = {
-    "encoder_pos_embed": "encoder.positions",
+    "encoder_pos_embed": "encoder.position_embedding",
     "decoder_pos_embed": "decoder_position_embedding",
 }
 _POSITION_TOLERANCE = 1e-4

@@ -107,7 +107,7 @@ def write_model(path: Path, description: ModelDescription, state: Mapping[str, T
         The description with the SHA-256 of the weights.
 
     Raises:
-        InputError: Something that is no model is at `path`, or the description is not valid.
+        InputError: Something that is not a model is at `path`, or the description is not valid.
     """
     from safetensors.torch import save
 
@@ -125,7 +125,7 @@ def copy_model(source: Path, target: Path) -> None:
         target: Folder, or file that ends in `.zip`.
 
     Raises:
-        InputError: The source is no usable model, or something that is no model is at the target.
+        InputError: The source is not a usable model, or something that is not a model is at the target.
     """
     content, _, weights = _read_checked(source)
     _write_members(target, content, weights)
@@ -142,7 +142,7 @@ def rename_model(path: Path, name: str) -> ModelDescription:
         The new description.
 
     Raises:
-        InputError: The folder is no usable model, or its description cannot be written.
+        InputError: The folder is not a usable model, or its description cannot be written.
     """
     renamed = replace(read_description(path), name=name)
     try:

@@ -88,7 +88,8 @@ def _projection(encoder_dim: int, decoder_dim: int) -> nn.Linear:
 class HiEndMAE(nn.Module):
     """Masked autoencoder with `cross_stages` stages of hierarchical encoder-driven decoding (0: plain MAE).
 
-    Stage b queries the encoder states 9, then 6, then 3 (for 12 blocks).
+    For 12 blocks, stage b queries the encoder states 9, then 6, then 3. As in MONAI's UNETR a state is counted by the
+    zero-based index of its block, so that state 9 is the output of the tenth block.
     """
 
     unrotated_crops = False  # crops are flipped and turned at random
@@ -111,6 +112,19 @@ class HiEndMAE(nn.Module):
     ) -> None:
         """Build encoder and decoder.
 
+        Args:
+            image_size: Edges (H, W, D) of a crop in voxels.
+            patch_size: Edge of a patch in voxels.
+            in_channels: Channels of the image.
+            encoder_dim: Width of the encoder's tokens.
+            encoder_depth: Transformer blocks of the encoder.
+            encoder_heads: Attention heads of the encoder.
+            decoder_dim: Width of the decoder's tokens.
+            decoder_heads: Attention heads of the decoder.
+            mask_ratio: Fraction of the patches that are masked.
+            self_blocks: Blocks of self-attention in the decoder.
+            cross_stages: Stages of cross-attention to encoder states, 0 to 3.
+
         Raises:
             ValueError: If sizes do not fit each other; the message names the value.
         """
@@ -128,7 +142,7 @@ class HiEndMAE(nn.Module):
             heads=encoder_heads,
         )
         self.grid = patch_grid(image_size, patch_size)
-        self.visible = num_visible_patches(len(self.encoder.positions), mask_ratio)
+        self.visible = num_visible_patches(len(self.encoder.position_embedding), mask_ratio)
         self.decoder = Decoder(
             decoder_dim,
             decoder_heads,
@@ -150,9 +164,9 @@ class HiEndMAE(nn.Module):
             "decoder_position_embedding", sincos_position_embedding(self.grid, decoder_dim), persistent=False
         )
 
-    def set_grad_checkpointing(self, on: bool = True) -> None:
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keep only the inputs of blocks and compute the rest again in the backward pass: less memory, more time."""
-        self.encoder.recompute = self.decoder.recompute = on
+        self.encoder.recompute = self.decoder.recompute = enable
 
     def forward(
         self, volume: Tensor, permutation: Tensor | None = None, valid_mask: Tensor | None = None
@@ -184,7 +198,7 @@ class HiEndMAE(nn.Module):
     def forward_encoder(self, patches: Tensor, permutation: Tensor) -> dict[int, Tensor]:
         """Encode the visible patches; returns the states {3, 6, 9, 12: (B, 1 + S, dim)} for 12 blocks."""
         visible, _ = split_patches(permutation, self.visible)
-        return self.encoder.encode(gather_tokens(patches, visible), self.encoder.positions[visible])
+        return self.encoder.encode(gather_tokens(patches, visible), self.encoder.position_embedding[visible])
 
     def forward_decoder(self, states: dict[int, Tensor], permutation: Tensor) -> Tensor:
         """Predict the masked patches (B, M, p * p * p * C) from the encoder's states."""
@@ -251,9 +265,9 @@ def mean_over_crops(errors: Tensor, counted: Tensor) -> Tensor:
 
 
 def normalize_patches(patches: Tensor, counted: Tensor | None = None) -> Tensor:
-    """Normalize each patch to zero mean and unit spread over its voxels; air becomes 0.
+    """Normalize each patch to zero mean and unit spread over its voxels (MAE's `norm_pix_loss`).
 
-    The variance is biased, and a small constant is added to it before the root.
+    The variance is biased, and a small constant is added to it before the root. A constant patch, such as air, becomes 0.
 
     Args:
         patches: (B, N, voxels).

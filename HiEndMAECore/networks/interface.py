@@ -120,8 +120,8 @@ class LayerGroup:
     """Parameters that are trained at one rate.
 
     name: for messages. parameters: in the order of `nn.Module.parameters`. depth: number of groups between these
-    parameters and the end of the encoder; the layer-wise rate is base x decay^depth. is_encoder: the encoder has a base
-    rate of its own, and can be frozen.
+    parameters and the end of the encoder, 0 for its deepest stage; the layer-wise rate is base x decay^depth. is_encoder:
+    the encoder has a base rate of its own, and can be frozen.
     """
 
     name: str
@@ -172,7 +172,7 @@ class SegmentationNetwork(nn.Module):
 
     @staticmethod
     def size_divisor(config: Any) -> tuple[int, ...]:
-        """Return the number of voxels of which each edge of an image must be a multiple."""
+        """Return the divisor of the image size along each axis, in voxels."""
         return (1,) * config.spatial_dims
 
     @classmethod
@@ -304,7 +304,7 @@ def require_allowed_size(network: type[SegmentationNetwork], config: Any) -> Non
     """Check `config.image_size` against the size rules of `network`.
 
     Raises:
-        ValueError: If an edge is no multiple of the divisor, or too short; the message names both.
+        ValueError: If an edge is not a multiple of the divisor, or too short; the message names both.
     """
     size, divisor, least = config.image_size, network.size_divisor(config), network.min_size(config)
     if any(edge % part for edge, part in zip(size, divisor)):

@@ -142,7 +142,9 @@ def _decide_by_position(
     """Check the pairs of names by their positions, and find pairs among the structures whose names contain no side."""
     for left, right in pairs:
         if not all(body.opposite(left, right) for body in bodies):
-            return Mirroring(False, (), f"off: '{names[left]}' and '{names[right]}' are no mirror images of each other")
+            return Mirroring(
+                False, (), f"off: '{names[left]}' and '{names[right]}' are not mirror images of each other"
+            )
     pairs = list(pairs)
     for index in range(len(names)):
         paired = {member for pair in pairs for member in pair}

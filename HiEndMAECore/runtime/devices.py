@@ -17,6 +17,8 @@ from .processes import local_rank_from_environment
 if TYPE_CHECKING:
     import torch
 
+_CHECK = "Run: python -m HiEndMAECore.doctor"
+
 
 def require_torch() -> None:
     """Raise `MissingDependencyError` when torch is not installed."""
@@ -58,18 +60,22 @@ def choose_device(name: str = "auto") -> torch.device:
         if index >= cards:
             raise _absent(name)
         if not card_is_usable(index):
-            raise UsageError("device_unfit", f"This torch has no code for the card {name}.", "See: doctor.")
+            raise UsageError("device_unfit", f"This PyTorch build does not support the GPU {name}.", _CHECK)
         return torch.device("cuda", index)
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise _absent(name)
     if device.type == "mps" and not _mps_is_usable():
-        raise UsageError("device_unfit", "This torch lacks what the networks need on mps.", "Use --device cpu.")
+        raise UsageError(
+            "device_unfit",
+            "This PyTorch version lacks 3D operations on mps that the networks need.",
+            "Use --device cpu.",
+        )
     return device
 
 
 def _absent(name: str) -> UsageError:
     """Return the error for a device that this computer does not have."""
-    return UsageError("device_absent", f"This computer has no usable {name}.", "Use --device cpu, or see: doctor.")
+    return UsageError("device_absent", f"This computer has no usable {name}.", f"Use --device cpu. {_CHECK}")
 
 
 def card_is_usable(index: int) -> bool:

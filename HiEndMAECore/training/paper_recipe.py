@@ -70,8 +70,8 @@ def warn_about_flips(names: Sequence[str], report: Reporter) -> None:
     if lateral:
         report.warning(
             "paper_flips_sides",
-            f"The paper's recipe mirrors left and right into each other, but '{lateral[0]}' has a side.",
-            "Use another --preset, which exchanges the names of mirrored pairs.",
+            f"The paper's recipe flips crops left-right without swapping labels, but '{lateral[0]}' is on one side.",
+            "Use another --preset: the default recipe swaps the labels of left-right pairs.",
         )
 
 

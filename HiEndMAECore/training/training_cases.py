@@ -80,7 +80,7 @@ def _warn_about_labels(
         report.warning(
             "labels_unknown",
             f"{case.scan.name} has the label values {', '.join(map(str, unknown))}, which the model does not have. "
-            "They are ignored.",
+            "They are trained as background.",
             "To train new structures, start from the model with --init instead of --improve.",
         )
     if absent := [structure.name for structure in structures if structure.value not in present]:

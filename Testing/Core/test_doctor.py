@@ -149,7 +149,7 @@ def test_choose_device_skips_devices_that_this_torch_cannot_use(monkeypatch: pyt
     assert devices.choose_device() == torch.device("cuda", 1)
     monkeypatch.setenv("LOCAL_RANK", "1")  # the second process of a machine that shows each but one card
     assert devices.choose_device() == devices.choose_device("cuda") == torch.device("cuda", 1)
-    with pytest.raises(UsageError, match="no code for the card cuda:0"):
+    with pytest.raises(UsageError, match="does not support the GPU cuda:0"):
         devices.choose_device("cuda:0")
     cards.clear()
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)

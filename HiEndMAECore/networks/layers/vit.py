@@ -93,7 +93,7 @@ class ViTEncoder(nn.Module):
     class_token, norm_eps: as in pretraining (True, 1e-6); False and 1e-5 reproduce the authors' fine-tuning network.
     """
 
-    positions: Tensor
+    position_embedding: Tensor
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class ViTEncoder(nn.Module):
         self.patch_embed = PatchEmbedding(patch_size, in_channels, dim)
         self.blocks = nn.ModuleList(Block(dim, heads, norm_eps=norm_eps) for _ in range(depth))
         self.norm = nn.LayerNorm(dim, eps=norm_eps)
-        self.register_buffer("positions", sincos_position_embedding(self.grid, dim), persistent=False)
+        self.register_buffer("position_embedding", sincos_position_embedding(self.grid, dim), persistent=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -136,7 +136,9 @@ class ViTEncoder(nn.Module):
 
     def position_embedding_for(self, grid: tuple[int, int, int], like: Tensor) -> Tensor:
         """Return the position embedding (L, dim) of `grid`, on the device of `like`."""
-        return self.positions if grid == self.grid else sincos_position_embedding(grid, self.dim).to(like.device)
+        return (
+            self.position_embedding if grid == self.grid else sincos_position_embedding(grid, self.dim).to(like.device)
+        )
 
     def forward(self, volume: Tensor, visible: Tensor | None = None) -> dict[int, Tensor]:
         """Encode the visible patches of a volume.

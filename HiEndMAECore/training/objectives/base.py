@@ -50,6 +50,13 @@ class FeatureMaps(Protocol):
     def features(self, image: Tensor) -> list[Tensor]: ...
 
 
+_CAPABILITY_TEXT = {  # for messages
+    "TokenEncoder": "a ViT encoder",
+    "DenseForward": "a segmentation network",
+    "FeatureMaps": "an encoder with feature maps",
+}
+
+
 def has_capability(network: type, capability: type) -> bool:
     """Return whether a network class has every member that a capability names."""
     members = [name for name in vars(capability) if not name.startswith("_")]
@@ -84,7 +91,7 @@ class PretrainingObjective(Protocol):
         """Return the masked and the reconstructed volume (B, C, H, W, D), for the progress picture."""
         ...
 
-    def set_grad_checkpointing(self, on: bool = True) -> None:
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Turn gradient checkpointing on or off."""
         ...
 
@@ -164,8 +171,8 @@ def build_objective(request: ObjectiveRequest) -> PretrainingSetup:
         if not has_capability(network, capability):
             raise UsageError(
                 "objective_unsuitable",
-                f"--objective {request.objective} needs a network that is a {capability.__name__}; "
-                f"{network.registered_name} (--variant {request.variant}) is none.",
+                f"--objective {request.objective} needs {_CAPABILITY_TEXT[capability.__name__]}; the network "
+                f"{network.registered_name} (--variant {request.variant}) is not one.",
                 "Choose another --objective or another --variant.",
             )
     return build(request)
@@ -178,10 +185,13 @@ def read_initial_encoder(init: str, variant: str) -> PretrainedWeights:
         InputError: If they cannot be read, or are not of the variant.
     """
     initial = read_pretrained(init)
-    if initial is None or initial.variant != variant:
-        message = f"--init {init} is of {initial.variant or 'an unknown variant' if initial else 'nothing'}"
-        advice = "Give a pretrained encoder and its variant."
-        raise InputError("weights_of_another_variant", f"{message}, --variant is {variant}.", advice)
+    advice = "Give a pretrained encoder and its variant."
+    if initial is None:
+        raise InputError("weights_of_another_variant", f"--init {init} names no pretrained encoder.", advice)
+    if initial.variant != variant:
+        known = f"variant {initial.variant}" if initial.variant else "an unknown variant"
+        message = f"The weights {init} are of {known}, but --variant is {variant}."
+        raise InputError("weights_of_another_variant", message, advice)
     return initial
 
 

@@ -56,7 +56,7 @@ class Inpainting(nn.Module):
         self.grid = patch_grid(size, self.patch_size)
         self.visible = num_visible_patches(self.grid[0] * self.grid[1] * self.grid[2], mask_ratio)
 
-    def set_grad_checkpointing(self, on: bool = True) -> None:
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Do nothing: a frozen encoder keeps no activations."""
 
     def forward(self, volume: Tensor, permutation: Tensor, valid_mask: Tensor | None = None) -> Reconstruction:

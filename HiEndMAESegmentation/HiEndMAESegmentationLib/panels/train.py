@@ -75,8 +75,8 @@ class TrainPanel(VTKObservationMixin):
             "20min": _("20 minutes"),
             "good": _("Until good (up to 1 h)"),
         }
-        graphics_card = "mps" if sys.platform == "darwin" else "cuda"
-        devices = {"auto": _("Automatic"), "cpu": _("Processor"), graphics_card: _("Graphics card")}
+        gpu = ("mps", _("GPU (Apple)")) if sys.platform == "darwin" else ("cuda", _("GPU (CUDA)"))
+        devices = {"auto": _("Automatic"), "cpu": _("CPU"), gpu[0]: gpu[1]}
         self._fill(self.ui.budgetCombo, budgets)
         self._fill(self.ui.deviceCombo, devices)
 
@@ -125,7 +125,7 @@ class TrainPanel(VTKObservationMixin):
         for combo, value in ((self.ui.budgetCombo, parameters.budget), (self.ui.deviceCombo, parameters.device)):
             index = combo.findData(value)
             if index != combo.currentIndex:
-                combo.setCurrentIndex(max(0, index))  # a graphics card of another system: automatic
+                combo.setCurrentIndex(max(0, index))  # the saved device does not exist on this system
         if parameters.start and self.ui.startCombo.currentData != parameters.start:
             self._fill_starts()
         self._show_segments()

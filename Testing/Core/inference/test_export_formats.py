@@ -122,5 +122,5 @@ def test_dicom_seg_without_a_series_or_highdicom_is_refused_before_the_computati
     with pytest.raises(MissingDependencyError, match="highdicom"):
         run(config)
     monkeypatch.setitem(sys.modules, "highdicom", object())
-    with pytest.raises(InputError, match="is no DICOM series"):
+    with pytest.raises(InputError, match="is not a DICOM series"):
         run(config)

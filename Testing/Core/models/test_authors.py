@@ -27,7 +27,7 @@ def tiny() -> tuple[HiEndMAE, dict[str, torch.Tensor]]:
     torch.manual_seed(1)
     model = build_pretraining_model("hi_end_mae_vit_tiny_8p", image_size=(16, 16, 16))
     state = {"module." + key: value.clone() for key, value in model.state_dict().items()}
-    state["module.encoder_pos_embed"] = model.encoder.positions[None]
+    state["module.encoder_pos_embed"] = model.encoder.position_embedding[None]
     return model, state
 
 

@@ -17,7 +17,7 @@ from HiEndMAECore.training.objectives.base import (
 @pytest.mark.parametrize("name", [name for name in NETWORKS if registry.find_network(name).variants])
 def test_objective_that_a_network_cannot_serve_is_named(name: str) -> None:
     variant = list_variants(name)[0]
-    with pytest.raises(UsageError, match=f"--objective mae needs a network that is a TokenEncoder; .*{variant}"):
+    with pytest.raises(UsageError, match=f"--objective mae needs a ViT encoder; the network .*{variant}"):
         build_objective(ObjectiveRequest(objective="mae", variant=variant))
 
 

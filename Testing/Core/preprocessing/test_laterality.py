@@ -137,7 +137,7 @@ def test_decide_mirroring_does_not_pair_different_organs() -> None:
         (["structure 1"], (2,), "'structure 1' lies on one side"),
         (["kidney_left"], (1,), "'kidney_left' is labelled on one side alone"),
         (["Liver"], (1,), "'Liver' lies on one side"),
-        (["ventricle left", "ventricle right"], (2, 4), "no mirror images"),
+        (["ventricle left", "ventricle right"], (2, 4), "not mirror images"),
     ],
 )
 def test_unpaired_lateral_structure_disables_mirroring(names: list[str], values: tuple[int, ...], reason: str) -> None:

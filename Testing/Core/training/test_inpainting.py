@@ -189,7 +189,7 @@ def test_wrong_inpainting_options_are_named(store: Path, pretrained_run: Path, t
         pretrain.run(config(tmp_path / "no scans", tmp_path / "new", init="typo"))  # reported before the scans are read
     with pytest.raises(InputError, match="--variant is hi_end_mae_vit_small_8p"):
         pretrain.run(config(store, tmp_path / "new", variant="hi_end_mae_vit_small_8p"))
-    with pytest.raises(InputError, match="is of nothing"):
+    with pytest.raises(InputError, match="names no pretrained encoder"):
         pretrain.run(config(store, tmp_path / "new", init="none"))
     with pytest.raises(UsageError, match="started with init"):
         pretrain.run(replace(config(store, pretrained_run, resume=True), init=str(pretrained_run)))
@@ -224,5 +224,5 @@ def test_inpainting_pretrains_a_network_without_patches(store: Path) -> None:
     )
     other = build_network(segmentation_architecture("unet_small", classes=5))
     assert pretrained.load_pretrained(other, found)["init_taken"] == "network"
-    with pytest.raises(UsageError, match="--objective mae needs a network that is a TokenEncoder; UNet"):
+    with pytest.raises(UsageError, match="--objective mae needs a ViT encoder; the network UNet"):
         pretrain.run(config(store, store.parent / "mae", variant="unet_small", objective="mae", init=None))
