@@ -20,7 +20,7 @@ def test_out_of_memory_offers_the_processor(module: Any, patient: Callable[..., 
     module.train.ui.trainButton.click()
     wait(lambda: not module.session.busy)
     assert "--" not in message_of(module.train)
-    assert module.train.strip.ui.actionButton.text == "Try on the processor"
+    assert module.train.strip.ui.actionButton.text == "Try on the CPU"
     module.train.strip.ui.actionButton.click()
     assert module.train.strip.job._config.device == "cpu"
     assert module.train.ui.deviceCombo.currentData == "cpu"

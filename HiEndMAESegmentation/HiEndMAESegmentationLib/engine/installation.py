@@ -1,6 +1,6 @@
 """Install the engine's packages into Slicer's Python: after one question, on the main thread, never at import.
 
-torch is installed by the PyTorch extension, which knows graphics cards; the rest by `slicer.packaging`, or on older versions
+torch is installed by the PyTorch extension, which chooses its build; the rest by `slicer.packaging`, or on older versions
 by `slicer.util.pip_install`. Packages that Slicer ships are pinned to the installed version, so that pip can neither replace
 nor upgrade them.
 """

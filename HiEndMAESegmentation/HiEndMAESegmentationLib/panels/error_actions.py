@@ -19,7 +19,7 @@ def button_text(action: str) -> str:
     """Return the text of the button for an action."""
     texts = {
         "install": _("Install"),
-        "cpu": _("Try on the processor"),
+        "cpu": _("Try on the CPU"),
         "2mm": _("Use 2 mm"),
         "crop": _("Crop to the ROI"),
         "retry": _("Try again"),
@@ -47,7 +47,7 @@ def actions_for(code: str, message: str, advice: str) -> ErrorActions:
         ),
         "too_large": ErrorActions(f"{message} " + _("Crop the scan to the region of interest."), ("crop",)),
         "killed": ErrorActions(f"{message} {advice}", ("retry",)),
-        "device_absent": ErrorActions(_("The graphics card does not respond."), ("cpu",)),
+        "device_absent": ErrorActions(_("The GPU does not respond."), ("cpu",)),
         "files_failed": ErrorActions(message, ("retry",)),
         "disk_full": ErrorActions(_("The disk is full. Free some space, and try again."), ("retry",)),
         "labels_too_small": ErrorActions(
@@ -57,7 +57,7 @@ def actions_for(code: str, message: str, advice: str) -> ErrorActions:
             f"{message} " + _("Open the module 'PyTorch Util', uninstall PyTorch, and install it again for the card.")
         ),
         "gpu_unsupported": ErrorActions(
-            f"{message} " + _("Install the newest PyTorch in the module 'PyTorch Util', or compute on the processor.")
+            f"{message} " + _("Install the newest PyTorch in the module 'PyTorch Util', or compute on the CPU.")
         ),
         "gpu_hidden": ErrorActions(
             f"{message} " + _("Restart the computer; if that does not help, update the driver.")
