@@ -66,7 +66,7 @@ def build_store(plan: StorePlan, report: Reporter) -> StoreWriter:
     found = find_cases(plan.inputs)
     excluded, cases = exclusion.split(found)
     _warn_unmatched(exclusion, found, report)
-    channels = writer.manifest.get("channels") or _usual_channels(found)
+    channels = writer.manifest.get("channels") or _most_common_channel_count(found)
     writer.manifest |= {"channels": channels, "held_out": sum(case in excluded for case in found)}
     writer.remove(lambda entry: entry["name"] in exclusion.names)
 
@@ -106,7 +106,8 @@ def bytes_to_read(case: Case) -> float:
     return BYTES_PER_VOXEL_READING * count_voxels(case)
 
 
-def _usual_channels(found: Sequence[Case]) -> int:
+def _most_common_channel_count(found: Sequence[Case]) -> int:
+    """Return the number of channels that most cases have."""
     return Counter(len(case.channels) for case in found).most_common(1)[0][0]
 
 

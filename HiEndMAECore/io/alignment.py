@@ -9,12 +9,6 @@ from HiEndMAECore.errors import InputError
 from .volume import Geometry, Volume
 
 
-def check_same_geometry(image: Volume, labels: Volume) -> None:
-    """Raise `InputError` `geometry_mismatch` unless both have the same voxels in the same order."""
-    if not image.geometry.matches(labels.geometry):
-        raise _mismatch(image, labels)
-
-
 def align_label_map(image: Volume, labels: Volume) -> Volume:
     """Return `labels` on exactly the grid of `image`, without interpolation.
 
