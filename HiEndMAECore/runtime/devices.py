@@ -176,8 +176,13 @@ def gradient_scaler(device: torch.device, precision: str) -> torch.amp.GradScale
 
 
 def cpu_has_bf16() -> bool:
-    """Return whether this CPU multiplies bf16 in hardware (AVX-512 BF16 or AMX); False where torch does not know."""
+    """Return whether this CPU multiplies bf16 in hardware (AVX-512 BF16 or AMX); False where torch does not know.
+
+    False, too, where torch is limited to AVX2 by the environment variable ATEN_CPU_CAPABILITY.
+    """
     import torch
 
+    if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+        return False
     checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return any(check is not None and check() for check in checks)

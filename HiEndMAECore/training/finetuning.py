@@ -21,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from HiEndMAECore.errors import HiEndMAEError, InputError
 from HiEndMAECore.networks import SegmentationNetwork
+from HiEndMAECore.networks.cpu_convolution import CpuTrainingKernels
 from HiEndMAECore.preprocessing.laterality import Mirroring
 from HiEndMAECore.reporting.reporter import Reporter
 from HiEndMAECore.runtime.devices import autocast
@@ -246,7 +247,7 @@ def train_step(
         The loss before the step.
     """
     image, classes = draw_batch(cases, recipe, step=step, plan=plan)
-    with autocast(device, smallest_edge=network.smallest_feature_edge(network.config, plan.crop)):
+    with autocast(device, smallest_edge=network.smallest_feature_edge(network.config, plan.crop)), CpuTrainingKernels():
         logits = network(image)
     loss = deep_supervision_loss(recipe.criterion, logits, classes, done=done)
     loss.backward()
