@@ -114,13 +114,14 @@ def _slab_gradients(
     rows = count if batch > 1 else -(-count // 2)  # planes of the gradient in a slab
     starts = [0] if batch > 1 else [0, count - rows]
     length = (rows - 1) * stride[0] + weight.shape[2]  # planes of the input that they read
-    inputs = x.new_zeros((len(starts) * batch, x.shape[1], length, *x.shape[3:]))
+    inputs = x.new_empty((len(starts) * batch, x.shape[1], length, *x.shape[3:]))
     gradients = gradient
     if len(starts) > 1:
         gradients = torch.cat([gradient[:, :, start : start + rows] for start in starts])
         gradients[batch:, :, : 2 * rows - count] = 0  # these planes are in the first slab too
     spans = [_span(start * stride[0] - padding[0], length, x.shape[2]) for start in starts]
     for part, (of_slab, of_input) in zip(inputs.split(batch), spans):
+        part[:, :, : of_slab.start] = part[:, :, of_slab.stop :] = 0
         part[:, :, of_slab] = x[:, :, of_input]
     slabs, of_weight, _ = torch.ops.aten.convolution_backward(
         gradients, inputs, weight, None, stride, (0, *padding[1:]), _ONE, False, (0, 0, 0), 1, (*wanted, False)
