@@ -22,6 +22,7 @@ _MIN_TIMED_STEPS = 5
 _MIN_TIMED_SECONDS = 1.5  # on a busy machine single steps differ by half
 _MAX_BUDGET_FRACTION = 0.1  # of the budget goes to the timing, once `_FEWEST_TIMED_STEPS` are timed
 _FEWEST_TIMED_STEPS = 2
+USUAL_TIMED_STEPS = _WARM_UP_STEPS + _MIN_TIMED_STEPS  # of a step that takes longer than a third of a second
 _MIN_STEPS = 20  # of any run
 WARNING_FACTOR = 1.2  # times the budget: a run that will take longer is reported
 STOP_FACTOR = 1.25  # times the budget: the run stops
