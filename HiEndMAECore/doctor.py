@@ -2,7 +2,7 @@
 
   python -m HiEndMAECore.doctor
 
-It also runs on a bare Python. Exit code 0: the main job can run; 5: a required package is missing.
+It also measures the training speed, and runs on a bare Python. Exit code 0: the main job can run; 5: a package is missing.
 """
 
 from __future__ import annotations
@@ -53,6 +53,12 @@ def run(config: DoctorConfig, report: Reporter | None = None) -> dict[str, Any]:
     machine = probe_machine((config.output or Path("file")).absolute().parent)
     _report_machine(machine, report)
     devices = [] if any(package.name == "torch" for package in blocking) else _report_devices(report)
+    if blocking:
+        report.info("The training speed is not measured, because a required package cannot be used.")
+    else:
+        from .training.speed_probe import report_training_speed
+
+        report_training_speed(devices, report, only=config.device)
     if config.output is not None:
         findings = {
             "python": platform.python_version(),

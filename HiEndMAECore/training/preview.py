@@ -21,7 +21,6 @@ from HiEndMAECore.runtime.devices import autocast
 from .disjoint_tiles import DiceCounts, disjoint_tiles
 from .training_cases import TrainingCase
 
-BUDGET_SHARE = 0.05  # of the training time is reserved for previews
 _RUN_FRACTIONS = (0.1, 0.25, 0.5, 0.75)  # of the run, at which a preview is made
 _TILE_COST = 0.4  # expected time of one predicted tile in units of a step, before a preview was timed
 
@@ -50,7 +49,7 @@ class Preview:
         *,
         path: Path,
         report: Reporter,
-        share: float = BUDGET_SHARE,
+        share: float = 0.05,
     ) -> None:
         self.case, self.grid, self.path, self.report, self.share = case, grid, path, report, share
         self.values = np.array([0, *(structure.value for structure in structures)], np.uint16)

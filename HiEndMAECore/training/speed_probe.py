@@ -17,12 +17,12 @@ from . import finetuning, presets
 from .default_recipe import DefaultRecipe
 from .performance_estimate import BUDGET_SHARE
 from .plans import FinetuningPlan
-from .preview import BUDGET_SHARE as PREVIEW_SHARE
 from .time_budget import USUAL_TIMED_STEPS, StepTiming, time_steps
 from .training_cases import TrainingCase
 
 _CLASSES = 14  # with the background; the number changes the time of a step by a few percent
 _SCAN_SHAPE = (96, 96, 96)
+_FIVE_MINUTES = 300.0  # the default budget of `finetune`, in seconds
 _BUDGET_SECONDS = 60.0  # the timing takes about a tenth of it at most, see `time_steps`
 _QUIET_SECONDS = 2.0  # a longer probe shows its progress
 
@@ -67,8 +67,16 @@ class TrainingSpeed:
         return 60 / self.timing.seconds
 
     def steps_in_budget(self, seconds: float) -> int:
-        """Return the steps of a run with this `--budget`, without the shares of previews and performance estimate."""
-        return self.timing.steps_in(seconds * (1 - BUDGET_SHARE - PREVIEW_SHARE))
+        """Return the steps of a run with this `--budget` in seconds, a part of which the performance estimate takes."""
+        return self.timing.steps_in(seconds * (1 - BUDGET_SHARE))
+
+    def describe(self) -> str:
+        """Return what to expect of `finetune` in words. A plan that depends on the speed is named here."""
+        crops = "1 crop" if self.batch_size == 1 else f"{self.batch_size} crops"
+        return (
+            f"Training on {self.device}: {self.steps_a_minute:.0f} steps a minute ({self.variant}, {crops} a step), "
+            f"about {self.steps_in_budget(_FIVE_MINUTES)} steps in five minutes."
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the numbers of a report."""
@@ -77,8 +85,33 @@ class TrainingSpeed:
             "batch_size": self.batch_size,
             "seconds_a_step": round(self.timing.seconds, 4),
             "steps_a_minute": round(self.steps_a_minute, 1),
-            "steps_in_five_minutes": self.steps_in_budget(300),
+            "steps_in_five_minutes": self.steps_in_budget(_FIVE_MINUTES),
         }
+
+
+def report_training_speed(devices: Sequence[dict[str, Any]], report: Reporter, *, only: str = "auto") -> None:
+    """Measure the training speed of devices, report it, and add it to their entries as "training".
+
+    Args:
+        devices: Devices as `diagnostics.find_devices` returns them.
+        only: "auto", or the name of the device to measure; "cuda" is every card.
+        report: Receives progress, metrics, a sentence for each device, and a warning where it cannot take a step.
+    """
+    for device in devices:
+        name = device["device"]
+        if only not in ("auto", name, name.partition(":")[0]):
+            continue
+        try:
+            speed = measure_training_speed(torch.device(name), report)
+        except RuntimeError as error:  # torch raises it for every failure of a device
+            reason = str(error).partition("\n")[0]
+            advice = "Use --device cpu." if name != "cpu" else "Close other programs, and try again."
+            report.warning("speed_not_measured", f"Training on {name} failed: {reason}", advice)
+            continue
+        device["training"] = speed.to_json()
+        for key in ("steps_a_minute", "steps_in_five_minutes"):
+            report.metric(key, device["training"][key], device=name)
+        report.info(speed.describe())
 
 
 def measure_training_speed(device: torch.device, report: Reporter) -> TrainingSpeed:
@@ -105,12 +138,12 @@ def measure_training_speed(device: torch.device, report: Reporter) -> TrainingSp
     begin = time.monotonic()
 
     def step(index: int) -> None:
-        finetuning.train_step(
-            cases, recipe, network, optimizer, step=index, done=0.0, plan=plan, device=device
-        )  # fmt: skip
+        finetuning.train_step(cases, recipe, network, optimizer, step=index, done=0.0, plan=plan, device=device)
         report.check()
         if time.monotonic() - begin > _QUIET_SECONDS:
-            report.progress("speed", index + 1, max(index + 1, USUAL_TIMED_STEPS))
+            report.progress("measuring", index + 1, max(index + 2, USUAL_TIMED_STEPS))
 
     timing = time_steps(step, device=device, budget=_BUDGET_SECONDS)
+    if time.monotonic() - begin > _QUIET_SECONDS:
+        report.progress("measuring", USUAL_TIMED_STEPS, USUAL_TIMED_STEPS)
     return TrainingSpeed(str(device), preset.variant, preset.batch_size, timing)

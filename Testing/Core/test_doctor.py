@@ -44,6 +44,9 @@ def test_doctor_reports_this_computer(tmp_path: Path) -> None:
     assert found["devices"][-1]["device"] == "cpu"
     for name in ("cores", "memory_gb", "disk_free_gb"):
         assert metrics[name] == found[name] > 0
+    training = found["devices"][-1]["training"]
+    assert metrics["steps_a_minute"] == training["steps_a_minute"] > 0
+    assert metrics["steps_in_five_minutes"] == training["steps_in_five_minutes"] >= 20
 
 
 def test_doctor_on_a_bare_python_gives_the_command_to_install() -> None:
@@ -54,6 +57,7 @@ def test_doctor_on_a_bare_python_gives_the_command_to_install() -> None:
     assert all(f'"{line}"' in last_line for line in REQUIRED)
     assert f'"{sys.executable}" -m pip install' in last_line
     assert "an unknown amount of memory" in process.stderr  # psutil is missing too
+    assert "The training speed is not measured" in process.stderr
     process = run_bare("from HiEndMAECore.doctor import main; sys.exit(main(['--events']))")
     last = events.decode(process.stdout.splitlines()[-1])
     assert (process.returncode, last["event"], last["code"]) == (5, "failed", "dependency_missing")
@@ -83,6 +87,7 @@ def test_doctor_with_an_old_package_fails_with_the_command_to_install(other_pack
     assert "monai" not in caught.value.advice
     found = json.loads((other_packages / "doctor.json").read_text())
     assert (found["can_run"], found["missing"]) == (False, ["nibabel"])
+    assert found["devices"][-1] == {"device": "cpu", "name": "CPU"}  # its speed is not measured
 
 
 def test_doctor_with_a_broken_package_fails(other_packages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
