@@ -17,6 +17,7 @@ from .processes import local_rank_from_environment
 if TYPE_CHECKING:
     import torch
 
+_TOLERANCE = 1e-3  # of the largest value: 32-bit arithmetic in another order is much closer
 _CHECK = "Run: python -m HiEndMAECore.doctor"
 
 
@@ -53,7 +54,7 @@ def choose_device(name: str = "auto") -> torch.device:
             return torch.device(
                 "cuda", usable[local_rank % len(usable)]
             )  # a cluster may show each process a single card
-        return torch.device("mps" if torch.backends.mps.is_available() and _mps_is_usable() else "cpu")
+        return torch.device("mps" if mps_is_usable() else "cpu")
     device = torch.device(name)
     if device.type == "cuda":
         index = local_rank % max(1, cards) if device.index is None else device.index
@@ -64,11 +65,11 @@ def choose_device(name: str = "auto") -> torch.device:
         return torch.device("cuda", index)
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise _absent(name)
-    if device.type == "mps" and not _mps_is_usable():
+    if device.type == "mps" and not mps_is_usable():
         raise UsageError(
             "device_unfit",
-            "This PyTorch version lacks 3D operations on mps that the networks need.",
-            "Use --device cpu.",
+            f"PyTorch {torch.__version__} does not compute the 3D operations of the networks on mps as the CPU does.",
+            "Use --device cpu, or a newer version of PyTorch.",
         )
     return device
 
@@ -107,23 +108,56 @@ def compiled_for(capability: tuple[int, int], architectures: Sequence[str]) -> b
 
 
 @functools.cache
-def _mps_is_usable() -> bool:
-    """Return whether torch has the 3D operations of the networks on Apple's graphics.
+def mps_is_usable() -> bool:
+    """Return whether this torch computes the networks on Apple's graphics; False where there are none."""
+    import torch
 
-    torch before 2.8 had no 3D convolutions there, and later versions lack a part of the 3D sampling.
+    return torch.backends.mps.is_available() and computes_networks(torch.device("mps"))
+
+
+def computes_networks(device: torch.device) -> bool:
+    """Return whether a device computes the 3D operations of the default networks, and their gradients, as the CPU does.
+
+    Two things are needed of Apple's graphics: torch before 2.8 has no transposed 3D convolution there; and as torch's own
+    tests leave out the 3D convolution, which is wrong on some of the processors, the values are compared. See docs/mps.md.
     """
+    import torch
+
+    try:
+        expected, found = _network_operations(torch.device("cpu")), _network_operations(device)
+    except (RuntimeError, TypeError):  # TypeError: a data type that the device lacks
+        return False
+    return all((one - other).abs().max() <= _TOLERANCE * one.abs().max() for one, other in zip(expected, found))
+
+
+def _network_operations(device: torch.device) -> list[torch.Tensor]:
+    """Return the result and the gradients of a small network of the default networks' 3D operations, on the CPU."""
     import torch
     from torch.nn import functional as F
 
-    try:
-        volume = torch.rand(1, 1, 4, 4, 4, device="mps", requires_grad=True)
-        F.conv_transpose3d(volume, torch.rand(1, 1, 2, 2, 2, device="mps"), stride=2).sum().backward()
-        grid = torch.zeros(1, 4, 4, 4, 3, device="mps")
-        for mode in ("bilinear", "nearest"):
-            F.grid_sample(volume.detach(), grid, mode=mode, align_corners=True)
-    except (RuntimeError, NotImplementedError):
-        return False
-    return True
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> torch.Tensor:
+        return (torch.rand(shape, generator=generator) - 0.5).to(device).requires_grad_()
+
+    image, stem, block = random(2, 1, 16, 16, 16), random(24, 1, 4, 4, 4), random(24, 24, 3, 3, 3)
+    strided, spread, out = random(48, 24, 3, 3, 3), random(48, 24, 2, 2, 2), random(3, 48, 1, 1, 1)
+    fine = F.leaky_relu(F.instance_norm(F.conv3d(F.conv3d(image, stem, stride=2, padding=1), block, padding=1)))
+    coarse = F.conv_transpose3d(F.gelu(F.conv3d(fine, strided, stride=2, padding=1)), spread, stride=2)
+    result = F.conv3d(torch.cat([fine, coarse], dim=1), out)
+    result.square().sum().backward()
+    gradients = [tensor.grad for tensor in (image, stem, block, strided, spread, out)]
+    return [tensor.detach().cpu() for tensor in (result, *gradients) if tensor is not None]
+
+
+def sampling_device(device: torch.device) -> torch.device:
+    """Return the device that cuts the crops of a training on `device`: the CPU for Apple's graphics.
+
+    There, torch 2.8 has no 3D `grid_sample` and torch 2.9 none for label maps (mode nearest), and no version has float64.
+    """
+    import torch
+
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .devices import card_is_usable
+from .devices import card_is_usable, mps_is_usable
 from .requirements import OPTIONAL, REQUIRED, fault_of, installed, name_of, pip_install, version_numbers
 
 _CUDA_WHEELS = "--index-url https://download.pytorch.org/whl/{}"
@@ -158,8 +158,12 @@ def find_devices() -> tuple[list[dict[str, Any]], list[Problem]]:
     elif driver := driver_cuda_version():
         problem = _unused_driver(driver)
         problems += [] if problem is None else [problem]
-    if torch.backends.mps.is_available():
+    if mps_is_usable():
         devices.append({"device": "mps", "name": "Apple graphics"})
+    elif torch.backends.mps.is_available():
+        message = f"torch {torch.__version__} does not compute 3D networks on Apple's graphics as the CPU does."
+        advice = f"Use --device cpu, or a newer version: {pip_install('torch!=2.9.*')} --upgrade"
+        problems.append(Problem("gpu_unsupported", message, advice))
     return [*devices, {"device": "cpu", "name": "CPU"}], problems
 
 

@@ -79,7 +79,7 @@ def draw_batch(
     """Draw and cut the batch of one step.
 
     Args:
-        cases: Training cases on the training device.
+        cases: Training cases on the device that cuts the crops.
         recipe: Recipe that draws the crops.
         step: The step, counted from 0.
         plan: Settings of the run; crop and batch size are used.

@@ -1,8 +1,8 @@
 """The fine-tuning loop: train a segmentation network on one or a few labelled scans (paper section 4.1).
 
-The scans are held on the training device, without data-loading workers: every crop is cut out of a whole scan with its
-augmentation in one interpolation. Step `i` draws from generators keyed by (seed, crop index), so that a resumed run
-continues with the same losses.
+The scans are held on the device that cuts the crops, without data-loading workers: every crop is cut out of a whole scan
+with its augmentation in one interpolation. Step `i` draws from generators keyed by (seed, crop index), so that a resumed
+run continues with the same losses.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from HiEndMAECore.networks import SegmentationNetwork
 from HiEndMAECore.networks.cpu_convolution import CpuTrainingKernels
 from HiEndMAECore.preprocessing.laterality import Mirroring
 from HiEndMAECore.reporting.reporter import Reporter
-from HiEndMAECore.runtime.devices import autocast
+from HiEndMAECore.runtime.devices import autocast, sampling_device
 
 from .checkpoints import load_checkpoint, read_checkpoint_values, save_checkpoint
 from .deep_supervision import deep_supervision_loss
@@ -116,7 +116,7 @@ def finetune(
     network.to(device).train()
     freeze_encoder(network.layer_groups(), plan.encoder_rate <= 0)
     run_digest = digest_run(plan, cases)
-    cases = [TrainingCase(case.name, case.image.to(device), case.classes.to(device)) for case in cases]
+    cases = [case.to(sampling_device(device)) for case in cases]
     if recipe is None:
         recipe = DefaultRecipe(cases, classes=network.classes, plan=plan, mirroring=mirroring)
     recipe.criterion.to(device)
@@ -234,7 +234,7 @@ def train_step(
     """Draw a batch and take one optimizer step.
 
     Args:
-        cases: Training cases on `device`.
+        cases: Training cases on the device that cuts the crops (`sampling_device`).
         recipe: Recipe of the run.
         network: Network in training mode on `device`.
         optimizer: Optimizer of its parameters.
@@ -246,7 +246,7 @@ def train_step(
     Returns:
         The loss before the step.
     """
-    image, classes = draw_batch(cases, recipe, step=step, plan=plan)
+    image, classes = (part.to(device) for part in draw_batch(cases, recipe, step=step, plan=plan))
     with autocast(device, smallest_edge=network.smallest_feature_edge(network.config, plan.crop)), CpuTrainingKernels():
         logits = network(image)
     loss = deep_supervision_loss(recipe.criterion, logits, classes, done=done)

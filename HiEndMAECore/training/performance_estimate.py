@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from HiEndMAECore.io.structure import Structure
 from HiEndMAECore.reporting.reporter import Reporter
-from HiEndMAECore.runtime.devices import autocast
+from HiEndMAECore.runtime.devices import autocast, sampling_device
 
 from .augmentation import Augmentation, crop_augmented, rotation
 from .disjoint_tiles import DiceCounts, DisjointTile, count_classes, disjoint_tiles
@@ -269,7 +269,9 @@ def _deformed_copy(
     size = [max(length, edge) for length, edge in zip(shape, crop)]
     augmentation = draw_strong_augmentation(np.random.default_rng((seed, copy, _COPY_KEY)), size)
     center = (np.array(shape) - 1) / 2
-    return crop_augmented(case.image.to(device), case.classes.to(device), center, size, augmentation)
+    case = case.to(sampling_device(device))
+    image, classes = crop_augmented(case.image, case.classes, center, size, augmentation)
+    return image.to(device), classes.to(device)
 
 
 def _structure_estimates(

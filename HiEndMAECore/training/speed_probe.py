@@ -12,6 +12,7 @@ import torch
 
 from HiEndMAECore.networks import build_network
 from HiEndMAECore.reporting.reporter import Reporter
+from HiEndMAECore.runtime.devices import sampling_device
 
 from . import finetuning, presets
 from .default_recipe import DefaultRecipe
@@ -103,7 +104,7 @@ def report_training_speed(devices: Sequence[dict[str, Any]], report: Reporter, *
             continue
         try:
             speed = measure_training_speed(torch.device(name), report)
-        except RuntimeError as error:  # torch raises it for every failure of a device
+        except (RuntimeError, TypeError) as error:  # torch raises them where a device lacks memory or a data type
             reason = str(error).partition("\n")[0]
             advice = "Use --device cpu." if name != "cpu" else "Close other programs, and try again."
             report.warning("speed_not_measured", f"Training on {name} failed: {reason}", advice)
@@ -128,8 +129,7 @@ def measure_training_speed(device: torch.device, report: Reporter) -> TrainingSp
     preset = presets.choose_preset("auto", device)
     architecture = presets.choose_architecture(preset, None, classes=_CLASSES, channels=1)
     crop = tuple(architecture["arguments"]["image_size"])
-    case = random_case(classes=_CLASSES, shape=_SCAN_SHAPE)
-    cases = [TrainingCase(case.name, case.image.to(device), case.classes.to(device))]
+    cases = [random_case(classes=_CLASSES, shape=_SCAN_SHAPE).to(sampling_device(device))]
     plan = FinetuningPlan(crop=crop, steps=1, batch_size=preset.batch_size)
     recipe = DefaultRecipe(cases, classes=_CLASSES, plan=plan)
     recipe.criterion.to(device)

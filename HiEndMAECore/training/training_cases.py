@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -35,6 +35,10 @@ class TrainingCase:
     image: Tensor
     classes: Tensor
     grid: NetworkGrid | None = None
+
+    def to(self, device: torch.device) -> TrainingCase:
+        """Return the case on `device`."""
+        return replace(self, image=self.image.to(device), classes=self.classes.to(device))
 
 
 def preprocess_training_cases(

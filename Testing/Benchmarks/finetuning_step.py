@@ -44,7 +44,7 @@ from monai.transforms import (
 )
 
 from HiEndMAECore.networks import build_network
-from HiEndMAECore.runtime.devices import autocast, choose_device
+from HiEndMAECore.runtime.devices import autocast, choose_device, sampling_device
 from HiEndMAECore.runtime.processor import describe_processor
 from HiEndMAECore.training import finetuning, presets
 from HiEndMAECore.training.default_recipe import DefaultRecipe
@@ -93,7 +93,7 @@ def build_arms(options: argparse.Namespace) -> dict[str, Callable[[int], float]]
     arms: dict[str, Callable[[int], float]] = {}
 
     if options.only in (None, "engine"):
-        cases = [TrainingCase(case.name, case.image.to(device), case.classes.to(device))]
+        cases = [case.to(sampling_device(device))]
         recipe = DefaultRecipe(cases, classes=options.classes, plan=plan)
         recipe.criterion.to(device)
         optimizer = finetuning.build_optimizer(network, plan)

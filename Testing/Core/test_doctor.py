@@ -158,9 +158,11 @@ def test_choose_device_skips_devices_that_this_torch_cannot_use(monkeypatch: pyt
         devices.choose_device("cuda:0")
     cards.clear()
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    devices.mps_is_usable.cache_clear()
     assert devices.choose_device() == torch.device("cpu")  # this torch has no kernels for mps at all
     with pytest.raises(UsageError, match="mps"):
         devices.choose_device("mps")
+    devices.mps_is_usable.cache_clear()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a shell script in place of nvidia-smi")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from training_examples import CPU, RequestAt, cube_case, finetune, small_unetr
 
@@ -81,3 +84,19 @@ def test_finetune_with_encoder_rate_zero_freezes_the_encoder(tmp_path: Path) -> 
     moved = {name for name, value in network.state_dict().items() if not value.equal(before[name])}
     assert moved
     assert not any(name.startswith("encoder.") for name in moved)
+
+
+def test_train_step_moves_the_crops_to_the_device_that_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for Apple's graphics, the CPU cuts the crops. The device is a stand-in without values, so the step ends there."""
+    case, network, plan = cube_case(), small_unetr(), FinetuningPlan(crop=(16, 16, 16), steps=1)
+
+    def stop(module: torch.nn.Module, inputs: Any) -> None:
+        raise StopIteration(inputs[0].device)
+
+    network.register_forward_pre_hook(stop)
+    monkeypatch.setattr(finetuning, "autocast", lambda device, **_: contextlib.nullcontext())
+    recipe, optimizer = DefaultRecipe([case], classes=3, plan=plan), finetuning.build_optimizer(network, plan)
+    with pytest.raises(StopIteration, match="meta"):
+        finetuning.train_step(
+            [case], recipe, network, optimizer, step=0, done=0.0, plan=plan, device=torch.device("meta")
+        )
