@@ -100,6 +100,7 @@ def as_on_mps() -> Iterator[None]:
     precise = partial(autocast, precision="fp32")
     with (
         mock.patch.object(finetuning, "autocast", precise),
+        mock.patch.object(finetuning, "CpuTrainingKernels", return_value=contextlib.nullcontext()),
         mock.patch.object(forward, "autocast", precise),
         mock.patch.object(forward, "CpuInferenceKernels", return_value=contextlib.nullcontext()),
         sdpa_kernel(SDPBackend.MATH),

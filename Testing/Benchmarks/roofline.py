@@ -31,6 +31,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from HiEndMAECore.networks import SegmentationNetwork, build_network
+from HiEndMAECore.networks.cpu_convolution import CpuTrainingKernels
 from HiEndMAECore.runtime.devices import autocast, cpu_has_bf16
 from HiEndMAECore.training import finetuning, presets
 from HiEndMAECore.training.default_recipe import DefaultRecipe, draw_batch
@@ -107,17 +108,8 @@ class LayerCall:
 def training_context(network: SegmentationNetwork, plan: FinetuningPlan, precision: str) -> Iterator[None]:
     """Compute as the forward pass of `finetuning.train_step` does: the one place that knows its contexts."""
     smallest = network.smallest_feature_edge(network.config, plan.crop)
-    with training_kernels(), autocast(CPU, smallest_edge=smallest, precision=precision):
+    with autocast(CPU, smallest_edge=smallest, precision=precision), CpuTrainingKernels():
         yield
-
-
-def training_kernels() -> AbstractContextManager[Any]:
-    """Return the context with the CPU kernels of training, where this version of the engine has them."""
-    try:
-        from HiEndMAECore.networks.cpu_convolution import CpuTrainingKernels
-    except ImportError:
-        return contextlib.nullcontext()
-    return CpuTrainingKernels()
 
 
 def processor_seconds(function: Callable[[], object], *, summary: Callable[[list[float]], float]) -> float:
