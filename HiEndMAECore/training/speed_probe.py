@@ -135,15 +135,17 @@ def measure_training_speed(device: torch.device, report: Reporter) -> TrainingSp
     recipe.criterion.to(device)
     network = build_network(architecture).to(device).train()
     optimizer = finetuning.build_optimizer(network, plan)
-    begin = time.monotonic()
+    begin, taken = time.monotonic(), 0
 
     def step(index: int) -> None:
+        nonlocal taken
         finetuning.train_step(cases, recipe, network, optimizer, step=index, done=0.0, plan=plan, device=device)
         report.check()
+        taken = index + 1
         if time.monotonic() - begin > _QUIET_SECONDS:
-            report.progress("measuring", index + 1, max(index + 2, USUAL_TIMED_STEPS))
+            report.progress("measuring", taken, max(taken + 1, USUAL_TIMED_STEPS))
 
     timing = time_steps(step, device=device, budget=_BUDGET_SECONDS)
     if time.monotonic() - begin > _QUIET_SECONDS:
-        report.progress("measuring", USUAL_TIMED_STEPS, USUAL_TIMED_STEPS)
+        report.progress("measuring", taken, taken)
     return TrainingSpeed(str(device), preset.variant, preset.batch_size, timing)
