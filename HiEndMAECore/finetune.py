@@ -60,9 +60,9 @@ class FinetuneConfig(CommandConfig):
     steps: int | None = option(None, help="Optimizer steps, instead of a budget.")
     preset: str = option(
         "auto",
-        help="Network, batch and grid for this kind of device (auto: gpu on CUDA, else cpu); paper-one-shot is the "
-        "paper's recipe of 5,000 epochs, without a budget.",
-        choices=("auto", "cpu", "gpu", "paper-one-shot"),
+        help="Network, batch and grid for this kind of device (auto: gpu on CUDA, else cpu, or cpu-slow where the budget "
+        "has too few steps for it); paper-one-shot is the paper's recipe of 5,000 epochs, without a budget.",
+        choices=("auto", "cpu", "cpu-slow", "gpu", "paper-one-shot"),
     )
     spacing: tuple[float, float, float] | None = option(
         None,
@@ -103,11 +103,18 @@ def run(config: FinetuneConfig, report: Reporter | None = None) -> dict[str, Any
     check_output_free(config.output)
     from .runtime.devices import choose_device
     from .training import finetune_pipeline as pipeline
-    from .training.presets import choose_preset
+    from .training.machine_plan import choose_machine_plan
+    from .training.presets import PRESETS
     from .training.training_data import load_training_data, select_cases
 
     device = choose_device(config.device)
-    preset = choose_preset(config.preset, device)
+    run_directory = pipeline.run_directory_of(config.output)
+    budget = None if config.steps else BUDGETS[config.budget]
+    machine = choose_machine_plan(
+        config.preset, device, report=report, run_directory=run_directory if config.resume else None,
+        budget_seconds=None if config.network or config.variant or config.init or config.improve else budget,
+    )  # fmt: skip
+    preset = PRESETS[machine.preset]
     choice = pipeline.NetworkChoice(config.network, config.variant)
     initial = pipeline.read_initial_weights(preset, choice, init=config.init, improve=config.improve, report=report)
     selection = select_cases(
@@ -119,12 +126,11 @@ def run(config: FinetuneConfig, report: Reporter | None = None) -> dict[str, Any
         spacing=config.spacing, retain_structures=config.improve is not None, report=report,
     )  # fmt: skip
     model = pipeline.build_model(data, preset, initial, choice, seed=config.seed, report=report)
-    run_directory = pipeline.run_directory_of(config.output)
     preview = pipeline.make_preview(data, run_directory, report) if config.preview else None
     schedule = pipeline.choose_schedule(
         data, model, preset,
-        steps=config.steps, budget_seconds=BUDGETS[config.budget], share=config.share,
-        preview=preview, seed=config.seed, report=report,
+        steps=config.steps, budget_seconds=BUDGETS[config.budget] - machine.spent, share=config.share,
+        preview=preview, seed=config.seed, preset_name=machine.preset, report=report,
     )  # fmt: skip
     result = pipeline.train(
         data, model, schedule,
@@ -133,7 +139,7 @@ def run(config: FinetuneConfig, report: Reporter | None = None) -> dict[str, Any
     performance = pipeline.estimate(data, result, schedule.plan, device=device, report=report)
     pipeline.write_trained_model(
         config.output, config.name or config.output.stem, data, model, schedule, result, performance,
-        preset=config.preset, device=device,
+        preset=config.preset, machine=machine, device=device,
     )  # fmt: skip
     report.metric("learning_seconds", round(result.seconds, 1), steps=result.steps)
     performance.log(report)

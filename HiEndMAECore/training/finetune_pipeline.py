@@ -22,6 +22,7 @@ from HiEndMAECore.reporting.reporter import Reporter
 from . import finetuning
 from .default_recipe import Recipe
 from .finetuning import FinetuningResult
+from .machine_plan import MachinePlan
 from .mirroring import decide_case_mirroring, mirroring_to_json
 from .model_card import describe_model
 from .network_choice import choose_initial_weights, choose_learning_rates
@@ -161,6 +162,7 @@ def choose_schedule(
     share: int | None,
     preview: Preview | None,
     seed: int,
+    preset_name: str = "",
     report: Reporter,
 ) -> Schedule:
     """Choose recipe and settings of the training.
@@ -174,6 +176,7 @@ def choose_schedule(
         share: Percent of the data set's cases that these are; the paper's schedule depends on it.
         preview: Preview during training, whose share of the budget is reserved.
         seed: Seed of the run.
+        preset_name: Name of the preset, for the checkpoint.
         report: Receives the decision about mirroring, and a warning or message.
     """
     if preset.paper:
@@ -189,6 +192,7 @@ def choose_schedule(
         seconds=budget_seconds * (1 - BUDGET_SHARE - (preview.share if preview else 0)),
         batch_size=preset.batch_size,
         seed=seed,
+        preset=preset_name,
         **choose_learning_rates(model.network, pretrained=model.is_pretrained),
     )
     return Schedule(plan, mirroring=mirroring)
@@ -252,6 +256,7 @@ def write_trained_model(
     performance: PerformanceEstimate,
     *,
     preset: str,
+    machine: MachinePlan,
     device: torch.device,
 ) -> None:
     """Write the model folder and delete the run directory.
@@ -265,6 +270,7 @@ def write_trained_model(
         result: Result of the training.
         performance: Expected Dice.
         preset: Name of the preset as it was requested.
+        machine: The preset that was used, and the speed of the computer.
         device: Device that the model was trained on.
     """
     mirroring = mirroring_to_json(schedule.mirroring, data.structures)
@@ -276,7 +282,7 @@ def write_trained_model(
         cases=data.cases,
         result=result,
         estimate=performance,
-        origin={**model.origin, "preset": preset, **mirroring},
+        origin={**model.origin, "preset": preset, "machine_plan": machine.to_json(), **mirroring},
         seed=schedule.plan.seed,
         device=device,
     )

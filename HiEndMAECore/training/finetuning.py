@@ -176,6 +176,7 @@ class _FinetuningRun:
             "losses": self.result.losses,
             "fastest": self.fastest,
             "run": self.digest,
+            "preset": self.plan.preset,
         }
         save_checkpoint(self.checkpoint, self._modules, self.optimizer, values)
 

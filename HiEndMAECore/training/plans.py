@@ -44,6 +44,7 @@ class FinetuningPlan:
         mirror_probability: Probability that a crop is mirrored, where the labels allow it.
         clip: Largest norm of the gradients; None is no clipping.
         seed: Seed of the run.
+        preset: Name of the preset, which the checkpoint stores: a resumed run has the same one.
     """
 
     crop: tuple[int, int, int]
@@ -59,6 +60,7 @@ class FinetuningPlan:
     mirror_probability: float = 0.5
     clip: float | None = 1.0
     seed: int = 0
+    preset: str = ""
 
     def stored_text(self) -> str:
         """Return the text whose digest binds a training checkpoint to its plan.

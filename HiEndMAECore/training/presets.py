@@ -43,16 +43,24 @@ class Preset:
 
 PRESETS = {
     "cpu": Preset("hi_end_mae_vit_tiny_8p", 1, 1.5e6),
+    "cpu-slow": Preset("res_unet_small", 1, 4e5),
     "gpu": Preset("hi_end_mae_vit_small_8p", 4, 12e6),
     "paper-one-shot": Preset("hi_end_mae_vit_large_12p", 4, float("inf"), spacing=(1.5, 1.5, 1.5), paper=True),
 }
 
+SLOW_PRESET = "cpu-slow"
+
 
 def choose_preset(name: str, device: torch.device) -> Preset:
     """Return the preset called `name`; "auto" chooses by the device."""
+    return PRESETS[preset_name(name, device)]
+
+
+def preset_name(name: str, device: torch.device) -> str:
+    """Return the name of a preset; "auto" stands for the one of the device."""
     if name == "auto":
         name = "gpu" if device.type == "cuda" else "cpu"
-    return PRESETS[name]
+    return name
 
 
 def choose_preprocessing(
