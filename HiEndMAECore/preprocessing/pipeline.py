@@ -7,6 +7,7 @@ regular grid close to the R, A and S axes. Resampling back needs the network's g
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -186,9 +187,10 @@ def resample_labels_to_original(labels: np.ndarray, grid: NetworkGrid) -> np.nda
         grid: That grid and the scan's own.
 
     Returns:
-        The label map (X, Y, Z) of the same type; background outside of the network's grid.
+        The label map (X, Y, Z) of the same type; background outside of the network's grid. The first axis is the fastest in
+        memory, as in the files.
     """
-    return resample_to_stack(labels, grid.affine, grid.original, resample_label_map)
+    return resample_to_stack(labels, grid.affine, grid.original, functools.partial(resample_label_map, order="F"))
 
 
 def resample_scalar_to_original(array: np.ndarray, grid: NetworkGrid, outside: float = 0.0) -> np.ndarray:

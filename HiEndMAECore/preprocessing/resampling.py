@@ -7,6 +7,7 @@ linear interpolation. A stack of slices that is not a regular grid is resampled 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 import SimpleITK as sitk
@@ -14,6 +15,7 @@ from scipy import ndimage
 
 from HiEndMAECore.io.volume import Geometry
 
+from .label_resampling import is_axis_aligned, resample_aligned_label_map
 from .orientation import regular_runs, translate_affine
 
 Sampler = Callable[[np.ndarray, np.ndarray, "tuple[int, int, int]"], np.ndarray]
@@ -65,28 +67,41 @@ def resample_affine(
     return sitk.GetArrayFromImage(resampler.Execute(image))
 
 
-def resample_label_map(labels: np.ndarray, output_to_input: np.ndarray, output_shape: Sequence[int]) -> np.ndarray:
+def resample_label_map(
+    labels: np.ndarray, output_to_input: np.ndarray, output_shape: Sequence[int], *, order: Literal["C", "F"] = "C"
+) -> np.ndarray:
     """Resample a label map through an affine map: each voxel gets the label with the largest interpolated share.
 
     The shares are those of linear interpolation and add up to one, background included, so that borders are smooth where
-    nearest-neighbor interpolation makes steps. One label is worked on at a time, within its own box: memory is one float32
-    array of the output.
+    nearest-neighbor interpolation makes steps. Through a map that rotates or shears, one label is worked on at a time, within
+    its own box: memory is then one float32 array of the output.
 
     Args:
         labels: Label map (X, Y, Z) of an integer type.
         output_to_input: (4, 4), from output voxel to input voxel.
         output_shape: Voxels of the output along each axis.
+        order: Memory layout of the result.
 
     Returns:
         The label map on the output grid, of the same type.
     """
     shape = tuple(int(n) for n in output_shape)
-    result = np.zeros(shape, labels.dtype)
+    if is_axis_aligned(output_to_input, shape):
+        return resample_aligned_label_map(labels, output_to_input, shape, order=order)
+    return _resample_through_shear(labels, output_to_input, shape, order)
+
+
+def _resample_through_shear(
+    labels: np.ndarray, output_to_input: np.ndarray, shape: tuple[int, ...], order: Literal["C", "F"]
+) -> np.ndarray:
+    """Resample a label map through any affine map, label by label."""
+    result = np.zeros(shape, labels.dtype, order=order)
     if labels.size and int(labels.max()) > 65535:  # find_objects keeps a list as long as the largest value
         values, small = np.unique(labels, return_inverse=True)
         if values[0] != 0:
             values, small = np.insert(values, 0, 0), small + 1
-        indices = resample_label_map(small.reshape(labels.shape).astype(np.uint16), output_to_input, shape)
+        small = small.reshape(labels.shape).astype(np.uint16)
+        indices = _resample_through_shear(small, output_to_input, shape, order)
         return values.astype(labels.dtype)[indices]
 
     boxes = {value: box for value, box in enumerate(ndimage.find_objects(labels), start=1) if box is not None}

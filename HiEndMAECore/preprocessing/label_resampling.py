@@ -1,0 +1,190 @@
+"""Resampling of label maps between grids with parallel axes, by the largest share of linear interpolation.
+
+The centers of eight neighboring input voxels are the corners of a cell. Every output voxel in a cell whose corners agree gets
+their label; shares are computed in the other cells alone, which lie at the borders of structures. This gives the labels of
+`resampling.resample_label_map`, one order of magnitude faster.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+_MAX_SHIFT = 1e-3  # input voxels by which the other axes may move a position; header values are rounded
+_SLAB_CELLS = 2**21  # cells that are compared at once
+_CHUNK_VOXELS = 2**15  # output voxels whose shares are in memory at once
+
+
+def is_axis_aligned(output_to_input: np.ndarray, output_shape: Sequence[int]) -> bool:
+    """Return whether an affine map permutes, flips, scales and shifts the axes, but does not rotate or shear them.
+
+    Args:
+        output_to_input: (4, 4), from output voxel to input voxel.
+        output_shape: Voxels of the output along each axis.
+    """
+    matrix = np.abs(output_to_input[:3, :3])
+    axes = matrix.argmax(axis=0)
+    if sorted(axes) != [0, 1, 2]:
+        return False
+    shifts = matrix * np.asarray(output_shape)
+    shifts[axes, range(3)] = 0.0
+    return bool(shifts.sum(axis=1).max() < _MAX_SHIFT)
+
+
+@dataclass(frozen=True, eq=False)
+class _AxisCells:
+    """The cells along one axis that hold output voxels, in the order of the output.
+
+    Attributes:
+        span: First and end output voxel inside of the input.
+        lower, upper: (N,) the input voxels at both ends of each cell; beyond the input's border they are the same.
+        first, count: (N,) the first output voxel of each cell, and the number of them.
+        voxels: (N, largest count) the output voxels of each cell, the last one repeated.
+        fractions: (N, largest count) their positions between `lower` (0) and `upper` (1).
+    """
+
+    span: tuple[int, int]
+    lower: np.ndarray
+    upper: np.ndarray
+    first: np.ndarray
+    count: np.ndarray
+    voxels: np.ndarray
+    fractions: np.ndarray
+
+    @classmethod
+    def along(cls, positions: np.ndarray, length: int) -> _AxisCells | None:
+        """Return the cells of output voxels at `positions` (monotonic, in input voxels); None if all lie outside."""
+        inside = np.flatnonzero((positions >= -0.5) & (positions < length - 0.5))
+        if not len(inside):
+            return None
+        start, end = int(inside[0]), int(inside[-1]) + 1
+        floors = np.floor(positions[start:end]).astype(int)
+        first = np.flatnonzero(np.diff(floors, prepend=floors[0] - 1))
+        count = np.diff(first, append=end - start)
+        cells = floors[first]
+        voxels = first[:, None] + np.minimum(np.arange(count.max()), count[:, None] - 1)
+        fractions = (positions[start:end] - floors)[voxels]
+        lower, upper = np.clip(cells, 0, length - 1), np.clip(cells + 1, 0, length - 1)
+        return cls((start, end), lower, upper, first + start, count, voxels + start, fractions)
+
+    def part(self, begin: int, end: int) -> _AxisCells:
+        """Return the cells from `begin` to `end`."""
+        rest = (self.lower, self.upper, self.first, self.count, self.voxels, self.fractions)
+        return _AxisCells(self.span, *(values[begin:end] for values in rest))
+
+
+def resample_aligned_label_map(
+    labels: np.ndarray, output_to_input: np.ndarray, output_shape: Sequence[int], *, order: Literal["C", "F"] = "C"
+) -> np.ndarray:
+    """Resample a label map through a map for which `is_axis_aligned` holds; otherwise as `resampling.resample_label_map`.
+
+    Args:
+        labels: Label map (X, Y, Z) of an integer type.
+        output_to_input: (4, 4), from output voxel to input voxel.
+        output_shape: Voxels of the output along each axis.
+        order: Memory layout of the result.
+    """
+    outputs = [0, 1, 2] if order == "C" else [2, 1, 0]  # slowest axis of the result first
+    inputs = [int(np.abs(output_to_input[:3, axis]).argmax()) for axis in outputs]
+    shape = [int(output_shape[axis]) for axis in outputs]
+    result = np.zeros(shape, labels.dtype)
+    # The position along the other axes matters only by rounding: their middle is used.
+    middle = (np.asarray(output_shape) - 1) / 2
+    cells = []
+    for axis, source in zip(outputs, inputs):
+        row = output_to_input[source]
+        shift = row[3] + row[:3] @ middle - row[axis] * middle[axis]
+        found = _AxisCells.along(row[axis] * np.arange(output_shape[axis]) + shift, labels.shape[source])
+        if found is None:
+            return result.transpose(outputs)
+        cells.append(found)
+    labels = labels.transpose(inputs)
+    slow, middle_axis, fast = cells
+    rows = max(1, _SLAB_CELLS // (len(middle_axis.lower) * len(fast.lower)))
+    for begin in range(0, len(slow.lower), rows):
+        _fill_slab(result, labels, (slow.part(begin, begin + rows), middle_axis, fast))
+    return result.transpose(outputs)
+
+
+def _fill_slab(result: np.ndarray, labels: np.ndarray, cells: tuple[_AxisCells, _AxisCells, _AxisCells]) -> None:
+    """Fill the output voxels in some cells: first all with the label of one corner, then the cells at borders."""
+    slow, middle, fast = cells
+    corners = [
+        labels[np.ix_(x, y, z)]
+        for x in (slow.lower, slow.upper)
+        for y in (middle.lower, middle.upper)
+        for z in (fast.lower, fast.upper)
+    ]
+    rows = corners[0].repeat(fast.count, axis=2).repeat(middle.count, axis=1)
+    target = result[:, slice(*middle.span), slice(*fast.span)]
+    for plane, first, count in zip(rows, slow.first, slow.count):
+        target[first : first + count] = plane
+    is_border = np.zeros(corners[0].shape, bool)
+    for corner in corners[1:]:
+        is_border |= corner != corners[0]
+    values = np.stack([corner[is_border] for corner in corners], axis=1)
+    _fill_border_cells(result, values, np.nonzero(is_border), cells)
+
+
+def _fill_border_cells(
+    result: np.ndarray, corners: np.ndarray, places: Sequence[np.ndarray], cells: Sequence[_AxisCells]
+) -> None:
+    """Fill the output voxels in cells whose corners (N, 8) have different labels; `places` are their indices in `cells`."""
+    ranked = np.sort(corners, axis=1)
+    is_first = np.ones(ranked.shape, bool)
+    np.not_equal(ranked[:, 1:], ranked[:, :-1], out=is_first[:, 1:])
+    counts = is_first.sum(axis=1)
+    step = max(1, _CHUNK_VOXELS // math.prod(part.voxels.shape[1] for part in cells))
+    flat, (_, height, depth) = result.reshape(-1), result.shape
+    for count in range(2, 9):  # cells with the same number of labels together
+        rows = np.flatnonzero(counts == count)
+        for begin in range(0, len(rows), step):
+            part = rows[begin : begin + step]
+            labels = ranked[part][is_first[part]].reshape(-1, count)
+            x, y, z = (place[part] for place in places)
+            fractions = [axis.fractions[place] for axis, place in zip(cells, (x, y, z))]
+            index = cells[0].voxels[x][:, :, None] * height + cells[1].voxels[y][:, None, :]
+            index = index[..., None] * depth + cells[2].voxels[z][:, None, None, :]
+            flat[index] = _largest_shares(corners[part].reshape(-1, 2, 2, 2), labels, fractions)
+
+
+def _largest_shares(corners: np.ndarray, labels: np.ndarray, fractions: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the labels with the largest shares inside of cells.
+
+    Args:
+        corners: (N, 2, 2, 2), labels of the corners of each cell.
+        labels: (N, K), the different ones among them, in rising order.
+        fractions: (N, a), (N, b) and (N, c), positions of the cell's output voxels along each axis.
+
+    Returns:
+        (N, a, b, c); the lower label where shares are equal.
+    """
+    columns = [column[:, None, None, None] for column in labels.T]
+    share = _shares(corners == columns[0], fractions)
+    rest = 1.0 - share  # shares of the labels that follow
+    # Compared in 32 bits: shares that differ by rounding alone are equal.
+    best = share.astype(np.float32)
+    result = np.broadcast_to(columns[0], best.shape).copy()
+    for rank, label in enumerate(columns[1:], start=2):
+        share = rest if rank == len(columns) else _shares(corners == label, fractions)
+        rounded = share.astype(np.float32)
+        np.copyto(result, label, where=rounded > best)
+        if rank < len(columns):
+            rest -= share
+            np.maximum(best, rounded, out=best)
+    return result
+
+
+def _shares(indicator: np.ndarray, fractions: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the linear interpolation (N, a, b, c) of an indicator (N, 2, 2, 2) inside of cells."""
+    x, y, z = fractions
+    values = indicator.astype(np.float64)
+    values = values[:, :, :, :1] + (values[:, :, :, 1:] - values[:, :, :, :1]) * z[:, None, None, :]
+    values = values[:, :, :1] + (values[:, :, 1:] - values[:, :, :1]) * y[:, None, :, None]
+    shares: np.ndarray = (values[:, 1:] - values[:, :1]) * x[:, :, None, None]
+    shares += values[:, :1]
+    return shares
