@@ -43,8 +43,8 @@ class _AxisCells:
         span: First and end output voxel inside of the input.
         lower, upper: (N,) the input voxels at both ends of each cell; beyond the input's border they are the same.
         first, count: (N,) the first output voxel of each cell, and the number of them.
-        voxels: (N, largest count) the output voxels of each cell, the last one repeated.
-        fractions: (N, largest count) their positions between `lower` (0) and `upper` (1).
+        voxels: (largest count, N) the output voxels of each cell, the last one repeated.
+        fractions: (largest count, N) their positions between `lower` (0) and `upper` (1).
     """
 
     span: tuple[int, int]
@@ -66,7 +66,7 @@ class _AxisCells:
         first = np.flatnonzero(np.diff(floors, prepend=floors[0] - 1))
         count = np.diff(first, append=end - start)
         cells = floors[first]
-        voxels = first[:, None] + np.minimum(np.arange(count.max()), count[:, None] - 1)
+        voxels = first + np.minimum(np.arange(count.max())[:, None], count - 1)
         fractions = (positions[start:end] - floors)[voxels]
         lower, upper = np.clip(cells, 0, length - 1), np.clip(cells + 1, 0, length - 1)
         return cls((start, end), lower, upper, first + start, count, voxels + start, fractions)
@@ -74,7 +74,7 @@ class _AxisCells:
     def part(self, begin: int, end: int) -> _AxisCells:
         """Return the cells from `begin` to `end`."""
         rest = (self.lower, self.upper, self.first, self.count, self.voxels, self.fractions)
-        return _AxisCells(self.span, *(values[begin:end] for values in rest))
+        return _AxisCells(self.span, *(values[..., begin:end] for values in rest))
 
 
 def resample_aligned_label_map(
@@ -126,65 +126,68 @@ def _fill_slab(result: np.ndarray, labels: np.ndarray, cells: tuple[_AxisCells, 
     is_border = np.zeros(corners[0].shape, bool)
     for corner in corners[1:]:
         is_border |= corner != corners[0]
-    values = np.stack([corner[is_border] for corner in corners], axis=1)
+    values = np.stack([corner[is_border] for corner in corners])
     _fill_border_cells(result, values, np.nonzero(is_border), cells)
 
 
 def _fill_border_cells(
     result: np.ndarray, corners: np.ndarray, places: Sequence[np.ndarray], cells: Sequence[_AxisCells]
 ) -> None:
-    """Fill the output voxels in cells whose corners (N, 8) have different labels; `places` are their indices in `cells`."""
-    ranked = np.sort(corners, axis=1)
+    """Fill the output voxels in cells whose corners (8, N) have different labels; `places` are their indices in `cells`."""
+    ranked = np.sort(corners, axis=0)
     is_first = np.ones(ranked.shape, bool)
-    np.not_equal(ranked[:, 1:], ranked[:, :-1], out=is_first[:, 1:])
-    counts = is_first.sum(axis=1)
-    step = max(1, _CHUNK_VOXELS // math.prod(part.voxels.shape[1] for part in cells))
+    np.not_equal(ranked[1:], ranked[:-1], out=is_first[1:])
+    counts = is_first.sum(axis=0)
+    step = max(1, _CHUNK_VOXELS // math.prod(len(axis.voxels) for axis in cells))
     flat, (_, height, depth) = result.reshape(-1), result.shape
     for count in range(2, 9):  # cells with the same number of labels together
         rows = np.flatnonzero(counts == count)
         for begin in range(0, len(rows), step):
             part = rows[begin : begin + step]
-            labels = ranked[part][is_first[part]].reshape(-1, count)
-            x, y, z = (place[part] for place in places)
-            fractions = [axis.fractions[place] for axis, place in zip(cells, (x, y, z))]
-            index = cells[0].voxels[x][:, :, None] * height + cells[1].voxels[y][:, None, :]
-            index = index[..., None] * depth + cells[2].voxels[z][:, None, None, :]
-            flat[index] = _largest_shares(corners[part].reshape(-1, 2, 2, 2), labels, fractions)
+            # `take` keeps the cells contiguous, on which the speed depends; an index would not.
+            labels = ranked.take(part, axis=1).T[is_first.take(part, axis=1).T].reshape(-1, count).T.copy()
+            chosen = [place[part] for place in places]
+            fractions = [axis.fractions.take(place, axis=1) for axis, place in zip(cells, chosen)]
+            x, y, z = (axis.voxels.take(place, axis=1) for axis, place in zip(cells, chosen))
+            index = ((x * height)[:, None] + y)[:, :, None] * depth + z
+            flat[index] = _largest_shares(corners.take(part, axis=1), labels, fractions)
 
 
 def _largest_shares(corners: np.ndarray, labels: np.ndarray, fractions: Sequence[np.ndarray]) -> np.ndarray:
     """Return the labels with the largest shares inside of cells.
 
     Args:
-        corners: (N, 2, 2, 2), labels of the corners of each cell.
-        labels: (N, K), the different ones among them, in rising order.
-        fractions: (N, a), (N, b) and (N, c), positions of the cell's output voxels along each axis.
+        corners: (8, N), labels of the corners of each cell.
+        labels: (K, N), the different ones among them, in rising order.
+        fractions: (a, N), (b, N) and (c, N), positions of the cell's output voxels along each axis.
 
     Returns:
-        (N, a, b, c); the lower label where shares are equal.
+        (a, b, c, N); the lower label where shares are equal.
     """
-    columns = [column[:, None, None, None] for column in labels.T]
-    share = _shares(corners == columns[0], fractions)
+    share = _shares(corners == labels[0], fractions)
     rest = 1.0 - share  # shares of the labels that follow
     # Compared in 32 bits: shares that differ by rounding alone are equal.
     best = share.astype(np.float32)
-    result = np.broadcast_to(columns[0], best.shape).copy()
-    for rank, label in enumerate(columns[1:], start=2):
-        share = rest if rank == len(columns) else _shares(corners == label, fractions)
+    result = np.broadcast_to(labels[0], best.shape).copy()
+    for rank, label in enumerate(labels[1:], start=2):
+        is_last = rank == len(labels)
+        share = rest if is_last else _shares(corners == label, fractions)
         rounded = share.astype(np.float32)
-        np.copyto(result, label, where=rounded > best)
-        if rank < len(columns):
+        np.maximum(result, label * (rounded > best), out=result)  # labels rise, and this is faster than a masked copy
+        if not is_last:
             rest -= share
             np.maximum(best, rounded, out=best)
     return result
 
 
 def _shares(indicator: np.ndarray, fractions: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the linear interpolation (N, a, b, c) of an indicator (N, 2, 2, 2) inside of cells."""
+    """Return the linear interpolation (a, b, c, N) of an indicator (8, N) of the corners inside of cells."""
     x, y, z = fractions
-    values = indicator.astype(np.float64)
-    values = values[:, :, :, :1] + (values[:, :, :, 1:] - values[:, :, :, :1]) * z[:, None, None, :]
-    values = values[:, :, :1] + (values[:, :, 1:] - values[:, :, :1]) * y[:, None, :, None]
-    shares: np.ndarray = (values[:, 1:] - values[:, :1]) * x[:, :, None, None]
-    shares += values[:, :1]
+    low, high = indicator.reshape(2, 4, -1).astype(np.float64)
+    values = low[None] + (high - low)[None] * x[:, None]  # (a, 4, N)
+    low, high = values[:, None, :2], values[:, None, 2:]
+    values = low + (high - low) * y[:, None]  # (a, b, 2, N)
+    low, high = values[:, :, :1], values[:, :, 1:]
+    shares: np.ndarray = (high - low) * z
+    shares += low
     return shares
