@@ -14,25 +14,10 @@ from typing import Literal
 
 import numpy as np
 
-_MAX_SHIFT = 1e-3  # input voxels by which the other axes may move a position; header values are rounded
+from .orientation import parallel_positions
+
 _SLAB_CELLS = 2**21  # cells that are compared at once
 _CHUNK_VOXELS = 2**15  # output voxels whose shares are in memory at once
-
-
-def is_axis_aligned(output_to_input: np.ndarray, output_shape: Sequence[int]) -> bool:
-    """Return whether an affine map permutes, flips, scales and shifts the axes, but does not rotate or shear them.
-
-    Args:
-        output_to_input: (4, 4), from output voxel to input voxel.
-        output_shape: Voxels of the output along each axis.
-    """
-    matrix = np.abs(output_to_input[:3, :3])
-    axes = matrix.argmax(axis=0)
-    if sorted(axes) != [0, 1, 2]:
-        return False
-    shifts = matrix * np.asarray(output_shape)
-    shifts[axes, range(3)] = 0.0
-    return bool(shifts.sum(axis=1).max() < _MAX_SHIFT)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,10 +62,10 @@ class _AxisCells:
         return _AxisCells(self.span, *(values[..., begin:end] for values in rest))
 
 
-def resample_aligned_label_map(
+def resample_parallel_label_map(
     labels: np.ndarray, output_to_input: np.ndarray, output_shape: Sequence[int], *, order: Literal["C", "F"] = "C"
 ) -> np.ndarray:
-    """Resample a label map through a map for which `is_axis_aligned` holds; otherwise as `resampling.resample_label_map`.
+    """Resample a label map as `resampling.resample_label_map` does, to a grid with parallel axes (`orientation.is_parallel`).
 
     Args:
         labels: Label map (X, Y, Z) of an integer type.
@@ -89,24 +74,19 @@ def resample_aligned_label_map(
         order: Memory layout of the result.
     """
     outputs = [0, 1, 2] if order == "C" else [2, 1, 0]  # slowest axis of the result first
-    inputs = [int(np.abs(output_to_input[:3, axis]).argmax()) for axis in outputs]
-    shape = [int(output_shape[axis]) for axis in outputs]
-    result = np.zeros(shape, labels.dtype)
-    # The position along the other axes matters only by rounding: their middle is used.
-    middle = (np.asarray(output_shape) - 1) / 2
-    cells = []
+    result = np.zeros([int(output_shape[axis]) for axis in outputs], labels.dtype)
+    sources, positions = parallel_positions(output_to_input, output_shape)
+    inputs, cells = [sources[axis] for axis in outputs], []
     for axis, source in zip(outputs, inputs):
-        row = output_to_input[source]
-        shift = row[3] + row[:3] @ middle - row[axis] * middle[axis]
-        found = _AxisCells.along(row[axis] * np.arange(output_shape[axis]) + shift, labels.shape[source])
+        found = _AxisCells.along(positions[axis], labels.shape[source])
         if found is None:
             return result.transpose(outputs)
         cells.append(found)
     labels = labels.transpose(inputs)
-    slow, middle_axis, fast = cells
-    rows = max(1, _SLAB_CELLS // (len(middle_axis.lower) * len(fast.lower)))
+    slow, middle, fast = cells
+    rows = max(1, _SLAB_CELLS // (len(middle.lower) * len(fast.lower)))
     for begin in range(0, len(slow.lower), rows):
-        _fill_slab(result, labels, (slow.part(begin, begin + rows), middle_axis, fast))
+        _fill_slab(result, labels, (slow.part(begin, begin + rows), middle, fast))
     return result.transpose(outputs)
 
 

@@ -15,11 +15,11 @@ from scipy import ndimage
 
 from HiEndMAECore.io.volume import Geometry
 
-from .label_resampling import is_axis_aligned, resample_aligned_label_map
-from .orientation import regular_runs, translate_affine
+from .image_resampling import TRUNCATE, antialias_sigma
+from .label_resampling import resample_parallel_label_map
+from .orientation import is_parallel, regular_runs, translate_affine
 
 Sampler = Callable[[np.ndarray, np.ndarray, "tuple[int, int, int]"], np.ndarray]
-_FWHM = 2.0 * np.sqrt(2.0 * np.log(2.0))  # full width at half maximum of a Gaussian with sigma 1
 
 
 def resample_affine(
@@ -86,8 +86,8 @@ def resample_label_map(
         The label map on the output grid, of the same type.
     """
     shape = tuple(int(n) for n in output_shape)
-    if is_axis_aligned(output_to_input, shape):
-        return resample_aligned_label_map(labels, output_to_input, shape, order=order)
+    if is_parallel(output_to_input, shape):
+        return resample_parallel_label_map(labels, output_to_input, shape, order=order)
     return _resample_through_shear(labels, output_to_input, shape, order)
 
 
@@ -153,22 +153,21 @@ def _share(
 
 
 def antialias(array: np.ndarray, ratios: Sequence[float]) -> np.ndarray:
-    """Low-pass filter an array before it is resampled to a coarser grid.
-
-    The filter is a Gaussian whose squared width is the difference of those of the two voxel profiles (Cardoso et al., "Scale
-    factor point spread function matching", MICCAI 2015): sigma = sqrt(ratio^2 - 1) / 2.355 voxels.
+    """Low-pass filter an array before it is resampled to a coarser grid, by a Gaussian of `antialias_sigma`.
 
     Args:
         array: (X, Y, Z).
-        ratios: Target spacing over own spacing along each axis; axes with a ratio up to 1.05 are not filtered.
+        ratios: Target spacing over own spacing along each axis.
 
     Returns:
         The filtered array, float32; the input itself when no axis is filtered.
     """
     for axis, ratio in enumerate(ratios):
-        if ratio > 1.05 and array.shape[axis] > 1:
-            sigma = np.sqrt(ratio**2 - 1.0) / _FWHM
-            array = ndimage.gaussian_filter1d(array, sigma, axis=axis, mode="nearest", truncate=3.0, output=np.float32)
+        sigma = antialias_sigma(ratio, array.shape[axis])
+        if sigma is not None:
+            array = ndimage.gaussian_filter1d(
+                array, sigma, axis=axis, mode="nearest", truncate=TRUNCATE, output=np.float32
+            )
     return array
 
 
