@@ -179,7 +179,7 @@ def cpu_has_bf16() -> bool:
     """Return whether this CPU multiplies bf16 in hardware (AVX-512 BF16 or AMX); False where torch does not know."""
     import torch
 
-    if "AVX512" not in torch.backends.cpu.get_cpu_capability():  # torch may be limited to fewer instructions
+    if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
         return False
     checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return any(check is not None and check() for check in checks)
