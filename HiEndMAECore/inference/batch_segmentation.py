@@ -176,7 +176,9 @@ def read_case(job: CaseJob, predictor: Predictor, options: SegmentationOptions) 
         series_files(job.case.channels[0], options.series)
     # Described before they are read: a file that changes in between does not match its description, and is read again.
     inputs = describe_inputs(job.case.channels)
-    volume = read_volume(job.case.channels, name=job.case.name, series=options.series, frame=options.frame)
+    volume = read_volume(
+        job.case.channels, name=job.case.name, series=options.series, frame=options.frame, keep_integers=True
+    )
     prepared = predictor.preprocess(volume, spacing=options.spacing)
     fingerprint = scan_fingerprint(volume.geometry, prepared.array, options.spacing or predictor.plan.spacing)
     training_fingerprints = predictor.description.training.get("teaching", ())

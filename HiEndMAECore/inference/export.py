@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -234,14 +234,22 @@ def _structure_rows(
     voxel_ml: float,
 ) -> list[dict[str, Any]]:
     """Return the report's row of each structure: volume, confidence, and the voxels that post-processing changed."""
-    rows = []
+    rows, sizes = [], _count_voxels(labels, [structure.value for structure in predictor.structures])
     for structure in predictor.structures:
         value = structure.value
-        voxels = int(np.count_nonzero(labels == value))
-        row = {"name": structure.name, "value": value, "volume_ml": round(voxels * voxel_ml, 3)}
+        row = {"name": structure.name, "value": value, "volume_ml": round(sizes[value] * voxel_ml, 3)}
         row["confidence"] = result.confidence.get(value)
         rows.append(row | {name: count[value] for name, count in counts.items() if value in count})
     return rows
+
+
+def _count_voxels(labels: np.ndarray, values: Sequence[int]) -> dict[int, int]:
+    """Return {value: voxels} of a label map, counted plane by plane, so that the planes stay in the processor's cache."""
+    sizes = dict.fromkeys(values, 0)
+    for plane in np.moveaxis(labels, int(np.argmax(labels.strides)), 0):
+        for value in values:
+            sizes[value] += int(np.count_nonzero(plane == value))
+    return sizes
 
 
 def _write_labels(

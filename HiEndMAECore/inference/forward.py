@@ -39,6 +39,17 @@ def forward(network: nn.Module, tiles: Tensor, *, exact: bool) -> Tensor:
         return network(tiles).float()
 
 
+def store_weights_in_bf16(network: nn.Module) -> None:
+    """Round the weights of linear layers and convolutions to bf16, in place, as autocast would for every tile.
+
+    The results do not change. For inference only: the network cannot be trained or computed in 32 bits afterwards.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Linear | nn.Conv3d | nn.ConvTranspose3d):
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.bfloat16()
+
+
 @contextlib.contextmanager
 def _no_tf32() -> Iterator[None]:
     """Turn off TF32 (10 bits of mantissa), which convolutions use on NVIDIA cards by default."""

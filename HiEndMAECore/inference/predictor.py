@@ -35,9 +35,10 @@ from HiEndMAECore.preprocessing.pipeline import (
     resample_scalar_to_original,
 )
 from HiEndMAECore.reporting.reporter import Reporter
+from HiEndMAECore.runtime.devices import cpu_has_bf16
 from HiEndMAECore.runtime.memory import Cost, measure_peak
 
-from .forward import forward
+from .forward import forward, store_weights_in_bf16
 from .memory_fallback import as_out_of_memory, summarize_logits_within_memory
 from .memory_plan import check_resampling_memory
 from .sliding_window import SlidingWindow
@@ -132,6 +133,8 @@ class Predictor:
         except (TypeError, ValueError) as error:
             raise InputError("model_unusable", f"The model {path} cannot be built: {error}.") from error
         load_strict(network, {key: value.float() for key, value in weights.items()}, what="weights")
+        if device.type == "cpu" and not exact and cpu_has_bf16():
+            store_weights_in_bf16(network)
         return cls(network, description, device, exact=exact)
 
     def segment(

@@ -31,6 +31,7 @@ def read_volume(
     series: str | None = None,
     frame: int | None = None,
     name: str | None = None,
+    keep_integers: bool = False,
 ) -> Volume:
     """Read a scan as float32 (C, X, Y, Z).
 
@@ -39,6 +40,7 @@ def read_volume(
         series: UID of the DICOM series, when a folder has several.
         frame: Which frame of a 4D file, counted from 0.
         name: The name of the case, when it is not that of the file (`case_name`).
+        keep_integers: Return integers of up to 16 bits in the type of the file, which takes less time and memory.
 
     Returns:
         The scan with its geometry and the warnings of its reader.
@@ -52,10 +54,12 @@ def read_volume(
     channels, geometry, notes = [], None, []
     for one in paths:
         loaded = _load(one, series=series, frame=frame)
-        check_finite(loaded.array, one)
-        with np.errstate(over="ignore"):
-            array = loaded.array.astype(np.float32, copy=False)
-        check_finite(array, one)
+        array = loaded.array
+        if not (keep_integers and array.dtype.kind in "iu" and array.dtype.itemsize <= 2):
+            check_finite(array, one)
+            with np.errstate(over="ignore"):
+                array = array.astype(np.float32, copy=False)
+            check_finite(array, one)
         if geometry is None:
             geometry = loaded.geometry
         elif not geometry.matches(loaded.geometry):

@@ -64,7 +64,8 @@ class Volume:
     """A scan or a label map.
 
     Attributes:
-        array: (C, X, Y, Z); float32 for scans, an integer type for label maps (then C is 1).
+        array: (C, X, Y, Z); float32 for scans (integers of up to 16 bits where the caller of `read_volume` asks for them), an
+            integer type for label maps (then C is 1).
         geometry: The grid.
         name: The name of the case, by which results are called.
         source: The file or folder that it was read from, if any.

@@ -16,15 +16,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from monai.networks.blocks import UnetResBlock
-from monai.networks.utils import pixelshuffle
 from torch import Tensor, nn
 
 from .interface import NetworkTraits
+from .layers.residual_block import ResidualBlock, shuffle_voxels
 from .registry import register_network
 from .vit_network import ViTNetworkConfig, ViTSegmentationNetwork, tokens_to_feature_map
-
-_NORM = "instance"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +58,7 @@ class HybridUNETR(ViTSegmentationNetwork):
         widths = [config.feature_size * 2**level for level in range(halvings)]
         self.stem = nn.Conv3d(config.in_channels, widths[0], kernel_size=4, stride=2, padding=1)
         self.down = nn.ModuleList(
-            UnetResBlock(3, widths[max(0, level - 1)], width, kernel_size=3, stride=2 if level else 1, norm_name=_NORM)
+            ResidualBlock(widths[max(0, level - 1)], width, stride=2 if level else 1)
             for level, width in enumerate(widths)
         )
         # Which states of the encoder join at which level: the deepest two on the token grid, the others from the top.
@@ -76,7 +73,7 @@ class HybridUNETR(ViTSegmentationNetwork):
         )
         self.up = nn.ModuleList(nn.ConvTranspose3d(2 * width, width, kernel_size=2, stride=2) for width in widths[:-1])
         self.merge = nn.ModuleList(
-            UnetResBlock(3, width * (1 + (level < halvings - 1) + (level in self.joined)), width, 3, 1, norm_name=_NORM)
+            ResidualBlock(width * (1 + (level < halvings - 1) + (level in self.joined)), width)
             for level, width in enumerate(widths)
         )
         self.out = nn.Conv3d(widths[0], 8 * config.classes, kernel_size=1)
@@ -97,7 +94,7 @@ class HybridUNETR(ViTSegmentationNetwork):
                 joined = [tokens_to_feature_map(states[layer], grid) for layer in self.joined[level]]
                 parts.append(self.tokens[str(level)](torch.cat(joined, dim=1)))
             x = self.merge[level](torch.cat(parts, dim=1))
-        return pixelshuffle(self.out(x), spatial_dims=3, scale_factor=2)
+        return shuffle_voxels(self.out(x), 2)
 
 
 class _TokenProjection(nn.Sequential):

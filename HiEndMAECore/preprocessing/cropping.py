@@ -29,7 +29,7 @@ def body_bounding_box(volume: Volume, *, hounsfield: bool) -> list[tuple[int, in
     shape, spacing = volume.shape, np.array(volume.spacing)
     stride = np.minimum(np.maximum(1, np.round(_SEARCH_MM / spacing)), shape).astype(int)
     positions = [_symmetric_positions(n, int(step)) for n, step in zip(shape, stride)]
-    coarse = volume.array[np.ix_(np.arange(volume.channels), *positions)]
+    coarse = volume.array[np.ix_(np.arange(volume.channels), *positions)].astype(np.float32, copy=False)
     mask = _body_mask_ct(coarse) if hounsfield else _body_mask_bright(coarse)
     if mask.sum() < _MIN_BODY_SHARE * mask.size:
         return [(0, n) for n in shape]

@@ -63,7 +63,7 @@ class IntensityNormalization:
         stride = max(1, math.ceil((array[0].size / _SAMPLED_VOXELS) ** (1 / max(array.ndim - 1, 1))))
         sampled = array[(slice(None), *[slice(None, None, stride if n > stride else None) for n in array.shape[1:]])]
         limits = []
-        for channel in sampled:
+        for channel in sampled.astype(np.float32, copy=False):
             bright = channel[channel > channel.mean(dtype=np.float64)]
             low = np.percentile(channel, self.low)
             high = np.percentile(bright, self.high) if bright.size else low

@@ -14,6 +14,7 @@ import numpy as np
 
 from HiEndMAECore.io.volume import Geometry
 
+_MAX_SHIFT = 1e-3  # input voxels by which the other axes may move a position; header values are rounded
 _RUN_TOLERANCE_MM = 0.01  # a slice may lie this far off the straight line of its run
 
 
@@ -131,3 +132,41 @@ def regular_grid(
     first = (low + high) / 2 - (shape - 1) / 2 * step
     affine = nib.affines.from_matvec(axes * step, axes @ first)
     return affine, (int(shape[0]), int(shape[1]), int(shape[2]))
+
+
+def is_parallel(output_to_input: np.ndarray, output_shape: Sequence[int]) -> bool:
+    """Return whether an affine map permutes, flips, scales and shifts the axes, but does not rotate or shear them.
+
+    Args:
+        output_to_input: (4, 4), from output voxel to input voxel.
+        output_shape: Voxels of the output along each axis.
+    """
+    matrix = np.abs(output_to_input[:3, :3])
+    sources = matrix.argmax(axis=0)
+    if sorted(sources) != [0, 1, 2]:
+        return False
+    shifts = matrix * np.asarray(output_shape)
+    shifts[sources, range(3)] = 0.0
+    return bool(shifts.sum(axis=1).max() < _MAX_SHIFT)
+
+
+def parallel_positions(
+    output_to_input: np.ndarray, output_shape: Sequence[int]
+) -> tuple[tuple[int, int, int], list[np.ndarray]]:
+    """Return where the voxels of a grid lie along the parallel axes of another one (`is_parallel`).
+
+    Args:
+        output_to_input: (4, 4), from output voxel to input voxel.
+        output_shape: Voxels of the output along each axis.
+
+    Returns:
+        For each output axis the input axis that is parallel to it, and the positions along it in input voxels.
+    """
+    a, b, c = (int(source) for source in np.abs(output_to_input[:3, :3]).argmax(axis=0))
+    middle = (np.asarray(output_shape) - 1) / 2  # the other axes move a position only by rounding
+    positions = []
+    for axis, source in enumerate((a, b, c)):
+        row = output_to_input[source]
+        shift = row[3] + row[:3] @ middle - row[axis] * middle[axis]
+        positions.append(row[axis] * np.arange(output_shape[axis]) + shift)
+    return (a, b, c), positions

@@ -7,6 +7,7 @@ regular grid close to the R, A and S axes. Resampling back needs the network's g
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ import numpy as np
 from HiEndMAECore.io.volume import Geometry, Volume
 
 from .cropping import body_bounding_box
+from .image_resampling import resample_parallel_image
 from .intensity import IntensityNormalization, parse_number
-from .orientation import ras_axes, regular_grid, translate_affine
+from .orientation import is_parallel, ras_axes, regular_grid, regular_runs, translate_affine
 from .resampling import antialias, resample_affine, resample_from_stack, resample_label_map, resample_to_stack
 
 _MAX_LABEL = 65535
@@ -99,7 +101,7 @@ def preprocess(volume: Volume, plan: PreprocessingPlan, *, crop: bool = True) ->
     irregular stack of slices is interpolated between the true positions of its slices.
 
     Args:
-        volume: The scan (C, X, Y, Z).
+        volume: The scan (C, X, Y, Z); float32, or integers of up to 16 bits.
         plan: Spacing of the network's grid and intensity normalization.
         crop: Crop to the body with a margin first.
 
@@ -113,12 +115,25 @@ def preprocess(volume: Volume, plan: PreprocessingPlan, *, crop: bool = True) ->
     ratios = _spacing_ratios(original, plan.spacing)
     span = _resampled_span(original, box, ratios)
     source = _part_of_grid(original, span)
+    runs = regular_runs(source)
+    output_to_input = np.linalg.inv(runs[0].affine) @ affine
+    parallel = len(runs) == 1 and is_parallel(output_to_input, shape)
     channels = []
     for channel, limits in zip(volume.array, plan.normalization.limits(volume.array)):
         part = channel[tuple(slice(low, high) for low, high in span)]
-        part = antialias(plan.normalization.apply(part[None], limits=limits[None])[0], ratios)
-        channels.append(resample_from_stack(part, source, affine, shape, resample_affine))
+        normalize = functools.partial(_normalize_channel, plan.normalization, limits)
+        if parallel:
+            resampled = resample_parallel_image(part, output_to_input, shape, ratios=ratios, normalize=normalize)
+        else:
+            part = antialias(normalize(part), ratios)
+            resampled = resample_from_stack(part, source, affine, shape, resample_affine)
+        channels.append(resampled)
     return PreprocessedScan(affine=affine, original=original, array=np.stack(channels))
+
+
+def _normalize_channel(normalization: IntensityNormalization, limits: np.ndarray, part: np.ndarray) -> np.ndarray:
+    """Return a part (X, Y, Z) of a channel with the intensities `limits` at 0 and 1."""
+    return normalization.apply(part[None], limits=limits[None])[0]
 
 
 def _spacing_ratios(original: Geometry, spacing: Sequence[float]) -> list[float]:
@@ -186,9 +201,10 @@ def resample_labels_to_original(labels: np.ndarray, grid: NetworkGrid) -> np.nda
         grid: That grid and the scan's own.
 
     Returns:
-        The label map (X, Y, Z) of the same type; background outside of the network's grid.
+        The label map (X, Y, Z) of the same type; background outside of the network's grid. The first axis is the fastest in
+        memory, as in the files.
     """
-    return resample_to_stack(labels, grid.affine, grid.original, resample_label_map)
+    return resample_to_stack(labels, grid.affine, grid.original, functools.partial(resample_label_map, order="F"))
 
 
 def resample_scalar_to_original(array: np.ndarray, grid: NetworkGrid, outside: float = 0.0) -> np.ndarray:

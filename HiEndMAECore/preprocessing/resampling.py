@@ -7,6 +7,7 @@ linear interpolation. A stack of slices that is not a regular grid is resampled 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 import SimpleITK as sitk
@@ -14,10 +15,11 @@ from scipy import ndimage
 
 from HiEndMAECore.io.volume import Geometry
 
-from .orientation import regular_runs, translate_affine
+from .image_resampling import TRUNCATE, antialias_sigma
+from .label_resampling import resample_parallel_label_map
+from .orientation import is_parallel, regular_runs, translate_affine
 
 Sampler = Callable[[np.ndarray, np.ndarray, "tuple[int, int, int]"], np.ndarray]
-_FWHM = 2.0 * np.sqrt(2.0 * np.log(2.0))  # full width at half maximum of a Gaussian with sigma 1
 
 
 def resample_affine(
@@ -65,28 +67,41 @@ def resample_affine(
     return sitk.GetArrayFromImage(resampler.Execute(image))
 
 
-def resample_label_map(labels: np.ndarray, output_to_input: np.ndarray, output_shape: Sequence[int]) -> np.ndarray:
+def resample_label_map(
+    labels: np.ndarray, output_to_input: np.ndarray, output_shape: Sequence[int], *, order: Literal["C", "F"] = "C"
+) -> np.ndarray:
     """Resample a label map through an affine map: each voxel gets the label with the largest interpolated share.
 
     The shares are those of linear interpolation and add up to one, background included, so that borders are smooth where
-    nearest-neighbor interpolation makes steps. One label is worked on at a time, within its own box: memory is one float32
-    array of the output.
+    nearest-neighbor interpolation makes steps. Through a map that rotates or shears, one label is worked on at a time, within
+    its own box: memory is then one float32 array of the output.
 
     Args:
         labels: Label map (X, Y, Z) of an integer type.
         output_to_input: (4, 4), from output voxel to input voxel.
         output_shape: Voxels of the output along each axis.
+        order: Memory layout of the result.
 
     Returns:
         The label map on the output grid, of the same type.
     """
     shape = tuple(int(n) for n in output_shape)
-    result = np.zeros(shape, labels.dtype)
+    if is_parallel(output_to_input, shape):
+        return resample_parallel_label_map(labels, output_to_input, shape, order=order)
+    return _resample_through_shear(labels, output_to_input, shape, order)
+
+
+def _resample_through_shear(
+    labels: np.ndarray, output_to_input: np.ndarray, shape: tuple[int, ...], order: Literal["C", "F"]
+) -> np.ndarray:
+    """Resample a label map through any affine map, label by label."""
+    result = np.zeros(shape, labels.dtype, order=order)
     if labels.size and int(labels.max()) > 65535:  # find_objects keeps a list as long as the largest value
         values, small = np.unique(labels, return_inverse=True)
         if values[0] != 0:
             values, small = np.insert(values, 0, 0), small + 1
-        indices = resample_label_map(small.reshape(labels.shape).astype(np.uint16), output_to_input, shape)
+        small = small.reshape(labels.shape).astype(np.uint16)
+        indices = _resample_through_shear(small, output_to_input, shape, order)
         return values.astype(labels.dtype)[indices]
 
     boxes = {value: box for value, box in enumerate(ndimage.find_objects(labels), start=1) if box is not None}
@@ -138,22 +153,21 @@ def _share(
 
 
 def antialias(array: np.ndarray, ratios: Sequence[float]) -> np.ndarray:
-    """Low-pass filter an array before it is resampled to a coarser grid.
-
-    The filter is a Gaussian whose squared width is the difference of those of the two voxel profiles (Cardoso et al., "Scale
-    factor point spread function matching", MICCAI 2015): sigma = sqrt(ratio^2 - 1) / 2.355 voxels.
+    """Low-pass filter an array before it is resampled to a coarser grid, by a Gaussian of `antialias_sigma`.
 
     Args:
         array: (X, Y, Z).
-        ratios: Target spacing over own spacing along each axis; axes with a ratio up to 1.05 are not filtered.
+        ratios: Target spacing over own spacing along each axis.
 
     Returns:
         The filtered array, float32; the input itself when no axis is filtered.
     """
     for axis, ratio in enumerate(ratios):
-        if ratio > 1.05 and array.shape[axis] > 1:
-            sigma = np.sqrt(ratio**2 - 1.0) / _FWHM
-            array = ndimage.gaussian_filter1d(array, sigma, axis=axis, mode="nearest", truncate=3.0, output=np.float32)
+        sigma = antialias_sigma(ratio, array.shape[axis])
+        if sigma is not None:
+            array = ndimage.gaussian_filter1d(
+                array, sigma, axis=axis, mode="nearest", truncate=TRUNCATE, output=np.float32
+            )
     return array
 
 

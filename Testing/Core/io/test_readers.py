@@ -64,6 +64,17 @@ def test_nifti_slope_is_applied_to_voxels(tmp_path: Path) -> None:
     assert (read_volume(tmp_path / "s.nii").array == 9).all()
 
 
+@pytest.mark.parametrize(
+    ("stored", "kept"), [(np.int16, np.int16), (np.uint8, np.uint8), (np.int32, np.float32), (np.float64, np.float32)]
+)
+def test_integers_of_up_to_16_bits_are_kept_on_request(tmp_path: Path, stored: type, kept: type) -> None:
+    array = np.arange(60).reshape(3, 4, 5).astype(stored)
+    nib.save(nib.Nifti1Image(array, np.eye(4), dtype=stored), tmp_path / "scan.nii.gz")
+    volume = read_volume(tmp_path / "scan.nii.gz", keep_integers=True)
+    assert volume.array.dtype == kept
+    np.testing.assert_array_equal(volume.array, read_volume(tmp_path / "scan.nii.gz").array)
+
+
 def test_channels_on_different_grids_are_refused(tmp_path: Path) -> None:
     first, second = save(tmp_path / "P_0000.nii.gz", scan()), save(tmp_path / "P_0001.nii.gz", scan() + 1)
     volume = read_volume([first, second])

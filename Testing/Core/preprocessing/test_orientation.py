@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from HiEndMAECore.io.volume import Geometry
-from HiEndMAECore.preprocessing.orientation import ras_axes, regular_grid, regular_runs
+from HiEndMAECore.preprocessing.orientation import is_parallel, parallel_positions, ras_axes, regular_grid, regular_runs
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
@@ -51,3 +51,27 @@ def test_regular_runs_of_an_irregular_stack() -> None:
         for z in range(run.first, run.last + 1):
             np.testing.assert_allclose((run.affine @ [0, 0, z - run.first, 1])[:3], geometry.slice_origins[z])
     assert len(regular_runs(Geometry((4, 4, 4), np.eye(4)))) == 1
+
+
+def test_is_parallel_permits_rounding_and_refuses_rotation_and_shear() -> None:
+    matrix = np.diag([0.5, -2.0, 3.0, 1.0])[[1, 2, 0, 3]]
+    matrix[:3, 3] = 4.0, -7.0, 0.2
+    assert is_parallel(matrix, (100, 100, 100))
+    matrix[0, 2] = 1e-6
+    assert is_parallel(matrix, (100, 100, 100))
+    matrix[0, 2] = 1e-3
+    assert not is_parallel(matrix, (100, 100, 100))
+    angle = 0.5
+    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    assert not is_parallel(turn, (3, 3, 3))
+
+
+def test_parallel_positions_are_those_of_the_map() -> None:
+    matrix = np.diag([0.5, -2.0, 3.0, 1.0])[[1, 2, 0, 3]]
+    matrix[:3, 3] = 4.0, -7.0, 0.2
+    shape = (4, 5, 6)
+    sources, positions = parallel_positions(matrix, shape)
+    for voxel in np.ndindex(shape):
+        mapped = (matrix @ [*voxel, 1])[:3]
+        for axis, source in enumerate(sources):
+            np.testing.assert_allclose(positions[axis][voxel[axis]], mapped[source], atol=1e-12)

@@ -122,6 +122,16 @@ def test_preprocess_at_coarse_spacing_averages_noise() -> None:
     assert scan.array.std() < 0.33 * IntensityNormalization().apply(array).std()
 
 
+@pytest.mark.parametrize("normalization", [IntensityNormalization(), IntensityNormalization.percentiles()])
+@pytest.mark.parametrize("dtype", [np.int16, np.uint16, np.int8])
+def test_preprocess_of_integers_equals_that_of_floats(normalization: IntensityNormalization, dtype: type) -> None:
+    array = np.random.default_rng(0).integers(0, 120, (1, 30, 28, 26)).astype(dtype)
+    plan = PreprocessingPlan((2.0, 2.0, 2.0), normalization)
+    geometry = Geometry((30, 28, 26), np.diag([0.9, 1.1, 2.5, 1.0]))
+    integers, floats = (preprocess(Volume(a, geometry), plan).array for a in (array, array.astype(np.float32)))
+    np.testing.assert_array_equal(integers, floats)
+
+
 def test_preprocess_limits_intensities_before_filtering() -> None:
     """Intensities are clipped before they are interpolated, so that padding of -3024 HU gives the same result as air."""
     array = np.full((1, 30, 30, 30), 250.0, np.float32)
