@@ -10,12 +10,11 @@ import itertools
 from dataclasses import dataclass
 
 import torch
-from monai.networks.blocks import UnetResBlock
-from monai.networks.utils import pixelshuffle
 from torch import Tensor, nn
 
 from .encoder_decoder import EncoderDecoderNetwork
 from .interface import NetworkConfig, NetworkTraits
+from .layers.residual_block import ResidualBlock, shuffle_voxels
 from .registry import register_network
 
 VARIANTS = {
@@ -26,7 +25,6 @@ VARIANTS = {
     },
 }
 
-_NORM = "instance"
 _MAX_WIDTH = 256
 
 
@@ -61,11 +59,11 @@ class ResUNet(EncoderDecoderNetwork):
         super().__init__(config)
         widths = [min(_MAX_WIDTH, config.width * 2**level) for level in range(config.levels)]
         stem = nn.Conv3d(config.in_channels, widths[0], kernel_size=4, stride=2, padding=1)
-        stages: list[nn.Module] = [nn.Sequential(stem, UnetResBlock(3, widths[0], widths[0], 3, 1, norm_name=_NORM))]
-        stages += [UnetResBlock(3, finer, width, 3, 2, norm_name=_NORM) for finer, width in itertools.pairwise(widths)]
+        stages: list[nn.Module] = [nn.Sequential(stem, ResidualBlock(widths[0], widths[0]))]
+        stages += [ResidualBlock(finer, width, stride=2) for finer, width in itertools.pairwise(widths)]
         self.encoder = nn.ModuleList(stages)
         self.up = nn.ModuleList(nn.ConvTranspose3d(2 * width, width, kernel_size=2, stride=2) for width in widths[:-1])
-        self.decoder = nn.ModuleList(UnetResBlock(3, 2 * width, width, 3, 1, norm_name=_NORM) for width in widths[:-1])
+        self.decoder = nn.ModuleList(ResidualBlock(2 * width, width) for width in widths[:-1])
         self.head = nn.Conv3d(widths[0], 8 * config.classes, kernel_size=1)
 
     @staticmethod
@@ -83,4 +81,4 @@ class ResUNet(EncoderDecoderNetwork):
         *finer, x = self.features(image)
         for level in reversed(range(len(finer))):
             x = self.decoder[level](torch.cat([finer[level], self.up[level](x)], dim=1))
-        return pixelshuffle(self.head(x), spatial_dims=3, scale_factor=2)
+        return shuffle_voxels(self.head(x), 2)
