@@ -48,7 +48,7 @@ def read_initial_weights(
     """Read the weights that training starts from; None for a network from scratch.
 
     Args:
-        preset: Sizes for this machine; the paper's preset starts from scratch unless weights are given.
+        preset: Sizes for this machine; some start from scratch unless weights are given.
         choice: Network and variant to train.
         init: Weights as in `--init`; None: the packaged weights, where they suit the network.
         improve: Segmentation model to continue training from.
@@ -59,7 +59,7 @@ def read_initial_weights(
     """
     initial = choose_initial_weights(
         str(improve) if improve else init,
-        paper=preset.paper,
+        from_scratch=preset.from_scratch,
         network=choice.network,
         variant=choice.variant,
         report=report,

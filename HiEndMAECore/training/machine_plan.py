@@ -16,11 +16,8 @@ from HiEndMAECore.reporting.reporter import Reporter
 
 from .checkpoints import read_checkpoint_values
 from .finetuning import CHECKPOINT_FILE
-from .presets import SLOW_PRESET, preset_name
+from .presets import MIN_STEPS, SLOW_PRESET, preset_name
 from .speed_probe import TrainingSpeed, measure_training_speed
-
-# Steps of the preset "cpu" below which the preset "cpu-slow" gives the better model (Testing/Benchmarks/results.md).
-MIN_STEPS = 600
 
 
 @dataclass(frozen=True)

@@ -23,13 +23,13 @@ from .plans import PRETRAINED_RATE
 
 
 def choose_initial_weights(
-    init: str | None, *, paper: bool, network: str | None, variant: str | None, report: Reporter
+    init: str | None, *, from_scratch: bool, network: str | None, variant: str | None, report: Reporter
 ) -> PretrainedWeights | None:
     """Read the weights to start from.
 
     Args:
         init: As of `--init` or `--improve`; None: the packaged weights where they suit the network, else none.
-        paper: Whether the preset is the paper's, which starts from random weights by default.
+        from_scratch: Whether the preset starts from random weights by default.
         network: Option of the network; None: chosen by weights or preset.
         variant: Name of the variant; None: the network's default.
         report: Receives a sentence where the packaged weights do not suit the network.
@@ -37,7 +37,7 @@ def choose_initial_weights(
     Raises:
         InputError: If the weights cannot be read, or cannot initialize the network.
     """
-    initial = read_pretrained(str(init or ("none" if paper else DEFAULT_WEIGHTS)))
+    initial = read_pretrained(str(init or ("none" if from_scratch else DEFAULT_WEIGHTS)))
     if initial is None or (network is None and variant is None):
         return initial
     wanted = find_network(network or network_of_variant(variant or "")).name
@@ -103,7 +103,7 @@ def _default_variant(preset_variant: str, initial: PretrainedWeights | None, net
     """Return the variant where none is named: of the starting weights, of the network, or of the preset."""
     if initial is not None:
         return initial.variant
-    own = list_variants(network) if network is not None else list_vit_variants()
+    own = list_variants(network) if network is not None else list_variants()
     return preset_variant if preset_variant in own else own[0]
 
 

@@ -31,6 +31,7 @@ class Preset:
         batch_size: Crops of a step. On two cores, twice as many steps of one crop gave better models than steps of two.
         voxels: Largest number of voxels of a body on the network's grid.
         spacing: Fixed spacing in mm along right, anterior and superior; None chooses it from the scans.
+        from_scratch: True starts from random weights, unless an option names others.
         paper: True uses the paper's recipe instead of the default one, see `paper_recipe`.
     """
 
@@ -38,17 +39,22 @@ class Preset:
     batch_size: int
     voxels: float
     spacing: tuple[float, float, float] | None = None
+    from_scratch: bool = False
     paper: bool = False
 
 
 PRESETS = {
     "cpu": Preset("hi_end_mae_vit_tiny_8p", 1, 1.5e6),
-    "cpu-slow": Preset("res_unet_small", 1, 4e5),
+    "cpu-slow": Preset("res_unet_small", 1, 4e5, from_scratch=True),
     "gpu": Preset("hi_end_mae_vit_small_8p", 4, 12e6),
-    "paper-one-shot": Preset("hi_end_mae_vit_large_12p", 4, float("inf"), spacing=(1.5, 1.5, 1.5), paper=True),
+    "paper-one-shot": Preset(
+        "hi_end_mae_vit_large_12p", 4, float("inf"), spacing=(1.5, 1.5, 1.5), from_scratch=True, paper=True
+    ),
 }
 
 SLOW_PRESET = "cpu-slow"
+# Steps of the preset "cpu" below which "cpu-slow" gives the better model in the same time (Testing/Benchmarks/results.md).
+MIN_STEPS = 600
 
 
 def choose_preset(name: str, device: torch.device) -> Preset:

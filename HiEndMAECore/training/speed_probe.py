@@ -72,12 +72,16 @@ class TrainingSpeed:
         return self.timing.steps_in(seconds * (1 - BUDGET_SHARE))
 
     def describe(self) -> str:
-        """Return what to expect of `finetune` in words. A plan that depends on the speed is named here."""
+        """Return what to expect of `finetune` in words, and the preset that it chooses on a slow processor."""
         crops = "1 crop" if self.batch_size == 1 else f"{self.batch_size} crops"
-        return (
+        steps = self.steps_in_budget(_FIVE_MINUTES)
+        text = (
             f"Training on {self.device}: {self.steps_a_minute:.0f} steps a minute ({self.variant}, {crops} a step), "
-            f"about {self.steps_in_budget(_FIVE_MINUTES)} steps in five minutes."
+            f"about {steps} steps in five minutes."
         )
+        if self.device != "cpu" or steps >= presets.MIN_STEPS:
+            return text
+        return f"{text} That is too few: finetune uses the preset {presets.SLOW_PRESET} for this budget."
 
     def to_json(self) -> dict[str, Any]:
         """Return the numbers of a report."""

@@ -133,7 +133,7 @@ def test_packaged_weights_are_the_default_for_their_own_network_alone(
 
     def choose(init: str | None = None, **options: str) -> Any:
         wanted = {"network": None, "variant": None, **options}
-        return choose_initial_weights(init, paper=False, report=report, **wanted)  # type: ignore[arg-type]
+        return choose_initial_weights(init, from_scratch=False, report=report, **wanted)  # type: ignore[arg-type]
 
     assert choose() is not None
     assert choose(network="hybrid_unetr") is not None

@@ -12,8 +12,8 @@ from HiEndMAECore.errors import InputError
 from HiEndMAECore.reporting.reporter import Reporter
 from HiEndMAECore.training import machine_plan
 from HiEndMAECore.training.finetuning import CHECKPOINT_FILE
-from HiEndMAECore.training.machine_plan import MIN_STEPS, choose_machine_plan
-from HiEndMAECore.training.presets import SLOW_PRESET
+from HiEndMAECore.training.machine_plan import choose_machine_plan
+from HiEndMAECore.training.presets import MIN_STEPS, SLOW_PRESET
 from HiEndMAECore.training.speed_probe import TrainingSpeed
 from HiEndMAECore.training.time_budget import StepTiming
 
@@ -51,6 +51,7 @@ def choose(preset: str = "auto", device: torch.device = CPU, **options: Any) -> 
 def test_a_fast_computer_has_the_default_preset(machine: Machine) -> None:
     chosen = choose()
     assert chosen.preset == "cpu"
+    assert SLOW_PRESET not in machine.speed.describe()
     assert chosen.to_json() == {"preset": "cpu", "steps_a_minute": round(machine.speed.steps_a_minute, 1)}
 
 
@@ -63,6 +64,7 @@ def test_a_slow_computer_has_the_cheaper_preset_and_the_reason(machine: Machine)
     assert len(said) == 1
     assert f"{MIN_STEPS - 1} in this budget" in said[0]
     assert "--budget" in said[0]
+    assert SLOW_PRESET in machine.speed.describe()
     assert choose(budget_seconds=4 * FIVE_MINUTES).preset == "cpu", "a longer budget has enough steps"
 
 
