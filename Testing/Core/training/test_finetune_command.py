@@ -21,7 +21,7 @@ from HiEndMAECore.inference.predictor import Predictor
 from HiEndMAECore.io.readers import read_volume
 from HiEndMAECore.models.folder import read_description
 from HiEndMAECore.reporting.reporter import Reporter
-from HiEndMAECore.training import finetuning, presets
+from HiEndMAECore.training import finetuning, machine_plan, presets
 
 SHAPE = (30, 28, 26)
 AFFINE = np.diag([4.0, 4.0, 4.0, 1.0])
@@ -199,6 +199,26 @@ def test_model_card_says_why_mirroring_is_off(tmp_path: Path) -> None:
         "swaps": [],
         "reason": "off: 'liver' lies on one side of the body",
     }
+
+
+def test_finetune_on_a_slow_processor_trains_the_cheaper_preset_and_states_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The processor's speed is a stand-in; the budget of a minute is shortened."""
+    monkeypatch.setattr(presets, "MIN_STEPS", 10**6)
+    monkeypatch.setattr(machine_plan, "MIN_STEPS", 10**6)
+    monkeypatch.setitem(finetune.BUDGETS, "1min", 8.0)
+    image, labels = write(tmp_path, "scan", scan()[0]), write(tmp_path, "labels", blocks(2))
+    config = finetune.FinetuneConfig(
+        image=(str(image),), label=(labels,), output=tmp_path / "model", budget="1min", device="cpu"
+    )
+    finetune.run(config)
+    description = read_description(tmp_path / "model")
+    assert description.architecture["network"] == "ResUNet"
+    assert description.training["preset"] == "auto"
+    assert description.training["machine_plan"]["preset"] == "cpu-slow"
+    assert description.training["machine_plan"]["steps_a_minute"] > 0
+    assert segment(tmp_path / "model", [image]).shape == SHAPE
 
 
 def test_finetune_with_the_paper_preset_trains_on_a_share_of_a_data_set(
