@@ -45,7 +45,7 @@ class Preset:
 
 PRESETS = {
     "cpu": Preset("hi_end_mae_vit_tiny_8p", 1, 1.5e6),
-    "cpu-slow": Preset("res_unet_small", 1, 4e5, from_scratch=True),
+    "cpu-slow": Preset("res_unet_small", 1, 6.5e5, from_scratch=True),
     "gpu": Preset("hi_end_mae_vit_small_8p", 4, 12e6),
     "paper-one-shot": Preset(
         "hi_end_mae_vit_large_12p", 4, float("inf"), spacing=(1.5, 1.5, 1.5), from_scratch=True, paper=True
@@ -54,7 +54,7 @@ PRESETS = {
 
 SLOW_PRESET = "cpu-slow"
 # Steps of the preset "cpu" below which "cpu-slow" gives the better model in the same time (Testing/Benchmarks/results.md).
-MIN_STEPS = 600
+MIN_STEPS = 800
 
 
 def choose_preset(name: str, device: torch.device) -> Preset:
