@@ -89,12 +89,11 @@ class OpenVINONetwork(nn.Module):
                 self._request = self._compile()
 
     def forward(self, tiles: Tensor) -> Tensor:
-        """Return the logits (B, classes, H, W, D), float32, of tiles (B, C, H, W, D).
+        """Return the logits (B, classes, H, W, D), float32, of tiles (B, C, H, W, D), after `start`.
 
         Raises:
             EngineFailure: OpenVINO does not compute the tiles.
         """
-        self.start()
         with _faults_as_engine_failure():
             return torch.cat([_compute(self._request, tile) for tile in tiles.split(1)])
 
