@@ -16,6 +16,7 @@ from .reporting.reporter import Reporter
 from .runtime.processes import rank_from_environment
 
 FORMATS = ("nii.gz", "nii", "nrrd", "seg.nrrd", "mha", "dcm")
+ENGINES = ("auto", "torch", "openvino")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,12 @@ class SegmentConfig(CommandConfig):
         "nii.gz", help="Format of label maps in a folder; dcm: DICOM SEG, for DICOM input.", choices=FORMATS
     )
 
+    engine: str = option(
+        "auto",
+        help="What computes the network; auto: OpenVINO where it is installed and the CPU has bf16, else torch.",
+        choices=ENGINES,
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive(self, "spacing", "smallest")
@@ -67,6 +74,7 @@ def run(config: SegmentConfig, report: Reporter | None = None) -> dict[str, Any]
     Raises:
         InputError: `some_cases_failed` at the end of a batch; the error of a single scan is raised itself.
         UsageError: The options contradict each other.
+        MissingDependencyError: The engine is not installed.
     """
     report = report or Reporter(quiet=True)
     from .inference import batch_segmentation as batch
@@ -78,7 +86,7 @@ def run(config: SegmentConfig, report: Reporter | None = None) -> dict[str, Any]
     if rank_from_environment() > 0:
         report.mute()  # the first process reports for all
     jobs = batch.list_jobs(config.input, config.output, config.format)
-    predictor = Predictor.load(config.model, device=choose_device(config.device))
+    predictor = Predictor.load(config.model, device=choose_device(config.device), engine=config.engine)
     options = SegmentationOptions(**{name: getattr(config, name) for name in SegmentationOptions.__dataclass_fields__})
     options = batch.supported_options(options, predictor, report)
     is_single = len(jobs) == 1

@@ -140,7 +140,7 @@ def segment_cases(
     """
     older_results = {job: OlderResult.find(job) for job in jobs}
     if jobs:
-        predictor.probe()
+        predictor.probe(report)
     outcomes = []
     for job, outcome in run_pipeline(
         jobs,

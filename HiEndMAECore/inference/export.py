@@ -208,6 +208,7 @@ def write_case(
         **_model_and_options(predictor, options),
         "input": work.inputs,
         "model": predictor.description.name,
+        "engine": work.result.engine,
         "spacing_mm": list(options.spacing or predictor.plan.spacing),
         "structures": structures,
         "review_slices": result.review_slices if labels.any() else [],  # an empty label map has no borders to review

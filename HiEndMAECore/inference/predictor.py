@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from HiEndMAECore.data.label_table import model_structures
@@ -41,6 +41,7 @@ from HiEndMAECore.runtime.memory import Cost, measure_peak
 from .forward import forward, store_weights_in_bf16
 from .memory_fallback import as_out_of_memory, summarize_logits_within_memory
 from .memory_plan import check_resampling_memory
+from .openvino_engine import EngineFailure, OpenVINONetwork, choose_engine
 from .sliding_window import SlidingWindow
 from .test_time_augmentation import mirrored_classes
 from .uncertainty import slices_to_review
@@ -56,11 +57,13 @@ class NetworkSegmentation:
         labels: Label map (H, W, D) in the model's values.
         entropy: Normalized entropy (H, W, D), float16, from 0 (certain) to 1 (all classes equally likely).
         confidence: {value of a structure: mean maximum probability of its voxels}, of the structures that were found.
+        engine: The engine that computed all tiles, "torch" or "openvino".
     """
 
     labels: np.ndarray
     entropy: np.ndarray
     confidence: dict[int, float]
+    engine: str = "torch"
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,15 +91,23 @@ class Predictor:
         description: Preprocessing, channels and labels of the network.
         device: Device that computes.
         exact: Compute in float32 throughout, without autocast.
+        engine: The engine, as `openvino_engine.choose_engine` takes it.
 
     Raises:
         InputError: `model_unusable`; the description's preprocessing is not valid.
+        MissingDependencyError: The engine is not installed.
     """
 
     def __init__(
-        self, network: SegmentationNetwork, description: ModelDescription, device: torch.device, *, exact: bool = False
+        self,
+        network: SegmentationNetwork,
+        description: ModelDescription,
+        device: torch.device,
+        *,
+        exact: bool = False,
+        engine: str = "torch",
     ) -> None:
-        self.network = network.to(device).eval()
+        self.network: nn.Module = network.to(device).eval()
         self.description = description
         self.device = device
         self.exact = exact
@@ -108,18 +119,24 @@ class Predictor:
         except ValueError as error:
             raise InputError("model_unusable", f"The model '{description.name}' cannot be used: {error}.") from error
         self.structures = model_structures(description)
+        self.engine = choose_engine(engine, network, device, exact=exact)
+        if self.engine == "openvino":
+            shape, precision = (len(description.channels), *self.tile), "f32" if exact or not cpu_has_bf16() else "bf16"
+            self.network = OpenVINONetwork(network, description.architecture, tile=shape, precision=precision)
 
     @classmethod
-    def load(cls, path: Path, *, device: torch.device, exact: bool = False) -> Predictor:
+    def load(cls, path: Path, *, device: torch.device, exact: bool = False, engine: str = "torch") -> Predictor:
         """Load a segmentation model from a folder or a .zip file.
 
         Args:
             path: The model.
             device: Device that computes.
             exact: Compute in float32 throughout, without autocast.
+            engine: The engine, as `openvino_engine.choose_engine` takes it.
 
         Raises:
             InputError: It is not a model, is damaged, or is a pretraining model.
+            MissingDependencyError: The engine is not installed.
         """
         description, weights = read_model(path)
         if description.kind != "segmentation":
@@ -135,7 +152,7 @@ class Predictor:
         load_strict(network, {key: value.float() for key, value in weights.items()}, what="weights")
         if device.type == "cpu" and not exact and cpu_has_bf16():
             store_weights_in_bf16(network)
-        return cls(network, description, device, exact=exact)
+        return cls(network, description, device, exact=exact, engine=engine)
 
     def segment(
         self,
@@ -187,27 +204,48 @@ class Predictor:
             plan = PreprocessingPlan((r, a, s), plan.normalization)
         return preprocess(volume, plan)
 
-    @torch.inference_mode()
-    def probe(self) -> Cost:
-        """Measure the memory and time of one tile, once.
+    def probe(self, report: Reporter | None = None) -> Cost:
+        """Measure the memory and time of one tile, once, with torch if the engine fails.
 
         A batch calls it before reading and writing run beside the computation and disturb the measurement.
+
+        Args:
+            report: Receives the warning that the engine failed.
         """
         if self._tile_cost is None:
-            channels = len(self.description.channels)
-            self._tile_cost = Cost()
             try:
-                self.network.to(self.device)
-                tile = torch.zeros((1, channels, *self.tile), device=self.device)
-                for _ in range(2):  # the first call of a network also allocates and selects kernels
-                    with measure_peak(self.device) as self._tile_cost:
-                        forward(self.network, tile, exact=self.exact)
-                    if self._tile_cost.seconds > _SLOW_TILE_SECONDS:
-                        break
-            except Exception as error:
-                if as_out_of_memory(error) is None:
-                    raise
+                self._tile_cost = self._measure_tile()
+            except EngineFailure as failure:
+                self._change_to_torch(failure, report)
+                self._tile_cost = self._measure_tile()
         return self._tile_cost
+
+    @torch.inference_mode()
+    def _measure_tile(self) -> Cost:
+        """Return the cost of one tile; an empty one if memory ran out."""
+        cost = Cost()
+        try:
+            self.network.to(self.device)
+            if isinstance(self.network, OpenVINONetwork):
+                self.network.start()  # not a part of the measurement
+            tile = torch.zeros((1, len(self.description.channels), *self.tile), device=self.device)
+            for _ in range(2):  # the first call of a network also allocates and selects kernels
+                with measure_peak(self.device) as cost:
+                    forward(self.network, tile, exact=self.exact)
+                if cost.seconds > _SLOW_TILE_SECONDS:
+                    break
+        except Exception as error:
+            if as_out_of_memory(error) is None:
+                raise
+        return cost
+
+    def _change_to_torch(self, failure: EngineFailure, report: Reporter | None) -> None:
+        """Compute with torch from now on, and report it."""
+        assert isinstance(self.network, OpenVINONetwork)
+        self.network, self.engine, self._tile_cost = self.network.network, "torch", None
+        if report is not None:
+            message = f"OpenVINO failed ({failure}); torch computes the whole scan instead."
+            report.warning("engine_failed", message, "The result is complete; --engine torch avoids the attempt.")
 
     def infer(
         self, prepared: PreprocessedScan, *, report: Reporter | None = None, mirror: bool = False
@@ -223,6 +261,14 @@ class Predictor:
             OutOfMemoryError: The scan does not fit in memory; raised before the first tile if that is foreseeable.
         """
         check_resampling_memory(math.prod(prepared.original.shape))
+        try:
+            return self._infer(prepared, report, mirror=mirror)
+        except EngineFailure as failure:  # from the first tile again, so that one engine computes the whole scan
+            self._change_to_torch(failure, report)
+        return self._infer(prepared, report, mirror=mirror)
+
+    def _infer(self, prepared: PreprocessedScan, report: Reporter | None, *, mirror: bool) -> NetworkSegmentation:
+        """Return the result of `infer`, of one engine."""
         values = np.array([0, *(structure.value for structure in self.structures)])
         values = values.astype(np.min_scalar_type(int(values.max())))
         labels = np.empty(prepared.shape, values.dtype)
@@ -236,7 +282,7 @@ class Predictor:
             sums += np.bincount(classes.ravel(), weights=max_probability.ravel(), minlength=len(values))
             del logits
         confidence = {int(v): round(float(s / n), 4) for v, s, n in zip(values[1:], sums[1:], counts[1:]) if n}
-        return NetworkSegmentation(labels, entropy, confidence)
+        return NetworkSegmentation(labels, entropy, confidence, self.engine)
 
     def resample_to_original(
         self, result: NetworkSegmentation, prepared: NetworkGrid, *, uncertainty: bool = False
@@ -289,7 +335,7 @@ class Predictor:
             report=report or Reporter(quiet=True),
             mirror=mirrored_classes(self.description) if mirror else None,
             exact=self.exact,
-            probe=self.probe(),
+            probe=self.probe(report),
         )
         for block, logits in window.blocks():
             # From the padded grid to the scan's: planes of padding are dropped.

@@ -12,7 +12,7 @@ from typing import Any
 from HiEndMAECore import __version__
 from HiEndMAECore.io.atomic import write_text
 
-_RECORDED_PACKAGES = ("torch", "monai", "numpy", "nibabel", "SimpleITK", "safetensors")
+_RECORDED_PACKAGES = ("torch", "monai", "numpy", "nibabel", "SimpleITK", "safetensors", "openvino")
 
 
 def versions() -> dict[str, str]:
