@@ -4,8 +4,7 @@
     network.start()                                   # reads the converted network from the cache, or converts it
     logits = forward(network, tiles, exact=False)     # as with the network itself
 
-Any fault raises `EngineFailure`; the predictor then computes the whole scan with torch. Seconds and labels against torch are
-in `Testing/Benchmarks/results.md`.
+Any fault raises `EngineFailure`; the predictor then computes the whole scan with torch.
 """
 
 from __future__ import annotations
@@ -101,12 +100,8 @@ class OpenVINONetwork(nn.Module):
         """Return a request that computes one tile."""
         openvino = _import_openvino()
         core, key = openvino.Core(), self._key(openvino.__version__)
-        config = {
-            "INFERENCE_PRECISION_HINT": self.precision,
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            "NUM_STREAMS": 1,
-            "ENABLE_CPU_PINNING": False,  # several processes would share one core
-        }
+        config = {"INFERENCE_PRECISION_HINT": self.precision, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        config |= {"NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}  # pinned, several processes would share one core
         if path := find_network(key):
             return core.compile_model(core.read_model(path), "CPU", config).create_infer_request()
         with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):

@@ -205,7 +205,10 @@ def test_labels_equal_those_of_torch(exact: bool, trained: tuple[UNETR, torch.Te
     found = forward(make_network(network, precision), tiles, exact=exact)
     expected = forward(network, tiles, exact=exact)
     assert (expected.argmax(1) == targets).float().mean() > 0.6  # half is background
-    assert (found.argmax(1) == expected.argmax(1)).float().mean() >= 0.999
+    second, first = expected.sort(dim=1).values[:, -2:].unbind(1)
+    is_clear = first - second > 0.05  # so short a training leaves voxels undecided, which bf16 rounds either way
+    assert is_clear.float().mean() > 0.9
+    assert (found.argmax(1) == expected.argmax(1))[is_clear].float().mean() >= 0.999
     assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
 
 
