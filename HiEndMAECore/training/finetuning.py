@@ -120,7 +120,7 @@ def finetune(
     if recipe is None:
         recipe = DefaultRecipe(cases, classes=network.classes, plan=plan, mirroring=mirroring)
     recipe.criterion.to(device)
-    stored = _read_checkpoint_of_run(folder / CHECKPOINT_FILE, run_digest) if resume else None
+    stored = _read_checkpoint_of_run(folder / CHECKPOINT_FILE, run_digest, report) if resume else None
     planned, fastest = _plan_steps(cases, recipe, network, plan=plan, device=device, stored=stored, report=report)
     run = _FinetuningRun(
         cases, recipe, network, plan=plan, device=device, planned=planned,
@@ -278,10 +278,19 @@ def digest_run(plan: FinetuningPlan, cases: Sequence[TrainingCase]) -> str:
     return digest.hexdigest()
 
 
-def _read_checkpoint_of_run(path: Path, digest: str) -> dict[str, Any] | None:
-    """Return the plain values of a checkpoint, or None when it is absent; raise `InputError` for that of another run."""
+def _read_checkpoint_of_run(path: Path, digest: str, report: Reporter) -> dict[str, Any] | None:
+    """Return the plain values of a checkpoint, or None when it is absent; raise `InputError` for that of another run.
+
+    Versions that stored no preset computed the voxels with other rounding, so that their digest cannot be compared.
+    """
     values = read_checkpoint_values(path)
-    if values and values.get("run") != digest:
+    if values and values.get("run") != digest and "preset" not in values:
+        report.warning(
+            "snapshot_unchecked",
+            f"The checkpoint {path} is of an earlier version: whether it belongs to these scans and labels was not checked.",
+            "If it does not, start again without --resume.",
+        )
+    elif values and values.get("run") != digest:
         raise InputError(
             "snapshot_unfit",
             f"The checkpoint {path} belongs to other scans, labels or settings.",

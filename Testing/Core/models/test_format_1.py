@@ -227,6 +227,7 @@ def test_fine_tuning_run_resumes_with_the_same_losses(tmp_path: Path, monkeypatc
     config = finetune_config(tmp_path / "tiny", names=FORMAT_1 / "names.json", init="none", steps=12, resume=True)
     finetune.run(config, report)
     assert min(report.steps_done) >= 5, "the first five steps are in the training checkpoint"
+    assert "snapshot_unchecked" in [warning["code"] for warning in report.warnings]
     reference = expected("finetune")["resumed_from_tiny.training"]
     training = read_description(tmp_path / "tiny").training
     assert_losses(training["losses"], reference["losses"])

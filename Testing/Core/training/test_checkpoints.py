@@ -111,7 +111,7 @@ def test_finetune_checkpoint_has_its_stored_keys(tmp_path: Path) -> None:
         finetune(tmp_path, RequestAt(3, "cancel"), steps=6)
     values = read_checkpoint_values(tmp_path / "snapshot.safetensors")
     assert values is not None
-    assert list(values) == ["step", "planned", "seconds", "losses", "fastest", "run"]
+    assert list(values) == ["step", "planned", "seconds", "losses", "fastest", "run", "preset"]
     with safe_open(str(tmp_path / "snapshot.safetensors"), framework="pt") as file:
         assert {key.split("/")[0] for key in file.keys()} == {"network", "averaged", "optimiser"}  # noqa: SIM118
 
