@@ -1,0 +1,79 @@
+"""Continuous refinement of a displacement by Adam, with a diffusion regularizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .grids import inside, resize_field, sample, transform_points
+from .search import Pair, compose_movement
+from .transform import Transform, smooth_field
+
+_BODY_SHARE = 0.1
+
+
+def refine(
+    pair: Pair,
+    transform: Transform,
+    *,
+    steps: int = 30,
+    factor: int = 2,
+    learning_rate: float = 1.0,
+    regularization: float = 1.0,
+    subset: int = 2,
+    on_step: Callable[[int], None] = lambda _: None,
+) -> Transform:
+    """Return the transform after some steps of Adam.
+
+    The movement lives on a grid that is `factor` times coarser than the features and is smoothed before it is used. Each
+    step compares every `subset`-th body voxel.
+
+    Args:
+        pair: The features.
+        transform: The transform to start from.
+        steps: Steps of Adam.
+        factor: Coarseness of the grid of control points.
+        learning_rate: In voxels of the features.
+        regularization: Weight of the mean squared difference of neighboring control points, in voxels of the features.
+        subset: Number of interleaved subsets of voxels.
+        on_step: Called after each step.
+    """
+    grid = pair.fixed.grid
+    control = grid.pooled(factor)
+    device = pair.fixed.channels.device
+    spacing = float(grid.spacing.mean())
+    points = grid.positions(device)
+    selected = torch.nonzero((pair.fixed.body > _BODY_SHARE * pair.fixed.body.max()).flatten()).flatten()
+    flat_points, flat_fixed = points.flatten(1), pair.fixed.channels.flatten(1)
+    to_voxels = np.linalg.inv(pair.moving.grid.affine)
+    control_voxels = transform_points(np.linalg.inv(control.affine), points).flatten(1)
+    movement = torch.zeros((3, *control.shape), device=device, requires_grad=True)
+    base = resize_field(transform.displacement, transform.grid, control)
+    optimizer = torch.optim.Adam([movement], lr=learning_rate)
+    for step in range(steps):
+        chosen = selected[step % subset :: subset]
+        smooth = smooth_field(movement)
+        at = flat_points[:, chosen]
+        shift = sample(smooth, control_voxels[:, chosen]) * spacing
+        mapped = transform_points(transform.affine, at) + transform.displacement_at(at) + shift
+        voxels = transform_points(to_voxels, mapped)
+        present = inside(voxels.detach(), pair.moving.grid.shape)
+        cost = (flat_fixed[:, chosen] - sample(pair.moving.channels, voxels)).square().sum(0) / pair.chance
+        loss = (cost * present).mean() + regularization * _roughness(smooth + base / spacing)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        on_step(step + 1)
+    with torch.no_grad():
+        final = smooth_field(movement) * spacing
+        displacement = transform.displacement + resize_field(final, control, transform.grid)
+    return Transform(transform.affine, displacement, transform.grid)
+
+
+def _roughness(field: Tensor) -> Tensor:
+    """Return the mean squared difference of neighboring control points, summed over the axes."""
+    return sum((field.diff(dim=axis).square().mean() for axis in (1, 2, 3)), start=field.new_zeros(()))
