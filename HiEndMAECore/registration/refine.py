@@ -14,6 +14,7 @@ from .search import Pair, compose_movement
 from .transform import Transform, smooth_field
 
 _BODY_SHARE = 0.1
+_BETAS = (0.9, 0.999)
 
 
 def refine(
@@ -53,7 +54,7 @@ def refine(
     control_voxels = transform_points(np.linalg.inv(control.affine), points).flatten(1)
     movement = torch.zeros((3, *control.shape), device=device, requires_grad=True)
     base = resize_field(transform.displacement, transform.grid, control)
-    optimizer = torch.optim.Adam([movement], lr=learning_rate)
+    optimizer = _Adam(movement, learning_rate)
     for step in range(steps):
         chosen = selected[step % subset :: subset]
         smooth = smooth_field(movement)
@@ -64,14 +65,32 @@ def refine(
         present = inside(voxels.detach(), pair.moving.grid.shape)
         cost = (flat_fixed[:, chosen] - sample(pair.moving.channels, voxels)).square().sum(0) / pair.chance
         loss = (cost * present).mean() + regularization * _roughness(smooth + base / spacing)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        (gradient,) = torch.autograd.grad(loss, movement)
+        optimizer.step(gradient)
         on_step(step + 1)
     with torch.no_grad():
         final = smooth_field(movement) * spacing
         displacement = transform.displacement + resize_field(final, control, transform.grid)
     return Transform(transform.affine, displacement, transform.grid)
+
+
+class _Adam:
+    """Adam (Kingma and Ba 2015) for one tensor. torch.optim needs two seconds to import its compiler."""
+
+    def __init__(self, parameter: Tensor, learning_rate: float) -> None:
+        self._parameter, self._learning_rate = parameter, learning_rate
+        self._mean, self._square = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        self._steps = 0
+
+    def step(self, gradient: Tensor) -> None:
+        """Change the parameter by one step."""
+        self._steps += 1
+        with torch.no_grad():
+            self._mean.lerp_(gradient, 1 - _BETAS[0])
+            self._square.lerp_(gradient.square(), 1 - _BETAS[1])
+            mean = self._mean / (1 - _BETAS[0] ** self._steps)
+            square = self._square / (1 - _BETAS[1] ** self._steps)
+            self._parameter -= self._learning_rate * mean / (square.sqrt() + 1e-8)
 
 
 def _roughness(field: Tensor) -> Tensor:

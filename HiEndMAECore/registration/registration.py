@@ -27,7 +27,7 @@ class RegistrationSettings:
     max_voxels: int = 1_500_000
     dilation: int = 2
     intensity_weight: float = 1.0
-    body_weight: float = 1.0
+    body_weight: float = 1 / 12
     start_step: int = 12
     start_level: Level = Level(2, 2, 3)
     affine_rounds: int = 2

@@ -20,7 +20,7 @@ from .grids import Grid, inside, resize_field, sample, transform_points
 from .transform import Transform, smooth_field
 
 _COUPLING = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-_OUTSIDE_COST = 0.8  # of a voxel where the moving scan does not reach, as a share of the cost by chance
+_OUTSIDE_COST = 1.0  # of a voxel where the moving scan does not reach, as a share of the cost by chance
 _TRIMMED_SHARE = 0.4  # of the cells whose residual is largest is ignored by the affine map
 _TRIMMING_ROUNDS = 5
 _CHANCE_PAIRS = 20000
