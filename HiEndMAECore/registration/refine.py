@@ -26,7 +26,7 @@ def refine(
     learning_rate: float = 1.0,
     regularization: float = 1.0,
     subset: int = 2,
-    on_step: Callable[[int], None] = lambda _: None,
+    on_step: Callable[[], None] = lambda: None,
 ) -> Transform:
     """Return the transform after some steps of Adam.
 
@@ -67,7 +67,7 @@ def refine(
         loss = (cost * present).mean() + regularization * _roughness(smooth + base / spacing)
         (gradient,) = torch.autograd.grad(loss, movement)
         optimizer.step(gradient)
-        on_step(step + 1)
+        on_step()
     with torch.no_grad():
         final = smooth_field(movement) * spacing
         displacement = transform.displacement + resize_field(final, control, transform.grid)

@@ -65,6 +65,11 @@ class Pair:
         moving = Features(moving.channels * factors, moving.grid)
         return cls(fixed, moving, _chance(fixed, moving))
 
+    @property
+    def device(self) -> torch.device:
+        """Return the device of the features."""
+        return self.fixed.channels.device
+
     def pooled(self, factor: int) -> Pair:
         """Return the pair on coarser grids."""
         if factor == 1:
