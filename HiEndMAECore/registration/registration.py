@@ -29,8 +29,9 @@ from .transform import Transform
 
 _STAGE = "registration"
 _SCALE_LIMITS = (0.5, 2.0)
-_MIN_BODY_OVERLAP = 0.3
-_MAX_COST = 0.95  # 1 is the cost by chance
+_MIN_BODY_OVERLAP = 0.6
+_MAX_COST = 0.8  # 1 is the cost by chance
+_MAX_FOLDED_SHARE = 0.15
 _SMALL_EXTENT_MM = 120.0  # scans whose middle extent is smaller get a finer working grid
 
 
@@ -60,9 +61,9 @@ class RegistrationSettings:
     intensity_weight: float = 1.0
     body_weight: float = 1 / 12
     start_step: int = 12
-    start_level: Level = Level(2, 2, 3)
-    affine_rounds: int = 2
-    levels: tuple[Level, ...] = (Level(2, 2, 4), Level(2, 1, 3), Level(1, 2, 2))
+    start_level: Level = Level(2, 2, 3, 0.3)
+    affine_rounds: int = 4
+    levels: tuple[Level, ...] = (Level(2, 2, 4, 0.3), Level(2, 1, 3, 0.3), Level(1, 2, 2, 0.3))
     steps: int = 30
     learning_rate: float = 0.5
     regularization: float = 0.1
@@ -143,8 +144,9 @@ def register(
         )
     with torch.no_grad():
         cost, overlap = matching_cost(pair, transform), _body_overlap(pair, transform)
-        reasons = _reasons(affine.affine, cost, costs, overlap)
-        return Registration(transform, affine, cost, tuple(costs), overlap, transform.folded_share(), reasons)
+        folded = transform.folded_share()
+        reasons = _reasons(affine.affine, cost, costs, overlap, folded)
+        return Registration(transform, affine, cost, tuple(costs), overlap, folded, reasons)
 
 
 def make_pair(
@@ -243,7 +245,9 @@ def _body_overlap(pair: Pair, transform: Transform) -> float:
     return 2 * float((fixed & moving).sum()) / total if total else 0.0
 
 
-def _reasons(affine: np.ndarray, cost: float, start_costs: list[float], overlap: float) -> tuple[str, ...]:
+def _reasons(
+    affine: np.ndarray, cost: float, start_costs: list[float], overlap: float, folded: float
+) -> tuple[str, ...]:
     """Return why a registration must not be used, in sentences."""
     reasons = []
     scales = np.linalg.svd(affine[:3, :3], compute_uv=False)
@@ -253,8 +257,12 @@ def _reasons(affine: np.ndarray, cost: float, start_costs: list[float], overlap:
         )
     if overlap < _MIN_BODY_OVERLAP:
         reasons.append(f"The bodies overlap by {overlap:.0%} only: the scans may show different regions.")
+    if folded > _MAX_FOLDED_SHARE:
+        reasons.append(f"The transform folds in {folded:.0%} of the scan: there is no smooth match.")
     if cost > _MAX_COST:
-        reasons.append(f"The scans match no better than by chance (cost {cost:.2f}): they may show different regions.")
+        reasons.append(
+            f"The scans match hardly better than by chance (cost {cost:.2f} of 1): they may show different regions."
+        )
     elif len(start_costs) > 1 and cost >= max(start_costs):
         reasons.append("The best position found along the body is no better than the worst: there is no clear match.")
     return tuple(reasons)

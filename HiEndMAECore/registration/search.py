@@ -19,7 +19,7 @@ from .features import Features, average_blocks
 from .grids import Grid, inside, resize_field, sample, transform_points
 from .transform import Transform, smooth_field
 
-_COUPLING = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+_COUPLING = (0.0003, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 _OUTSIDE_COST = 1.0  # of a voxel where the moving scan does not reach, as a share of the cost by chance
 _TRIMMED_SHARE = 0.4  # of the cells whose residual is largest is ignored by the affine map
 _TRIMMING_ROUNDS = 5
@@ -129,9 +129,10 @@ def compose_movement(transform: Transform, movement: Tensor, cells: Grid) -> Tra
 
 
 def _offsets(radius: int) -> Tensor:
-    """Return all displacements within a cube, (D, 3)."""
+    """Return all displacements within a cube, (D, 3), the smallest first: it is taken where costs are equal."""
     steps = torch.arange(-radius, radius + 1, dtype=torch.float32)
-    return torch.stack(torch.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
+    offsets = torch.stack(torch.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
+    return offsets[offsets.square().sum(1).argsort(stable=True)]
 
 
 def _cell_costs(
@@ -166,7 +167,7 @@ def _coupled_convex(costs: Tensor, offsets: Tensor, level: Level) -> Tensor:
     flat = costs.flatten(1)
     field = torch.zeros((3, *shape), device=costs.device)
     squares = offsets.square().sum(1, keepdim=True)
-    for weight in (0.0, *_COUPLING):
+    for weight in _COUPLING:
         weight *= level.coupling
         # The cell's own |field|^2 is the same for every displacement and left out.
         total = torch.addmm(flat, offsets, field.flatten(1), alpha=-2 * weight).add_(squares, alpha=weight)
