@@ -149,7 +149,7 @@ def body_mask(image: Tensor) -> Tensor:
     return torch.from_numpy(mask).to(image.device)
 
 
-def average_blocks(volume: Tensor, factor: int | Sequence[int]) -> Tensor:
+def average_blocks(volume: Tensor, factor: int) -> Tensor:
     """Return the averages (C, x, y, z) of blocks of a volume (C, X, Y, Z); incomplete blocks average what they have."""
     if factor == 1:
         return volume

@@ -7,10 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from .grids import inside, resize_field, sample, transform_points
-from .search import Pair, compose_movement
+from .search import Pair
 from .transform import Transform, smooth_field
 
 _BODY_SHARE = 0.1

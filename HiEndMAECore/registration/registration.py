@@ -28,6 +28,12 @@ from .search import Level, Pair, discrete_search, fit_affine, matching_cost, sta
 from .transform import Transform
 
 _STAGE = "registration"
+_START_LEVEL = Level(pooling=2, cell=2, radius=3, coupling=0.3)
+_LEVELS = (
+    Level(pooling=2, cell=2, radius=4, coupling=0.3),
+    Level(pooling=2, cell=1, radius=3, coupling=0.3),
+    Level(pooling=1, cell=2, radius=2, coupling=0.3),
+)
 _SCALE_LIMITS = (0.5, 2.0)
 _MIN_BODY_OVERLAP = 0.6
 _MAX_COST = 0.8  # 1 is the cost by chance
@@ -61,9 +67,9 @@ class RegistrationSettings:
     intensity_weight: float = 1.0
     body_weight: float = 1 / 12
     start_step: int = 12
-    start_level: Level = Level(2, 2, 3, 0.3)
+    start_level: Level = _START_LEVEL
     affine_rounds: int = 4
-    levels: tuple[Level, ...] = (Level(2, 2, 4, 0.3), Level(2, 1, 3, 0.3), Level(1, 2, 2, 0.3))
+    levels: tuple[Level, ...] = _LEVELS
     steps: int = 30
     learning_rate: float = 0.5
     regularization: float = 0.1
@@ -206,9 +212,7 @@ def _starts(coarse: Pair, settings: RegistrationSettings) -> list[np.ndarray]:
     return list(starts_along_body(coarse.fixed, coarse.moving, step=step))
 
 
-def _best_start(
-    pair: Pair, settings: RegistrationSettings, done: Callable[[], None]
-) -> tuple[Transform, list[float]]:
+def _best_start(pair: Pair, settings: RegistrationSettings, done: Callable[[], None]) -> tuple[Transform, list[float]]:
     """Return the transform found from the best start, and the costs of all."""
     level = settings.start_level
     coarse = pair.pooled(level.pooling)

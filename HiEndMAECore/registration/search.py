@@ -123,9 +123,7 @@ def compose_movement(transform: Transform, movement: Tensor, cells: Grid) -> Tra
     grid = transform.grid
     points = grid.positions(movement.device)
     moved = points + resize_field(movement, cells, grid)
-    return Transform(
-        transform.affine, transform.map_points(moved) - transform_points(transform.affine, points), grid
-    )
+    return Transform(transform.affine, transform.map_points(moved) - transform_points(transform.affine, points), grid)
 
 
 def _offsets(radius: int) -> Tensor:

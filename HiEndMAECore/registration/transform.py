@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -131,7 +132,7 @@ class Transform:
         determinant = torch.linalg.det(jacobian.permute(2, 3, 4, 0, 1)) * torch.linalg.det(step).sign()
         return float((determinant <= 0).float().mean())
 
-    def _blocks(self, source: Grid, target: Grid):  # noqa: ANN202
+    def _blocks(self, source: Grid, target: Grid) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Yield planes of the target grid, their positions in voxels of the source, and which of them lie inside."""
         device = self.displacement.device
         to_voxels = np.linalg.inv(source.affine)

@@ -2,8 +2,8 @@
 
     python Testing/Benchmarks/registration.py DATASET [--training-case NAME] [--cases NAME ...] [--set KEY=VALUE ...]
 
-DATASET is a folder in nnU-Net's layout with splits.json; the cases are those of `tune` where none are named. Dice is measured on
-the scans' own grids, after the largest component of each structure is retained. `--set` changes a number of
+DATASET is a folder in nnU-Net's layout with splits.json; the cases are those of `tune` where none are named. Dice is
+measured on the scans' own grids, after the largest component of each structure is retained. `--set` changes a number of
 `RegistrationSettings`; `--coupling` that of every level of the search.
 """
 

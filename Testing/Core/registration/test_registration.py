@@ -12,7 +12,7 @@ import torch
 from HiEndMAECore.data.phantom import LIVER, make_patient
 from HiEndMAECore.errors import Cancelled
 from HiEndMAECore.evaluation.metrics import dice
-from HiEndMAECore.registration.features import RegistrationImage, extract_features
+from HiEndMAECore.registration.features import Features, Modality, RegistrationImage, extract_features
 from HiEndMAECore.registration.grids import Grid
 from HiEndMAECore.registration.registration import Registration, RegistrationSettings, register, working_spacing
 from HiEndMAECore.registration.transform import Transform
@@ -35,9 +35,9 @@ def warped(scan: RegistrationImage, transform: Transform) -> RegistrationImage:
     return RegistrationImage(transform.warp_image(scan.image[None], scan.grid, scan.grid)[0], scan.affine)
 
 
-def run(moving, fixed, *, modality="ct", settings=COARSE) -> Registration:  # noqa: ANN001
+def run(moving: RegistrationImage | Features, fixed: RegistrationImage, *, modality: Modality = "ct") -> Registration:
     with Reporter(quiet=True) as report:
-        return register(moving, fixed, modality=modality, report=report, settings=settings)
+        return register(moving, fixed, modality=modality, report=report, settings=COARSE)
 
 
 def error_in_body(result: Registration, truth: Transform, fixed: RegistrationImage) -> float:
@@ -65,7 +65,7 @@ def test_scan_is_registered_to_itself() -> None:
 
 
 @pytest.mark.parametrize("modality", ["ct", "mri"])
-def test_known_affine_map_is_found(modality: str) -> None:
+def test_known_affine_map_is_found(modality: Modality) -> None:
     scan, _ = patient(1)
     affine = np.eye(4)
     affine[:3, :3] = [[1.05, 0.04, 0.0], [-0.04, 0.95, 0.0], [0.0, 0.0, 1.05]]
@@ -147,6 +147,7 @@ def test_small_crop_gets_a_finer_grid() -> None:
 
 
 def test_registration_can_be_cancelled() -> None:
-    with Reporter(quiet=True) as report, pytest.raises(Cancelled):
+    with Reporter(quiet=True) as report:
         report.cancel()
-        register(patient(1)[0], patient(2)[0], modality="ct", report=report, settings=COARSE)
+        with pytest.raises(Cancelled):
+            register(patient(1)[0], patient(2)[0], modality="ct", report=report, settings=COARSE)
