@@ -24,7 +24,7 @@ def refine(
     factor: int = 2,
     learning_rate: float = 1.0,
     regularization: float = 1.0,
-    subset: int = 2,
+    subset: int = 4,
     on_step: Callable[[], None] = lambda: None,
 ) -> Transform:
     """Return the transform after some steps of Adam.

@@ -62,7 +62,7 @@ class RegistrationSettings:
     """
 
     spacing: float = 4.0
-    max_voxels: int = 1_500_000
+    max_voxels: int = 700_000
     dilation: int = 2
     intensity_weight: float = 1.0
     body_weight: float = 1 / 12
@@ -73,7 +73,7 @@ class RegistrationSettings:
     steps: int = 30
     learning_rate: float = 0.5
     regularization: float = 0.1
-    subset: int = 2
+    subset: int = 4
 
 
 @dataclass(frozen=True, eq=False)

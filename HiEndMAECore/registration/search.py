@@ -9,7 +9,7 @@ the field. The penalty's weight rises.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -50,11 +50,13 @@ class Pair:
     Attributes:
         fixed, moving: Features in 32 bits, each channel multiplied by the square root of its weight.
         chance: Mean cost of random pairs of body voxels.
+        coarser: The pairs on coarser grids that were made.
     """
 
     fixed: Features
     moving: Features
     chance: float
+    coarser: dict[int, Pair] = field(default_factory=dict)
 
     @classmethod
     def of(cls, fixed: Features, moving: Features, weights: Tensor) -> Pair:
@@ -71,11 +73,13 @@ class Pair:
         return self.fixed.channels.device
 
     def pooled(self, factor: int) -> Pair:
-        """Return the pair on coarser grids."""
+        """Return the pair on coarser grids, which is made once."""
         if factor == 1:
             return self
-        fixed, moving = self.fixed.pooled(factor), self.moving.pooled(factor)
-        return Pair(fixed, moving, _chance(fixed, moving))
+        if factor not in self.coarser:
+            fixed, moving = self.fixed.pooled(factor), self.moving.pooled(factor)
+            self.coarser[factor] = Pair(fixed, moving, _chance(fixed, moving))
+        return self.coarser[factor]
 
 
 def _chance(fixed: Features, moving: Features) -> float:
