@@ -28,7 +28,8 @@ from .grids import Grid, resample_parallel
 Modality = Literal["ct", "mri"]
 MIND_CHANNELS = 12
 _BODY_SHARE = 0.1  # share of the intensity range above which a voxel is body
-_MIN_VOXELS = 3  # along each axis
+_MIN_VOXELS = 3  # of the scan along each axis
+_MIN_THICKNESS = 3.5  # in voxels of the features; a single thick slice may have become several voxels
 _NEIGHBORS = ((1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1))
 _PAIRS = [(a, b) for a, b in combinations(_NEIGHBORS, 2) if any(x + y for x, y in zip(a, b))]
 
@@ -97,9 +98,12 @@ def extract_features(scan: RegistrationImage, *, modality: Modality, spacing: fl
     Raises:
         InputError: The scan is a single slice, or nearly so.
     """
-    thinnest = min(scan.grid.shape)
-    if thinnest < _MIN_VOXELS:
-        message = f"The scan has {thinnest} voxels along its thinnest axis; registration needs {_MIN_VOXELS} or more."
+    thinnest, needed = float(scan.grid.extent.min()), _MIN_THICKNESS * spacing
+    if thinnest < needed or min(scan.grid.shape) < _MIN_VOXELS:
+        message = (
+            f"The scan has {min(scan.grid.shape)} voxels along its thinnest axis ({thinnest:.0f} mm); "
+            f"registration needs {_MIN_VOXELS} voxels and {needed:.0f} mm or more."
+        )
         raise InputError("scan_too_thin", message, "Use a volume instead of single slices.")
     grid = scan.grid.with_spacing(spacing)
     image = resample_parallel(scan.image.float(), scan.grid, grid)

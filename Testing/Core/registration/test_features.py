@@ -58,6 +58,8 @@ def test_body_is_filled_and_excludes_small_parts() -> None:
     assert torch.equal(body_mask(image), expected)
 
 
-def test_single_slice_is_refused_in_words() -> None:
-    with pytest.raises(InputError, match="1 voxels along its thinnest axis"):
-        extract_features(RegistrationImage(noise(16, 16, 1), np.eye(4)), modality="ct", spacing=4.0)
+@pytest.mark.parametrize("slices", [1, 10])
+def test_single_slice_is_refused_in_words(slices: int) -> None:
+    """A slice of 10 mm may have been resampled to 1 mm."""
+    with pytest.raises(InputError, match=rf"{slices} voxels along its thinnest axis \({slices} mm\)"):
+        extract_features(RegistrationImage(noise(16, 16, slices), np.eye(4)), modality="ct", spacing=4.0)
