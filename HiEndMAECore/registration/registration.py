@@ -62,7 +62,7 @@ class RegistrationSettings:
     """
 
     spacing: float = 4.0
-    max_voxels: int = 700_000
+    max_voxels: int = 1_100_000
     dilation: int = 2
     intensity_weight: float = 1.0
     body_weight: float = 1 / 12
