@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("io",),
     ("reporting",),
     ("preprocessing", "networks", "cli"),
-    ("models",),
+    ("models", "registration"),
     ("checkpoints",),  # compatibility imports of `models`
     ("data",),
     ("evaluation",),

@@ -1,0 +1,1 @@
+"""Registration of the labelled scan to other scans, without weights."""
