@@ -49,40 +49,6 @@ from .uncertainty import slices_to_review
 _SLOW_TILE_SECONDS = 1.0  # in a slower tile the overhead of the first call does not matter
 
 
-@dataclass(frozen=True, eq=False)
-class NetworkSegmentation:
-    """A result on the network's grid.
-
-    Args:
-        labels: Label map (H, W, D) in the model's values.
-        entropy: Normalized entropy (H, W, D), float16, from 0 (certain) to 1 (all classes equally likely).
-        confidence: {value of a structure: mean maximum probability of its voxels}, of the structures that were found.
-        engine: The engine that computed all tiles, "torch" or "openvino".
-    """
-
-    labels: np.ndarray
-    entropy: np.ndarray
-    confidence: dict[int, float]
-    engine: str = "torch"
-
-
-@dataclass(frozen=True, eq=False)
-class Segmentation:
-    """A result on the scan's original grid.
-
-    Args:
-        labels: Label map (X, Y, Z) in the model's values.
-        entropy: Normalized entropy (X, Y, Z), float32, from 0 (certain) to 1 (all classes equally likely), or None.
-        confidence: As in `NetworkSegmentation`.
-        review_slices: Stored slices (last axis, from 0) to review first, in falling order of uncertainty.
-    """
-
-    labels: np.ndarray
-    entropy: np.ndarray | None = None
-    confidence: dict[int, float] = field(default_factory=dict)
-    review_slices: list[int] = field(default_factory=list)
-
-
 class Predictor:
     """A network with its description, ready to segment scans.
 
@@ -248,12 +214,18 @@ class Predictor:
             report.warning("engine_failed", message, "The result is complete; --engine torch avoids the attempt.")
 
     def infer(
-        self, prepared: PreprocessedScan, *, report: Reporter | None = None, mirror: bool = False
+        self,
+        prepared: PreprocessedScan,
+        *,
+        report: Reporter | None = None,
+        mirror: bool = False,
+        prior: LabelPrior | None = None,
     ) -> NetworkSegmentation:
         """Infer labels, entropy and confidence on the network's grid; logits are in memory for a few blocks at a time.
 
         Args:
             prepared: The preprocessed scan.
+            prior: Propagated labels on the same grid, to combine the network's opinion with (`atlas_matching`).
             report: Receives progress and warnings, and requests to cancel.
             mirror: Average with the scan mirrored from right to left, if the model was trained on mirrored scans.
 
@@ -262,27 +234,33 @@ class Predictor:
         """
         check_resampling_memory(math.prod(prepared.original.shape))
         try:
-            return self._infer(prepared, report, mirror=mirror)
+            return self._infer(prepared, report, mirror=mirror, prior=prior)
         except EngineFailure as failure:  # from the first tile again, so that one engine computes the whole scan
             self._change_to_torch(failure, report)
-        return self._infer(prepared, report, mirror=mirror)
+        return self._infer(prepared, report, mirror=mirror, prior=prior)
 
-    def _infer(self, prepared: PreprocessedScan, report: Reporter | None, *, mirror: bool) -> NetworkSegmentation:
+    def _infer(
+        self, prepared: PreprocessedScan, report: Reporter | None, *, mirror: bool, prior: LabelPrior | None
+    ) -> NetworkSegmentation:
         """Return the result of `infer`, of one engine."""
+        blocks = self._blocks(prepared.array, report, mirror=mirror)
+        if prior is not None:
+            blocks = ((region, prior.add_to(logits, region)) for region, logits in blocks)
+        return summarize_blocks(blocks, self._values, prepared.shape, engine=self.engine)
+
+    def infer_from_prior(self, prior: LabelPrior) -> NetworkSegmentation:
+        """Return the propagated labels on their grid, without running the network.
+
+        Args:
+            prior: The prior of the scan.
+        """
+        return summarize_blocks(prior.blocks(len(self._values)), self._values, prior.grid.shape, engine="registration")
+
+    @property
+    def _values(self) -> np.ndarray:
+        """Return the label value of each class."""
         values = np.array([0, *(structure.value for structure in self.structures)])
-        values = values.astype(np.min_scalar_type(int(values.max())))
-        labels = np.empty(prepared.shape, values.dtype)
-        entropy = np.empty(prepared.shape, np.float16)
-        sums, counts = np.zeros(len(values)), np.zeros(len(values))
-        for region, logits in self._blocks(prepared.array, report, mirror=mirror):
-            summary = summarize_logits_within_memory(logits)
-            classes, max_probability, block_entropy = (part.cpu().numpy() for part in summary)
-            labels[region], entropy[region] = values[classes], block_entropy
-            counts += np.bincount(classes.ravel(), minlength=len(values))
-            sums += np.bincount(classes.ravel(), weights=max_probability.ravel(), minlength=len(values))
-            del logits
-        confidence = {int(v): round(float(s / n), 4) for v, s, n in zip(values[1:], sums[1:], counts[1:]) if n}
-        return NetworkSegmentation(labels, entropy, confidence, self.engine)
+        return values.astype(np.min_scalar_type(int(values.max())))
 
     def resample_to_original(
         self, result: NetworkSegmentation, prepared: NetworkGrid, *, uncertainty: bool = False
