@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from HiEndMAECore.errors import InputError
+from HiEndMAECore.models.description import ModelDescription
+from HiEndMAECore.models.folder import read_atlas_tensors
 from HiEndMAECore.preprocessing.pipeline import PreprocessedScan
 from HiEndMAECore.registration.atlas import Atlas, register_atlas
 from HiEndMAECore.registration.features import RegistrationImage
@@ -55,6 +58,28 @@ class AtlasMatch:
         ]
 
 
+def read_atlases(path: Path, description: ModelDescription) -> tuple[Atlas, ...]:
+    """Read the atlases that a model keeps.
+
+    Args:
+        path: Model folder or zip.
+        description: Its description, which names the atlases.
+
+    Raises:
+        InputError: The atlases are damaged, cannot be used, or were replaced after the description was read.
+    """
+    if not description.atlas:
+        return ()
+    current, stored = read_atlas_tensors(path)
+    if current.model_sha256 != description.model_sha256:
+        raise InputError("model_damaged", f"The model {path} was replaced while it was read.", "Start again.")
+    count = len(description.labels)
+    return tuple(
+        Atlas.from_tensors(atlas.tensors, atlas.metadata, structures=count, name=f"{index + 1}", source=path)
+        for index, atlas in enumerate(stored)
+    )
+
+
 def match_atlases(
     atlases: Sequence[Atlas], scan: PreprocessedScan, *, device: torch.device, report: Reporter
 ) -> AtlasMatch:
@@ -72,6 +97,8 @@ def match_atlases(
     Raises:
         Cancelled: The run is to stop.
     """
+    if not atlases:
+        return AtlasMatch(scan, None, (), ())
     image = RegistrationImage(torch.from_numpy(scan.array[0]).to(device), scan.affine)
     registrations: list[Registration | None] = []
     reasons: list[str] = []
@@ -95,6 +122,15 @@ def match_atlases(
     )
     prior = LabelPrior(propagated, Grid(rescaled.shape, rescaled.affine), PRIOR_WEIGHT, PRIOR_FLOOR)
     return AtlasMatch(rescaled, prior, tuple(registrations), ())
+
+
+def registration_warning(match: AtlasMatch) -> dict[str, str]:
+    """Return the warning about a match without a prior: {"code", "message", "advice"}."""
+    return {
+        "code": "registration_failed",
+        "message": f"The labelled scan could not be registered to it. {' '.join(match.reasons)}",
+        "advice": "The network alone segmented it. Check the result: the scan may show another part of the body.",
+    }
 
 
 def rescale_scan(scan: PreprocessedScan, factors: Sequence[float] | np.ndarray) -> PreprocessedScan:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -34,14 +33,18 @@ from HiEndMAECore.preprocessing.pipeline import (
     resample_labels_to_original,
     resample_scalar_to_original,
 )
+from HiEndMAECore.registration.atlas import Atlas
+from HiEndMAECore.registration.label_prior import LabelPrior
 from HiEndMAECore.reporting.reporter import Reporter
 from HiEndMAECore.runtime.devices import cpu_has_bf16
 from HiEndMAECore.runtime.memory import Cost, measure_peak
 
+from .atlas_matching import AtlasMatch, match_atlases, read_atlases
 from .forward import forward, store_weights_in_bf16
-from .memory_fallback import as_out_of_memory, summarize_logits_within_memory
+from .memory_fallback import as_out_of_memory
 from .memory_plan import check_resampling_memory
 from .openvino_engine import EngineFailure, OpenVINONetwork, choose_engine
+from .segmentation import NetworkSegmentation, Segmentation, summarize_blocks
 from .sliding_window import SlidingWindow
 from .test_time_augmentation import mirrored_classes
 from .uncertainty import slices_to_review
@@ -58,6 +61,7 @@ class Predictor:
         device: Device that computes.
         exact: Compute in float32 throughout, without autocast.
         engine: The engine, as `openvino_engine.choose_engine` takes it.
+        atlases: Atlases of the labelled scans, as far as the model keeps them.
 
     Raises:
         InputError: `model_unusable`; the description's preprocessing is not valid.
@@ -72,11 +76,13 @@ class Predictor:
         *,
         exact: bool = False,
         engine: str = "torch",
+        atlases: Sequence[Atlas] = (),
     ) -> None:
         self.network: nn.Module = network.to(device).eval()
         self.description = description
         self.device = device
         self.exact = exact
+        self.atlases = tuple(atlases)
         self._tile_cost: Cost | None = None
         self.tile = fit_size(type(network), network.config, description.architecture["arguments"]["image_size"])
         stored = description.preparation
@@ -118,7 +124,8 @@ class Predictor:
         load_strict(network, {key: value.float() for key, value in weights.items()}, what="weights")
         if device.type == "cpu" and not exact and cpu_has_bf16():
             store_weights_in_bf16(network)
-        return cls(network, description, device, exact=exact, engine=engine)
+        atlases = read_atlases(path, description)
+        return cls(network, description, device, exact=exact, engine=engine, atlases=atlases)
 
     def segment(
         self,
@@ -142,10 +149,18 @@ class Predictor:
             InputError: `channels_do_not_fit`.
             OutOfMemoryError: The scan does not fit in memory.
         """
-        prepared = self.preprocess(volume, spacing=spacing)
-        return self.resample_to_original(
-            self.infer(prepared, report=report, mirror=mirror), prepared, uncertainty=uncertainty
-        )
+        match = self.match(self.preprocess(volume, spacing=spacing), report=report)
+        result = self.infer(match.scan, report=report, mirror=mirror, prior=match.prior)
+        return self.resample_to_original(result, match.scan, uncertainty=uncertainty)
+
+    def match(self, prepared: PreprocessedScan, *, report: Reporter | None = None) -> AtlasMatch:
+        """Register the model's atlases to a scan; without an atlas the scan is returned as it is.
+
+        Args:
+            prepared: The preprocessed scan.
+            report: Receives progress, and requests to cancel.
+        """
+        return match_atlases(self.atlases, prepared, device=self.device, report=report or Reporter(quiet=True))
 
     def preprocess(self, volume: Volume, *, spacing: Sequence[float] | None = None) -> PreprocessedScan:
         """Resample and normalize a scan as the network expects it.

@@ -100,6 +100,7 @@ class LabelPrior:
     weight: float
     floor: float
 
+    @torch.inference_mode()
     def add_to(self, logits: Tensor, region: Sequence[slice]) -> Tensor:
         """Add the logarithm of the prior to logits, in place.
 
