@@ -97,7 +97,7 @@ class PaperLoss(nn.Module):
         target = F.one_hot(classes[:, 0].clamp(min=0).long(), logits.shape[1]).movedim(-1, 1) * judged
         log_own = logits.log_softmax(1).gather(1, classes.clamp(min=0).long())
         cross_entropy = -(log_own * judged).sum() / judged.sum().clamp(min=1)
-        return self.dice(logits.softmax(1) * judged, target) + cross_entropy
+        return self.dice(logits.softmax(1) * judged, target.to(logits.dtype)) + cross_entropy
 
 
 class PaperRecipe:

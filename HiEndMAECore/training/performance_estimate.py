@@ -316,7 +316,7 @@ def _estimate_sizes(case: TrainingCase, counts: Tensor) -> Tensor:
     """Return the sizes (count,) of the structures of a case in voxels, given the number of their labelled voxels.
 
     Where a part of a structure's bounding box is ignored, such as three of four slices, the same share of the structure is
-    assumed to be ignored.
+    assumed to be ignored. The share is that of the box without its last planes, which has whole periods of skipped slices.
     """
     sizes = counts.clone()
     if not (case.classes < 0).any():
@@ -324,7 +324,9 @@ def _estimate_sizes(case: TrainingCase, counts: Tensor) -> Tensor:
     for value in range(1, len(counts)):
         if counts[value]:
             voxels = torch.nonzero(case.classes == value)
-            box = tuple(slice(int(low), int(high) + 1) for low, high in zip(voxels.amin(0), voxels.amax(0)))
+            box = tuple(
+                slice(int(low), max(int(high), int(low) + 1)) for low, high in zip(voxels.amin(0), voxels.amax(0))
+            )
             sizes[value] /= float((case.classes[box] >= 0).float().mean())
     return sizes
 
