@@ -140,15 +140,17 @@ def test_estimate_depends_on_the_seed_alone() -> None:
 
 @pytest.mark.usefixtures("same_contrast")
 def test_estimate_of_a_case_with_skipped_slices_is_about_that_of_the_whole_case() -> None:
-    case = cube_case()
-    skipped = torch.arange(28) % 4 != 0
-    part = TrainingCase("part", case.image, torch.where(skipped, IGNORED, case.classes).short())
-    network = ThresholdNetwork(cube=0.75)
-    whole, partial = estimate(network, [case]), estimate(network, [part])
-    for one, other in zip(whole.structures, partial.structures):
-        assert other.voxels == pytest.approx(one.voxels, rel=0.2)
-        assert other.deformed == pytest.approx(one.deformed, abs=0.05)
-        assert other.expected == pytest.approx(one.expected, abs=0.06)
+    """On average over the four ways to label every fourth slice."""
+    case, network = cube_case(), ThresholdNetwork(cube=0.75)
+    whole, parts = estimate(network), []
+    for first in range(4):
+        skipped = torch.arange(28) % 4 != first
+        classes = torch.where(skipped, IGNORED, case.classes).short()
+        parts.append(estimate(network, [TrainingCase("part", case.image, classes)]))
+    for one, *others in zip(whole.structures, *(part.structures for part in parts)):
+        assert np.mean([other.voxels for other in others]) == pytest.approx(one.voxels, rel=0.15)
+        assert np.mean([other.deformed for other in others]) == pytest.approx(one.deformed, abs=0.05)
+        assert np.mean([other.expected for other in others]) == pytest.approx(one.expected, abs=0.05)
 
 
 @pytest.mark.usefixtures("same_contrast")
