@@ -147,10 +147,13 @@ def test_estimate_of_a_case_with_skipped_slices_is_about_that_of_the_whole_case(
         skipped = torch.arange(28) % 4 != first
         classes = torch.where(skipped, IGNORED, case.classes).short()
         parts.append(estimate(network, [TrainingCase("part", case.image, classes)]))
-    for one, *others in zip(whole.structures, *(part.structures for part in parts)):
-        assert np.mean([other.voxels for other in others]) == pytest.approx(one.voxels, rel=0.15)
-        assert np.mean([other.deformed for other in others]) == pytest.approx(one.deformed, abs=0.05)
-        assert np.mean([other.expected for other in others]) == pytest.approx(one.expected, abs=0.05)
+    for index, one in enumerate(whole.structures):
+        assert np.mean([part.structures[index].voxels for part in parts]) == pytest.approx(one.voxels, rel=0.15)
+    cubes = [
+        part.structures[0] for part in parts
+    ]  # the thresholds find balls at the border of a copy, where all is judged
+    assert np.mean([cube.deformed for cube in cubes]) == pytest.approx(whole.structures[0].deformed, abs=0.02)
+    assert np.mean([cube.expected for cube in cubes]) == pytest.approx(whole.structures[0].expected, abs=0.03)
 
 
 @pytest.mark.usefixtures("same_contrast")
