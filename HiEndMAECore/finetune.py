@@ -41,8 +41,10 @@ class FinetuneConfig(CommandConfig):
         None,
         help="Label value of voxels that nobody judged and that are left out (default: 'ignore' of the dataset.json).",
     )
-    ignore_unlabelled_slices: bool = option(
-        False, help="Leave out the slices without any label, for scans of which only some slices are labelled."
+    ignore_unlabelled_slices: str | None = option(
+        None,
+        help="Plane of the slices, for scans of which only some slices are labelled: those without any label are left out.",
+        choices=("axial", "coronal", "sagittal"),
     )
     absent_is_background: bool = option(
         False,

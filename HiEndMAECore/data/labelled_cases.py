@@ -25,9 +25,7 @@ from .label_table import label_colors
 
 _MANY_LABELS = 64  # a label map with more labels is checked for being a scan
 _MAX_LABEL = 65535
-_MANY_RUNS = 3  # runs of labelled slices along one axis that show that slices were skipped
-_EQUAL_SPACING = 0.9  # of the largest spacing: axes from there on may all be the one across the slices
-_PLANES = {"L": "sagittal", "R": "sagittal", "A": "coronal", "P": "coronal", "S": "axial", "I": "axial"}
+_PLANES = {"sagittal": "LR", "coronal": "PA", "axial": "IS"}  # by the directions of the axis across the slices
 
 
 def cases_from_files(images: Sequence[str], labels: Sequence[Path]) -> list[Case]:
@@ -71,13 +69,13 @@ class PartialLabels:
 
     Attributes:
         ignore: Value of voxels that nobody judged, if there is one.
-        ignore_unlabelled_slices: True ignores the slices without any label.
+        ignore_unlabelled_slices: Plane, axial, coronal or sagittal, whose slices without any label are ignored; None: no slices are.
         absent_is_background: Whether a structure that only other cases label is background in a case. False: it is unknown
             there, and neither found nor missed.
     """
 
     ignore: int | None = None
-    ignore_unlabelled_slices: bool = False
+    ignore_unlabelled_slices: str | None = None
     absent_is_background: bool = False
 
 
@@ -130,45 +128,34 @@ def read_labelled_case(case: Case, *, report: Reporter, partial: PartialLabels |
     if not read.values:
         message = f"The label map {case.label} has only background and ignored voxels ({partial.ignore})."
         raise InputError("empty_label", message, "Label a structure, or check --ignore.")
-    return ignore_unlabelled_slices(read, report=report) if partial.ignore_unlabelled_slices else read
+    plane = partial.ignore_unlabelled_slices
+    return ignore_unlabelled_slices(read, plane, report=report) if plane else read
 
 
-def ignore_unlabelled_slices(case: LabelledCase, *, report: Reporter) -> LabelledCase:
+def ignore_unlabelled_slices(case: LabelledCase, plane: str, *, report: Reporter) -> LabelledCase:
     """Ignore all slices of a case that have no structure: those between the labelled ones and those beyond them.
-
-    The slices lie across the axis with the largest spacing. Of axes with about the same spacing, it is the one along which
-    most slices were skipped, otherwise the last stored one.
 
     Args:
         case: The case; at least one structure is labelled.
+        plane: Plane of the slices, axial, coronal or sagittal; that of a tilted grid is the nearest one.
         report: Receives a message about how many slices count.
 
     Returns:
         The case with ignored slices; with its own ignore value, or one that its label map does not use.
     """
     array = case.labels.array[0]
+    codes = nib.aff2axcodes(case.labels.affine)
+    axis = next(axis for axis, code in enumerate(codes) if code in _PLANES[plane])
     is_structure = array != 0 if case.ignore is None else (array != 0) & (array != case.ignore)
-    labelled = [is_structure.any(axis=tuple({0, 1, 2} - {axis})) for axis in range(3)]
-    spacing = case.labels.spacing
-    axis = max(
-        (axis for axis in range(3) if spacing[axis] >= _EQUAL_SPACING * max(spacing)),
-        key=lambda axis: (_count_skipped_runs(labelled[axis]), axis),
-    )
-    plane = _PLANES[nib.aff2axcodes(case.labels.affine)[axis]]
-    counts = f"{np.count_nonzero(labelled[axis])} of {len(labelled[axis])}"
+    labelled = is_structure.any(axis=tuple({0, 1, 2} - {axis}))
+    counts = f"{np.count_nonzero(labelled)} of {len(labelled)}"
     report.info(f"{case.scan.name}: {counts} {plane} slices are labelled and count, the others are ignored.")
     ignore = case.ignore
     if ignore is None:
         ignore = next(value for value in range(1, len(case.values) + 2) if value not in case.values)
     array = array.astype(np.promote_types(array.dtype, np.min_scalar_type(ignore)))
-    np.moveaxis(array, axis, 0)[~labelled[axis]] = ignore
+    np.moveaxis(array, axis, 0)[~labelled] = ignore
     return LabelledCase(case.scan, replace(case.labels, array=array[None]), ignore)
-
-
-def _count_skipped_runs(labelled: np.ndarray) -> int:
-    """Return the number of runs of labelled slices along an axis; 0 where they are so few that organs may lie apart."""
-    runs = int(np.count_nonzero(np.diff(labelled.astype(np.int8), prepend=0) == 1))
-    return runs if runs >= _MANY_RUNS else 0
 
 
 def check_compatible(cases: Sequence[LabelledCase]) -> None:

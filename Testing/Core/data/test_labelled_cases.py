@@ -50,7 +50,7 @@ def ignored_slices(case: LabelledCase, axis: int = 2) -> list[int]:
 
 def test_unlabelled_slices_between_labelled_ones_are_ignored_and_counted() -> None:
     report = RecordingReporter()
-    case = ignore_unlabelled_slices(labelled_case(every_fourth(two_columns())), report=report)
+    case = ignore_unlabelled_slices(labelled_case(every_fourth(two_columns())), "axial", report=report)
     assert case.ignore == 2, "a value that the label map does not use"
     assert ignored_slices(case) == [z for z in range(20) if z % 4]
     assert report.messages == ["p: 5 of 20 axial slices are labelled and count, the others are ignored."]
@@ -58,28 +58,27 @@ def test_unlabelled_slices_between_labelled_ones_are_ignored_and_counted() -> No
     assert np.array_equal(case.labels.array[0][..., ::4], two_columns()[..., ::4])
 
 
-def test_unlabelled_slices_beyond_a_slab_are_ignored_across_the_largest_spacing() -> None:
+def test_unlabelled_slices_beyond_a_slab_are_ignored() -> None:
     labels = two_columns()
     labels[..., :4], labels[..., 12:] = 0, 0
-    case = ignore_unlabelled_slices(labelled_case(labels, affine=np.diag([1, 1, 3, 1.0])), report=Reporter(quiet=True))
+    case = ignore_unlabelled_slices(labelled_case(labels), "axial", report=Reporter(quiet=True))
     assert ignored_slices(case) == [*range(4), *range(12, 20)]
-    same = ignore_unlabelled_slices(labelled_case(labels), report=Reporter(quiet=True))
-    assert ignored_slices(same) == [*range(4), *range(12, 20)], "of equal axes the last one"
 
 
-def test_slices_skipped_along_another_axis_are_found_and_named() -> None:
+@pytest.mark.parametrize(("plane", "axis"), [("sagittal", 2), ("coronal", 0), ("axial", 1)])
+def test_slices_of_a_plane_are_those_across_its_axis(plane: str, axis: int) -> None:
+    """The stored axes run to posterior, to superior and, tilted, to the left."""
+    affine = np.array([[0, 0.2, -2, 5], [-1, 0, 0.3, 5], [0, 1, 0, 0], [0, 0, 0, 1.0]])
     labels = np.zeros(SHAPE, np.uint8)
-    labels[4:9, ::3, 5:15] = 1
-    report = RecordingReporter()
-    case = ignore_unlabelled_slices(labelled_case(labels), report=report)
-    assert ignored_slices(case, axis=1) == [y for y in range(14) if y % 3]
-    assert "5 of 14 coronal slices" in report.messages[0]
+    np.moveaxis(labels, axis, 0)[::3, 4:8, 5:9] = 1
+    case = ignore_unlabelled_slices(labelled_case(labels, affine=affine), plane, report=Reporter(quiet=True))
+    assert ignored_slices(case, axis) == [index for index in range(SHAPE[axis]) if index % 3]
 
 
 def test_the_own_ignore_value_is_used_and_its_slices_are_not_labelled() -> None:
     labels = every_fourth(two_columns())
     labels[0, 0, 1], labels[0, 0, 4] = 200, 200
-    case = ignore_unlabelled_slices(labelled_case(labels, ignore=200), report=Reporter(quiet=True))
+    case = ignore_unlabelled_slices(labelled_case(labels, ignore=200), "axial", report=Reporter(quiet=True))
     assert case.ignore == 200
     assert (case.labels.array[0][..., 1] == 200).all()
     assert (case.labels.array[0][..., 4] == 200).sum() == 1

@@ -67,7 +67,7 @@ def test_finetune_on_every_fourth_slice_ignores_the_others(how: str, tmp_path: P
     names.write_text(json.dumps({"labels": {"ignore": IGNORE, "liver": LIVER}}))
     options: dict[str, Any] = {
         "--ignore": {"ignore": IGNORE},
-        "--ignore-unlabelled-slices": {"ignore_unlabelled_slices": True},
+        "--ignore-unlabelled-slices": {"ignore_unlabelled_slices": "axial"},
         "names": {"names": names},
     }[how]
     case = write_patient(tmp_path, 1, skip_slices(0 if how == "--ignore-unlabelled-slices" else IGNORE))
