@@ -69,7 +69,7 @@ class PartialLabels:
 
     Attributes:
         ignore: Value of voxels that nobody judged, if there is one.
-        ignore_unlabelled_slices: Plane, axial, coronal or sagittal, whose slices without any label are ignored; None: no slices are.
+        ignore_unlabelled_slices: axial, coronal or sagittal: the slices of this plane without any label are ignored.
         absent_is_background: Whether a structure that only other cases label is background in a case. False: it is unknown
             there, and neither found nor missed.
     """
