@@ -13,6 +13,7 @@ True when a usable result is wanted as soon as possible. `control.RunControl` re
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
@@ -140,7 +141,8 @@ class Reporter:
     def print_result(self, text: str) -> None:
         """Write one line of a result, such as a table, to standard output; programs that read events do not get it."""
         if self._console and not self._muted:
-            self._output.write(text + "\n")
+            with contextlib.suppress(OSError):  # the reader, such as `head`, is gone
+                self._output.write(text + "\n")
 
     def mute(self) -> None:
         """Suppress all output except errors. All processes of a run but the first one are muted."""
