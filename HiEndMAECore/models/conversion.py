@@ -4,7 +4,8 @@
     python -m HiEndMAECore.models.conversion run/model for-their-code.pth
     python -m HiEndMAECore.models.conversion run/model small-model --half
 
-Both hold the same tensors, bit by bit. With --half, a copy of a model folder is made in 16 bits.
+Both hold the same tensors, bit by bit. With --half, a copy of a model folder is made in 16 bits; it leaves out the atlas of the
+labelled scan, unless --keep-atlas is given.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ PAPER_PREPROCESSING = {  # of the scans that the authors' weights were trained o
 }
 
 
-def convert(source: Path, output: Path, *, half: bool = False) -> None:
+def convert(source: Path, output: Path, *, half: bool = False, keep_atlas: bool = False) -> None:
     """Convert between the authors' checkpoint and a model folder.
 
     The direction follows from the suffixes. A file that is not exactly a Hi-End-MAE of a known variant is refused.
@@ -40,6 +41,7 @@ def convert(source: Path, output: Path, *, half: bool = False) -> None:
         source: The authors' file (.pth or .pt), or a model folder or zip.
         output: The authors' file, or a model folder or zip, which must not exist.
         half: True makes a copy of a model folder in 16 bits instead.
+        keep_atlas: Whether that copy keeps the atlas of the labelled scan.
 
     Raises:
         InputError: The source cannot be converted; the message lists the weights that do not fit.
@@ -50,7 +52,7 @@ def convert(source: Path, output: Path, *, half: bool = False) -> None:
         raise InputError("output_exists", f"{output} is there already.", "Choose another name, or delete it.")
     to_authors, from_authors = (path.suffix.lower() in SUFFIXES for path in (output, source))
     if half and not (to_authors or from_authors):
-        _copy_in_half_precision(source, output)
+        _copy_in_half_precision(source, output, keep_atlas=keep_atlas)
         return
     if half or to_authors == from_authors:
         raise InputError(
@@ -125,13 +127,14 @@ def _folder_to_authors(source: Path, output: Path) -> None:
     write_authors_checkpoint(output, model)
 
 
-def _copy_in_half_precision(source: Path, output: Path) -> None:
+def _copy_in_half_precision(source: Path, output: Path, *, keep_atlas: bool) -> None:
     """Copy a model with its weights in 16 bits, named after the output."""
-    from .folder import read_model, write_model
+    from .folder import read_atlas_tensors, read_model, write_model
 
     description, weights = read_model(source)
+    atlases = read_atlas_tensors(source)[1] if keep_atlas else ()
     halved = {name: value.half() for name, value in weights.items()}
-    write_model(output, replace(description, name=output.name), halved)
+    write_model(output, replace(description, name=output.name), halved, atlases)
 
 
 def _crop_size(state: dict[str, Tensor], patch_size: int) -> tuple[int, int, int] | None:
@@ -153,9 +156,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("source", type=Path, help="the authors' .pth file, or a model folder")
     parser.add_argument("output", type=Path, help="a model folder, or a .pth file, to make")
     parser.add_argument("--half", action="store_true", help="a copy of a model folder in 16 bits")
+    parser.add_argument("--keep-atlas", action="store_true", help="with --half: keep the atlas of the labelled scan")
     options = parser.parse_args(argv)
     try:
-        convert(options.source, options.output, half=options.half)
+        convert(options.source, options.output, half=options.half, keep_atlas=options.keep_atlas)
     except HiEndMAEError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code

@@ -13,6 +13,7 @@ from typing import Any
 
 from HiEndMAECore import __version__
 
+from .schema import ATLAS_FORMAT_VERSION as ATLAS_FORMAT_VERSION
 from .schema import FORMAT_VERSION as FORMAT_VERSION
 from .schema import KINDS as KINDS
 
@@ -33,7 +34,10 @@ class ModelDescription:
         training: How the model was trained: initial weights and their SHA-256, steps, seconds, seed, versions, mirroring,
             fingerprints of the training cases ("teaching"), performance estimate ("self_check").
         weights_sha256: SHA-256 of the weights file; set on writing.
-        format_version: Format of the model folder.
+        atlas: What describes each atlas in `atlas.safetensors`, see `atlas_file`; set on writing. The key is absent from the
+            file where there is no atlas.
+        atlas_sha256: SHA-256 of that file, or an empty text; set on writing.
+        format_version: Format of the model folder, 2 with an atlas and 1 without; set on writing.
         engine_version: Version of HiEndMAE that wrote the model.
         additional: Further keys of the file, which are unknown to this version and are kept when it is written again.
     """
@@ -46,6 +50,8 @@ class ModelDescription:
     labels: Sequence[Mapping[str, Any]] = ()
     training: Mapping[str, Any] = field(default_factory=dict)
     weights_sha256: str = ""
+    atlas: Sequence[Mapping[str, Any]] = ()
+    atlas_sha256: str = ""
     format_version: int = FORMAT_VERSION
     engine_version: str = __version__
     additional: Mapping[str, Any] = field(default_factory=dict)
@@ -54,10 +60,10 @@ class ModelDescription:
     def model_sha256(self) -> str:
         """Digest that two models share if they give the same labels.
 
-        It covers the weights and the parts of the description that decide a result, but neither the name of the model nor
-        the record of its training.
+        It covers the weights, the atlas and the parts of the description that decide a result, but neither the name of the
+        model nor the record of its training.
         """
-        deciding = {
+        deciding: dict[str, Any] = {
             "architecture": self.architecture,
             "channels": list(self.channels),
             "preparation": self.preparation,
@@ -65,12 +71,16 @@ class ModelDescription:
             "mirroring": self.training.get("mirroring") if isinstance(self.training, Mapping) else None,
             "weights_sha256": self.weights_sha256,
         }
+        if self.atlas:  # digests of models without an atlas stay as they were
+            deciding |= {"atlas": list(self.atlas), "atlas_sha256": self.atlas_sha256}
         text = json.dumps(deciding, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(text.encode("ascii")).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of `model.json`: the known keys in a fixed order, then the additional ones."""
-        return {**{name: getattr(self, name) for name in _STORED_NAMES}, **self.additional}
+        absent = () if self.atlas else _ATLAS_NAMES
+        known = {name: getattr(self, name) for name in _STORED_NAMES if name not in absent}
+        return {**known, **self.additional}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ModelDescription:
@@ -79,4 +89,5 @@ class ModelDescription:
         return cls(**{key: data[key] for key in _STORED_NAMES if key in data}, additional=additional)
 
 
+_ATLAS_NAMES = ("atlas", "atlas_sha256")
 _STORED_NAMES = tuple(item.name for item in fields(ModelDescription) if item.name != "additional")

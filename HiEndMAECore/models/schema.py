@@ -1,7 +1,7 @@
 """Validation of `model.json`: the one place that knows the types, ranges and cross-checks of a model's description.
 
 `model.schema.json` beside this file says the same as a JSON Schema for other programs. Some checks relate several values and
-stand here alone, because JSON Schema cannot express them (`_check_relations`).
+stand here alone, because JSON Schema cannot express them (`_check_relations`). `atlas_schema` checks the entry `atlas`.
 
 Keys that are not known are accepted and kept, so that later versions can add some. Only the standard library is needed.
 """
@@ -17,7 +17,11 @@ from typing import Any
 from HiEndMAECore.errors import InputError, UsageError
 from HiEndMAECore.io.bounded_json import parse_json_object
 
-FORMAT_VERSION = 1
+from .atlas_schema import check_atlases
+from .json_values import MISSING, SchemaError, is_list, is_number, is_whole, require, shown
+
+FORMAT_VERSION = 1  # of models without an atlas
+ATLAS_FORMAT_VERSION = 2  # of models with an atlas, and the newest format
 KINDS = ("segmentation", "pretraining")
 MAX_LABEL = 65535  # label maps are stored with 16 bits
 SPACING_MM = (0.001, 100.0)  # the smallest and the largest voxel edge of a network's grid
@@ -25,12 +29,6 @@ TERMINOLOGY_CODES = ("category", "type", "typeModifier", "anatomicRegion", "anat
 TERMINOLOGY_CONTEXTS = ("contextName", "anatomicContextName")
 
 _ADVICE = "Choose another model, or get this one again from where it came."
-_SHOWN_CHARACTERS = 80  # of a value in a message
-_MISSING = object()
-
-
-class SchemaError(ValueError):
-    """A value that does not follow the schema. The message names its key path, the value, and what it must be."""
 
 
 def unusable_model(path: Path, reason: str) -> InputError:
@@ -61,23 +59,22 @@ def parse_model_json(content: bytes, path: Path) -> dict[str, Any]:
 
 
 def check_description(data: Mapping[str, Any]) -> None:
-    """Check a description of format 1, as it stands in `model.json`, against the schema.
+    """Check a description of format 1 or 2, as it stands in `model.json`, against the schema.
 
     Raises:
         SchemaError: A value is missing or does not follow the schema.
     """
-    _require(data.get("kind") in KINDS, "kind", data.get("kind", _MISSING), " or ".join(map(repr, KINDS)))
+    require(data.get("kind") in KINDS, "kind", data.get("kind", MISSING), " or ".join(map(repr, KINDS)))
     for key, requirement in (("name", "a text"), ("engine_version", "a text")):
         if key in data or key == "name":
-            _require(isinstance(data.get(key), str), key, data.get(key, _MISSING), requirement)
-    _check_architecture(data.get("architecture", _MISSING))
-    _check_channels(data.get("channels", _MISSING))
-    check_preparation(data.get("preparation", _MISSING))
+            require(isinstance(data.get(key), str), key, data.get(key, MISSING), requirement)
+    _check_architecture(data.get("architecture", MISSING))
+    _check_channels(data.get("channels", MISSING))
+    check_preparation(data.get("preparation", MISSING))
     _check_labels(data.get("labels", []))
     _check_training(data.get("training", {}))
-    sha256 = data.get("weights_sha256", _MISSING)
-    is_sha256 = isinstance(sha256, str) and re.fullmatch("[0-9a-f]{64}", sha256) is not None
-    _require(is_sha256, "weights_sha256", sha256, "64 hexadecimal digits")
+    _check_sha256(data, "weights_sha256")
+    _check_atlas(data)
     _check_relations(data)
 
 
@@ -91,14 +88,14 @@ def check_label(label: Any, key: str) -> None:
     Raises:
         SchemaError: The label does not follow the schema.
     """
-    _require(isinstance(label, dict), key, label, "an object")
-    value, name = label.get("value", _MISSING), label.get("name", _MISSING)
-    _require(_is_label_value(value), f"{key}.value", value, f"a whole number from 1 to {MAX_LABEL}")
-    _require(isinstance(name, str) and name != "", f"{key}.name", name, "a text that is not empty")
+    require(isinstance(label, dict), key, label, "an object")
+    value, name = label.get("value", MISSING), label.get("name", MISSING)
+    require(_is_label_value(value), f"{key}.value", value, f"a whole number from 1 to {MAX_LABEL}")
+    require(isinstance(name, str) and name != "", f"{key}.name", name, "a text that is not empty")
     if "colour" in label:
         color = label["colour"]
-        valid = _is_list(color, 3) and all(_is_whole(part, 0, 255) for part in color)
-        _require(valid, f"{key}.colour", color, "three whole numbers from 0 to 255")
+        valid = is_list(color, 3) and all(is_whole(part, 0, 255) for part in color)
+        require(valid, f"{key}.colour", color, "three whole numbers from 0 to 255")
     if "terminology" in label:
         check_terminology(label["terminology"], f"{key}.terminology")
 
@@ -129,47 +126,47 @@ def check_terminology(entry: Any, key: str) -> None:
     Raises:
         SchemaError: The entry does not follow the schema.
     """
-    _require(isinstance(entry, dict), key, entry, "an object")
+    require(isinstance(entry, dict), key, entry, "an object")
     for name in TERMINOLOGY_CODES:
         code = entry.get(name)
-        _require(code is None or isinstance(code, dict), f"{key}.{name}", code, "an object or null")
+        require(code is None or isinstance(code, dict), f"{key}.{name}", code, "an object or null")
     for name in TERMINOLOGY_CONTEXTS:
-        _require(isinstance(entry.get(name, ""), str), f"{key}.{name}", entry.get(name), "a text")
+        require(isinstance(entry.get(name, ""), str), f"{key}.{name}", entry.get(name), "a text")
 
 
 # -- parts of the description --------------------------------------------------------------------------------------------
 
 
 def _check_format_version(data: Mapping[str, Any], path: Path) -> None:
-    version = data.get("format_version", _MISSING)
-    _require(_is_whole(version, 1), "format_version", version, "a whole number of 1 or more")
-    if version > FORMAT_VERSION:  # type: ignore[operator]
+    version = data.get("format_version", MISSING)
+    require(is_whole(version, 1), "format_version", version, "a whole number of 1 or more")
+    if version > ATLAS_FORMAT_VERSION:  # type: ignore[operator]
         raise InputError(
             "model_newer",
-            f"The model {path} has format {_shown(version)}; this HiEndMAE reads formats up to {FORMAT_VERSION}.",
+            f"The model {path} has format {shown(version)}; this HiEndMAE reads formats up to {ATLAS_FORMAT_VERSION}.",
             "Update HiEndMAE, or ask for the model in an older format.",
         )
 
 
 def _check_architecture(architecture: Any) -> None:
-    _require(isinstance(architecture, dict), "architecture", architecture, "an object")
-    network, variant = architecture.get("network", _MISSING), architecture.get("variant", "")
-    _require(isinstance(network, str) and network != "", "architecture.network", network, "the name of a network")
-    _require(isinstance(variant, str), "architecture.variant", variant, "a text")
+    require(isinstance(architecture, dict), "architecture", architecture, "an object")
+    network, variant = architecture.get("network", MISSING), architecture.get("variant", "")
+    require(isinstance(network, str) and network != "", "architecture.network", network, "the name of a network")
+    require(isinstance(variant, str), "architecture.variant", variant, "a text")
     key = "architecture.arguments"
-    arguments = architecture.get("arguments", _MISSING)
-    _require(isinstance(arguments, dict), key, arguments, "an object")
-    size = arguments.get("image_size", _MISSING)
-    valid = (_is_list(size, 2) or _is_list(size, 3)) and all(_is_whole(edge, 1) for edge in size)
-    _require(valid, f"{key}.image_size", size, "two or three whole numbers of 1 or more (voxels)")
+    arguments = architecture.get("arguments", MISSING)
+    require(isinstance(arguments, dict), key, arguments, "an object")
+    size = arguments.get("image_size", MISSING)
+    valid = (is_list(size, 2) or is_list(size, 3)) and all(is_whole(edge, 1) for edge in size)
+    require(valid, f"{key}.image_size", size, "two or three whole numbers of 1 or more (voxels)")
     for name in ("in_channels", "classes"):
         if name in arguments:
-            _require(_is_whole(arguments[name], 1), f"{key}.{name}", arguments[name], "a whole number of 1 or more")
+            require(is_whole(arguments[name], 1), f"{key}.{name}", arguments[name], "a whole number of 1 or more")
 
 
 def _check_channels(channels: Any) -> None:
     valid = isinstance(channels, list) and len(channels) > 0 and all(isinstance(name, str) for name in channels)
-    _require(valid, "channels", channels, "a list of names, one for each channel")
+    require(valid, "channels", channels, "a list of names, one for each channel")
 
 
 def check_preparation(preparation: Any) -> None:
@@ -181,45 +178,45 @@ def check_preparation(preparation: Any) -> None:
     Raises:
         SchemaError: A value is missing or wrong; the message names its key.
     """
-    _require(isinstance(preparation, dict), "preparation", preparation, "an object")
-    spacing = preparation.get("spacing", _MISSING)
+    require(isinstance(preparation, dict), "preparation", preparation, "an object")
+    spacing = preparation.get("spacing", MISSING)
     low, high = SPACING_MM
-    valid = _is_list(spacing, 3) and all(_is_number(edge, low, high) for edge in spacing)
-    _require(valid, "preparation.spacing", spacing, f"three numbers from {low:g} to {high:g} (mm along R, A, S)")
+    valid = is_list(spacing, 3) and all(is_number(edge, low, high) for edge in spacing)
+    require(valid, "preparation.spacing", spacing, f"three numbers from {low:g} to {high:g} (mm along R, A, S)")
     orientation = preparation.get("orientation", "RAS")
-    _require(orientation == "RAS", "preparation.orientation", orientation, "'RAS'")
+    require(orientation == "RAS", "preparation.orientation", orientation, "'RAS'")
     key = "preparation.normalisation"
-    normalization = preparation.get("normalisation", _MISSING)
-    _require(isinstance(normalization, dict), key, normalization, "an object")
-    kind = normalization.get("kind", _MISSING)
-    _require(kind in ("window", "percentiles"), f"{key}.kind", kind, "'window' (HU) or 'percentiles'")
+    normalization = preparation.get("normalisation", MISSING)
+    require(isinstance(normalization, dict), key, normalization, "an object")
+    kind = normalization.get("kind", MISSING)
+    require(kind in ("window", "percentiles"), f"{key}.kind", kind, "'window' (HU) or 'percentiles'")
     limits = (0.0, 100.0) if kind == "percentiles" else (-math.inf, math.inf)
     requirement = "a number from 0 to 100 (percent)" if kind == "percentiles" else "a number (HU)"
     for name in ("low", "high"):
-        value = normalization.get(name, _MISSING)
-        _require(_is_number(value, *limits), f"{key}.{name}", value, requirement)
+        value = normalization.get(name, MISSING)
+        require(is_number(value, *limits), f"{key}.{name}", value, requirement)
     # A key that is not known could change what the limits mean.
     unknown = sorted(set(normalization) - {"kind", "low", "high"})
-    _require(not unknown, key, normalization, "an object of 'kind', 'low' and 'high' alone")
+    require(not unknown, key, normalization, "an object of 'kind', 'low' and 'high' alone")
 
 
 def _check_labels(labels: Any) -> None:
-    _require(isinstance(labels, list), "labels", labels, "a list")
+    require(isinstance(labels, list), "labels", labels, "a list")
     for index, label in enumerate(labels):
         check_label(label, f"labels[{index}]")
 
 
 def _check_training(training: Any) -> None:
-    _require(isinstance(training, dict), "training", training, "an object")
+    require(isinstance(training, dict), "training", training, "an object")
     for name in ("steps", "cases"):
         if name in training:
-            _require(_is_whole(training[name], 0), f"training.{name}", training[name], "a whole number of 0 or more")
+            require(is_whole(training[name], 0), f"training.{name}", training[name], "a whole number of 0 or more")
     if "seconds" in training:
-        _require(_is_number(training["seconds"], 0), "training.seconds", training["seconds"], "a number of 0 or more")
+        require(is_number(training["seconds"], 0), "training.seconds", training["seconds"], "a number of 0 or more")
     if "mirroring" in training:
         _check_mirroring(training["mirroring"])
     fingerprints = training.get("teaching", [])
-    _require(isinstance(fingerprints, list), "training.teaching", fingerprints, "a list")
+    require(isinstance(fingerprints, list), "training.teaching", fingerprints, "a list")
     for index, fingerprint in enumerate(fingerprints):
         _check_fingerprint(fingerprint, f"training.teaching[{index}]")
     if "self_check" in training:
@@ -228,108 +225,92 @@ def _check_training(training: Any) -> None:
 
 def _check_mirroring(mirroring: Any) -> None:
     key = "training.mirroring"
-    _require(isinstance(mirroring, dict), key, mirroring, "an object")
-    allowed, swaps = mirroring.get("allowed", _MISSING), mirroring.get("swaps", [])
-    _require(isinstance(allowed, bool), f"{key}.allowed", allowed, "true or false")
-    _require(isinstance(mirroring.get("reason", ""), str), f"{key}.reason", mirroring.get("reason"), "a text")
-    _require(isinstance(swaps, list), f"{key}.swaps", swaps, "a list of pairs of label values")
+    require(isinstance(mirroring, dict), key, mirroring, "an object")
+    allowed, swaps = mirroring.get("allowed", MISSING), mirroring.get("swaps", [])
+    require(isinstance(allowed, bool), f"{key}.allowed", allowed, "true or false")
+    require(isinstance(mirroring.get("reason", ""), str), f"{key}.reason", mirroring.get("reason"), "a text")
+    require(isinstance(swaps, list), f"{key}.swaps", swaps, "a list of pairs of label values")
     for index, pair in enumerate(swaps):
-        valid = _is_list(pair, 2) and all(_is_label_value(value) for value in pair) and pair[0] != pair[1]
-        _require(valid, f"{key}.swaps[{index}]", pair, "two different label values")
+        valid = is_list(pair, 2) and all(_is_label_value(value) for value in pair) and pair[0] != pair[1]
+        require(valid, f"{key}.swaps[{index}]", pair, "two different label values")
 
 
 def _check_fingerprint(fingerprint: Any, key: str) -> None:
-    _require(isinstance(fingerprint, dict), key, fingerprint, "an object")
+    require(isinstance(fingerprint, dict), key, fingerprint, "an object")
     for name in ("spacing_mm", "extent_mm"):
-        lengths = fingerprint.get(name, _MISSING)
-        valid = _is_list(lengths, 3) and all(_is_number(length, 0) for length in lengths)
-        _require(valid, f"{key}.{name}", lengths, "three numbers of 0 or more (mm along R, A, S)")
-    intensities = fingerprint.get("intensities", _MISSING)
+        lengths = fingerprint.get(name, MISSING)
+        valid = is_list(lengths, 3) and all(is_number(length, 0) for length in lengths)
+        require(valid, f"{key}.{name}", lengths, "three numbers of 0 or more (mm along R, A, S)")
+    intensities = fingerprint.get("intensities", MISSING)
     valid = isinstance(intensities, list) and len(intensities) > 0
-    _require(valid, f"{key}.intensities", intensities, "a list with an entry for each channel")
+    require(valid, f"{key}.intensities", intensities, "a list with an entry for each channel")
     for index, percentiles in enumerate(intensities):
-        valid = _is_list(percentiles, 3) and all(_is_number(value) for value in percentiles)
-        _require(valid, f"{key}.intensities[{index}]", percentiles, "three numbers (5th, 50th and 95th percentile)")
+        valid = is_list(percentiles, 3) and all(is_number(value) for value in percentiles)
+        require(valid, f"{key}.intensities[{index}]", percentiles, "three numbers (5th, 50th and 95th percentile)")
 
 
 def _check_performance_estimate(estimate: Any) -> None:
     key = "training.self_check"
-    _require(isinstance(estimate, dict), key, estimate, "an object")
+    require(isinstance(estimate, dict), key, estimate, "an object")
     for name in ("mean", "error"):
         _check_dice(estimate.get(name), f"{key}.{name}")
     structures = estimate.get("structures", [])
-    _require(isinstance(structures, list), f"{key}.structures", structures, "a list")
+    require(isinstance(structures, list), f"{key}.structures", structures, "a list")
     for index, structure in enumerate(structures):
         item = f"{key}.structures[{index}]"
-        _require(isinstance(structure, dict), item, structure, "an object")
-        name = structure.get("name", _MISSING)
-        _require(isinstance(name, str), f"{item}.name", name, "a text")
+        require(isinstance(structure, dict), item, structure, "an object")
+        name = structure.get("name", MISSING)
+        require(isinstance(name, str), f"{item}.name", name, "a text")
         for score in ("expected", "deformed"):
             _check_dice(structure.get(score), f"{item}.{score}")
 
 
+def _check_sha256(data: Mapping[str, Any], key: str) -> None:
+    sha256 = data.get(key, MISSING)
+    is_sha256 = isinstance(sha256, str) and re.fullmatch("[0-9a-f]{64}", sha256) is not None
+    require(is_sha256, key, sha256, "64 hexadecimal digits")
+
+
+def _check_atlas(data: Mapping[str, Any]) -> None:
+    if "atlas" not in data:
+        require("atlas_sha256" not in data, "atlas", MISSING, "given where there is 'atlas_sha256'")
+        return
+    require(data["kind"] == "segmentation", "atlas", data["atlas"], "absent from a model for pretraining")
+    check_atlases(data["atlas"], "atlas")
+    _check_sha256(data, "atlas_sha256")
+    version = data.get("format_version", MISSING)
+    newest = ATLAS_FORMAT_VERSION
+    require(version == newest, "format_version", version, f"{newest} where there is an atlas")
+
+
 def _check_dice(value: Any, key: str) -> None:
-    _require(value is None or _is_number(value, 0, 1), key, value, "a number from 0 to 1, or null")
+    require(value is None or is_number(value, 0, 1), key, value, "a number from 0 to 1, or null")
 
 
 def _check_relations(data: Mapping[str, Any]) -> None:
     """Check what relates several values. JSON Schema cannot express these, see the module's docstring."""
     arguments, channels, labels = data["architecture"]["arguments"], data["channels"], data.get("labels", [])
-    _require(
+    require(
         arguments.get("in_channels", len(channels)) == len(channels),
-        "channels", channels, f"as many names as architecture.arguments.in_channels, {_shown(arguments.get('in_channels'))}",
+        "channels", channels, f"as many names as architecture.arguments.in_channels, {shown(arguments.get('in_channels'))}",
     )  # fmt: skip
     normalization = data["preparation"]["normalisation"]
     low, high = normalization["low"], normalization["high"]
-    _require(low < high, "preparation.normalisation.high", high, f"larger than 'low', {_shown(low)}")
+    require(low < high, "preparation.normalisation.high", high, f"larger than 'low', {shown(low)}")
     values = [label["value"] for label in labels]
     for index, value in enumerate(values):
-        _require(value not in values[:index], f"labels[{index}].value", value, "a value that no other label has")
+        require(value not in values[:index], f"labels[{index}].value", value, "a value that no other label has")
     if data["kind"] == "segmentation":
-        _require(len(labels) > 0, "labels", labels, "a list of one structure or more")
-        classes = arguments.get("classes", _MISSING)
+        require(len(labels) > 0, "labels", labels, "a list of one structure or more")
+        classes = arguments.get("classes", MISSING)
         requirement = f"{len(labels) + 1}, one more than there are labels"
-        _require(classes == len(labels) + 1, "architecture.arguments.classes", classes, requirement)
+        require(classes == len(labels) + 1, "architecture.arguments.classes", classes, requirement)
     swapped: list[int] = []
     for index, pair in enumerate(data.get("training", {}).get("mirroring", {}).get("swaps", [])):
         valid = all(value in values and value not in swapped for value in pair)
-        _require(valid, f"training.mirroring.swaps[{index}]", pair, "two values of labels that are in no other pair")
+        require(valid, f"training.mirroring.swaps[{index}]", pair, "two values of labels that are in no other pair")
         swapped += pair
 
 
-# -- values --------------------------------------------------------------------------------------------------------------
-
-
-def _require(condition: bool, key: str, value: Any, requirement: str) -> None:
-    """Raise a `SchemaError` that names the key path, the value and what it must be, unless the condition holds."""
-    if not condition:
-        found = "is missing" if value is _MISSING else f"is {_shown(value)}"
-        raise SchemaError(f"'{key}' {found}, must be {requirement}")
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
-
-
-def _is_list(value: Any, length: int) -> bool:
-    return isinstance(value, list) and len(value) == length
-
-
-def _is_whole(value: Any, low: int, high: float = math.inf) -> bool:
-    """Return whether a JSON value is a whole number in a range; `true` and `1.0` are none."""
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-
-
 def _is_label_value(value: Any) -> bool:
-    return _is_whole(value, 1, MAX_LABEL)
-
-
-def _is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
-    """Return whether a JSON value is a number in a range that fits a float; NaN and infinity do not."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    try:
-        return math.isfinite(value) and low <= value <= high
-    except OverflowError:  # a whole number of more than 308 digits
-        return False
+    return is_whole(value, 1, MAX_LABEL)

@@ -81,6 +81,17 @@ class Features:
         return Features(average_blocks(self.channels, factor), self.grid.pooled(factor))
 
     @property
+    def has_intensity(self) -> bool:
+        """Return whether the intensity is among the channels."""
+        return len(self.channels) > MIND_CHANNELS + 1
+
+    def without_intensity(self) -> Features:
+        """Return the features without the intensity, which do not depend on the contrast."""
+        if not self.has_intensity:
+            return self
+        return Features(torch.cat([self.channels[:MIND_CHANNELS], self.channels[-1:]]), self.grid)
+
+    @property
     def body(self) -> Tensor:
         """Return the share of the body in each voxel (X, Y, Z)."""
         return self.channels[-1]

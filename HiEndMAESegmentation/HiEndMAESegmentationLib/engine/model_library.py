@@ -165,7 +165,7 @@ class ModelLibrary:
             message = f"The model {source.name} is not trained for segmentation."
             raise InputError("model_not_for_segmentation", message, "Training can start from it.")
         name, path = self.free_name(description.name), self.free_path(description.name)
-        model_folder.copy_model(source, path)
+        model_folder.copy_model(source, path, keep_atlas=True)  # whoever shared the model decided about its atlas
         if name != description.name:
             self.rename(Model(path.name, path, description), name)
         return Model(path.name, path, read_model(path))

@@ -57,6 +57,13 @@ WHOLE: dict[str, Any] = {
     },
     "engine_version": "0.1.0",
 }  # fmt: skip
+GRID = {"shape": [3, 4, 5], "affine": [[4.0, 0, 0, -10.5], [0, 4, 0, 0], [0, 0, 4, 1e5], [0, 0, 0, 1]]}
+ATLAS: dict[str, Any] = {
+    **WHOLE,
+    "atlas": [{"modality": "ct", "features": GRID, "labels": copy.deepcopy(GRID)}],
+    "atlas_sha256": SHA256,
+    "format_version": 2,
+}
 PRETRAINING: dict[str, Any] = {
     **WHOLE,
     "kind": "pretraining",
@@ -81,6 +88,9 @@ VALID: dict[str, tuple[dict[str, Any], str, Any]] = {
     "finest grid": (WHOLE, "preparation.spacing", [0.001, 0.001, 100]),
     "two dimensions": (WHOLE, "architecture.arguments.image_size", [64, 64]),
     "no mirroring": (WHOLE, "training.mirroring", {"allowed": False}),
+    "atlas": (ATLAS, "", None),
+    "two atlases": (ATLAS, "atlas[1]", {"modality": "mri", "features": GRID, "labels": GRID, "later": 1}),
+    "format 2 without an atlas": (WHOLE, "format_version", 2),
     "no estimate": (WHOLE, "training.self_check", {"mean": None, "error": None, "structures": []}),
 }
 
@@ -132,6 +142,18 @@ INVALID: list[tuple[str, Any] | tuple[str, Any, str]] = [
     ("weights_sha256", REMOVED), ("weights_sha256", ""), ("weights_sha256", SHA256.upper()), ("weights_sha256", SHA256 + "\n"),
     ("weights_sha256", SHA256[1:]), ("format_version", REMOVED), ("format_version", "1"), ("format_version", True),
     ("format_version", 0), ("format_version", -3), ("format_version", 1.0), ("engine_version", None),
+]  # fmt: skip
+
+INVALID_ATLAS: list[tuple[str, Any] | tuple[str, Any, str]] = [
+    ("atlas", []), ("atlas", {}), ("atlas", None), ("atlas[0]", "scan"), ("atlas", REMOVED), ("atlas_sha256", REMOVED),
+    ("atlas_sha256", ""), ("format_version", 1), ("atlas[0].modality", "pet"), ("atlas[0].modality", REMOVED),
+    ("atlas[0].features", REMOVED), ("atlas[0].labels", [3, 4, 5]), ("atlas[0].features.shape", REMOVED),
+    ("atlas[0].features.shape", [3, 4]), ("atlas[0].features.shape", [3, 4, 0]), ("atlas[0].labels.shape", [3, 4, 4097]),
+    ("atlas[0].labels.shape", [3, 4, 5.0]), ("atlas[0].labels.affine", REMOVED), ("atlas[0].labels.affine", GRID["affine"][:3]),
+    ("atlas[0].labels.affine[3]", [0, 0, 0, 2]), ("atlas[0].labels.affine[0]", [4, 0, 0], "atlas[0].labels.affine"),
+    ("atlas[0].labels.affine[0][1]", math.nan, "atlas[0].labels.affine"),
+    ("atlas[0].labels.affine[0][3]", 100_001, "atlas[0].labels.affine"),
+    ("atlas[0].labels.affine[0][3]", "0", "atlas[0].labels.affine"),
 ]  # fmt: skip
 
 # Relations of several values, which JSON Schema cannot express
@@ -186,10 +208,16 @@ def test_valid_description_is_accepted_unchanged(base: dict[str, Any], path: str
     assert is_valid_json_schema(description)
 
 
-@pytest.mark.parametrize("case", INVALID, ids=lambda case: f"{case[0]}={case[1]!r:.20}")
-def test_invalid_value_is_refused_by_both_schemas_with_its_key_path(case: tuple[Any, ...]) -> None:
+@pytest.mark.parametrize(
+    ("base", "case"),
+    [*((WHOLE, case) for case in INVALID), *((ATLAS, case) for case in INVALID_ATLAS)],
+    ids=lambda item: "" if isinstance(item, dict) else f"{item[0]}={item[1]!r:.20}",
+)
+def test_invalid_value_is_refused_by_both_schemas_with_its_key_path(
+    base: dict[str, Any], case: tuple[Any, ...]
+) -> None:
     path, value, key = (*case, case[0])[:3]
-    description = change(WHOLE, path, value)
+    description = change(base, path, value)
     with pytest.raises(InputError) as caught:
         parse(description)
     assert caught.value.code == "model_unusable"
@@ -211,7 +239,20 @@ def test_invalid_relation_of_values_is_refused_with_its_key_path(path: str, valu
     assert is_valid_json_schema(description), "this case belongs into the table of both schemas"
 
 
-@pytest.mark.parametrize("version", [2, 99, 10**30])
+@pytest.mark.parametrize("shape", [[4096, 4096, 1], [1, 1025, 4096]])
+def test_atlas_whose_features_are_too_large_is_refused(shape: list[int]) -> None:
+    with pytest.raises(InputError, match=r"'atlas\[0\]\.features\.shape' is .* at most 4194304 voxels"):
+        parse(change(ATLAS, "atlas[0].features.shape", shape))
+
+
+def test_atlas_of_a_model_for_pretraining_is_refused_by_both_schemas() -> None:
+    description = {**PRETRAINING, **{key: ATLAS[key] for key in ("atlas", "atlas_sha256", "format_version")}}
+    with pytest.raises(InputError, match="'atlas' is"):
+        parse(description)
+    assert not is_valid_json_schema(description)
+
+
+@pytest.mark.parametrize("version", [3, 99, 10**30])
 def test_description_of_a_newer_format_asks_for_an_update(version: int) -> None:
     with pytest.raises(InputError) as caught:
         parse({"format_version": version, "kind": "something new"})
