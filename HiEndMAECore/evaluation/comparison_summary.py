@@ -39,8 +39,9 @@ def summarize_table(lines: Sequence[Line], *, baseline: str | None = None, seed:
     if baseline is not None and baseline not in arms:
         raise UsageError("baseline_unknown", f"The table has no arm '{baseline}'.", f"Known: {', '.join(arms)}.")
     grouped = _group(_newest_kind(lines))
+    settings = {key: {line["digest"] for line in group} for key, group in _group(lines).items()}
     rows = [
-        _summarize_arm(region, arm, grouped[region, arm], seed)
+        {**_summarize_arm(region, arm, grouped[region, arm], seed), "settings": len(settings[region, arm])}
         for region in regions
         for arm in arms
         if (region, arm) in grouped
@@ -103,6 +104,7 @@ def _summarize_arm(region: str, arm: str, lines: Sequence[Line], seed: int) -> d
     return {
         "region": region,
         "arm": arm,
+        "uses_targets": any(line["uses_targets"] for line in lines),
         "training_cases": len({line["training_case"] for line in lines}),
         "seeds": len({line["seed"] for line in lines}),
         "dice": mean_with_interval(list(_case_means(lines, "dice").values()), seed=seed),

@@ -49,8 +49,9 @@ def _region_row(row: Mapping[str, Any]) -> list[str]:
     if row["expected_dice"] is not None:
         expected = f"{row['expected_dice']:.2f} / {row['true_dice_of_expected']:.2f}"
     missed = ", ".join(f"{name} {count}" for name, count in row["missed_structures"].items())
+    arm = row["arm"] + (" (learned with the scans it segments)" if row["uses_targets"] else "")
     return [
-        row["region"], row["arm"], f"{row['training_cases']} x {row['seeds']}", _interval(row["dice"]),
+        row["region"], arm, f"{row['training_cases']} x {row['seeds']}", _interval(row["dice"]),
         _number(row["hd95_mm"]["mean"], 1), f"{row['missed']}" + (f" ({missed})" if missed else ""), expected,
         _number(row["steps"], 0), _number(row["seconds_per_step"], 3), _number(row["cpu_seconds"], 0),
         _number(row["apply_seconds_per_scan"], 1),

@@ -148,8 +148,12 @@ class Job:
     @property
     def training_id(self) -> str:
         """Identifies the trained model, which jobs with other targets share."""
-        uses_targets = any(TARGETS_PLACEHOLDER in part for command in self.arm.learn for part in command)
-        return digest({**self._training(), "target": self.target.dataset if uses_targets else None})
+        return digest({**self._training(), "target": self.target.dataset if self.uses_targets else None})
+
+    @property
+    def uses_targets(self) -> bool:
+        """Whether the scans to be segmented, without their labels, are used for learning."""
+        return any(TARGETS_PLACEHOLDER in command for command in self.arm.learn)
 
     @property
     def id(self) -> str:
@@ -174,6 +178,7 @@ class Job:
             "budget": self.budget.to_json() if self.budget else None,
             "settings": self.arm.settings(),
             "digest": digest(self.arm.settings()),
+            "uses_targets": self.uses_targets,
         }
 
     def _training(self) -> dict[str, Any]:
@@ -214,6 +219,7 @@ def read_plan(file: Path, data: Path | None = None) -> Plan:
 
 def parse_plan(content: Mapping[str, Any], data: Path, *, source: str) -> Plan:
     """Return the plan in a JSON object; see `read_plan`."""
+    data = data.resolve()  # child processes have another working directory
     try:
         datasets = tuple(_parse_dataset(entry, data) for entry in _entries(content, "datasets"))
         arms = tuple(_parse_arm(entry) for entry in _entries(content, "arms"))

@@ -37,6 +37,9 @@ def report_tables(
     chosen = budget.to_json() if budget.steps or budget.cpu_seconds else None
     summary = summarize_table(read_results(tables, budget=chosen), baseline=baseline, seed=seed)
     for row in summary["regions"]:
+        if row["settings"] > 1:
+            message = f"The arm {row['arm']} has results of {row['settings']} settings in {row['region']}."
+            report.warning("settings_differ", message, "Give changed arms another name, or use another table.")
         dice = row["dice"]
         report.metric(
             "dice", dice["mean"], region=row["region"], arm=row["arm"], interval=dice["interval"], n=dice["n"]

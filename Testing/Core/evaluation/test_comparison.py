@@ -99,7 +99,7 @@ def line(arm: str, dice: dict[str, dict[str, float]], **values: Any) -> dict[str
         "kind": "unshifted", "arm": arm, "region": "neck", "training_case": "t1", "seed": 0, "split": "tune",
         "budget": {"steps": 5}, "expected": {}, "cases": cases, "steps": 5, "seconds_per_step": 0.2, "cpu_seconds": 10.0,
         "apply_seconds_per_scan": 2.0, "processor": "P", "processor_flags": ["avx2"], "threads": 1,
-        "engine": {"version": "1", "commit": "abc"},
+        "engine": {"version": "1", "commit": "abc"}, "digest": "d", "uses_targets": False,
         "missed": [[case, name] for case, of in dice.items() for name, d in of.items() if d == 0],
     }  # fmt: skip
     return {**fields, **values}
@@ -111,7 +111,10 @@ def test_summary_takes_the_mean_over_structures_then_over_runs() -> None:
         line("a", {"c1": {"s": 0.8, "t": 0.4}, "c2": {"s": 0.5}}, expected={"s": 0.9}),
         line("a", {"c1": {"s": 0.6, "t": 0.0}, "c2": {"s": 0.7}}, training_case="t2", expected={"s": 0.5}),
     ]
-    (row,) = summarize_table(lines)["regions"]
+    summary = summarize_table([{**lines[1], "digest": "e"}, lines[0], {**lines[1], "uses_targets": True}])
+    (row,) = summary["regions"]
+    assert (row["settings"], row["uses_targets"]) == (2, True)
+    assert any("learned with the scans" in text for text in format_summary(summary))
     assert row["dice"]["mean"] == pytest.approx(((0.6 + 0.3) / 2 + (0.5 + 0.7) / 2) / 2)
     assert row["dice"]["n"] == 2
     assert (row["training_cases"], row["seeds"]) == (2, 1)

@@ -58,6 +58,12 @@ def test_targets_share_the_training_unless_it_uses_them() -> None:
     with_targets = {**CHAIN, "learn": [["finetune", "--targets", "{targets}"]]}
     own, other = list_jobs(parse(belly, NECK, arms=(with_targets,)), select(regions=["belly"], cases=["first"]))
     assert own.training_id != other.training_id
+    assert own.describe()["uses_targets"]
+
+
+def test_paths_of_a_plan_are_absolute() -> None:
+    """Child processes have another working directory."""
+    assert parse(NECK).datasets[0].folder == Path.cwd() / "data" / "neck"
 
 
 def test_selection_chooses_arms_regions_cases_and_jobs() -> None:
