@@ -4,9 +4,9 @@
     MODEL/model.json          what one must know to use them, see `description`
     MODEL/atlas.safetensors   optional: a coarse atlas of each labelled scan, see `atlas_file`
 
-They contain no intensities, no patient identifiers and no pickles. A model with an atlas has format 2, every other one format
-1. Descriptions are read with the standard library alone; weights and atlases need torch. A folder or file is complete or
-absent, and one whose replacement was interrupted is found again.
+They contain no intensities, no patient identifiers and no pickles; an atlas shows the labelled patient's anatomy. A model with
+an atlas has format 2, every other one format 1. Descriptions are read with the standard library alone; weights and atlases need
+torch. A folder or file is complete or absent, and one whose replacement was interrupted is found again.
 """
 
 from __future__ import annotations

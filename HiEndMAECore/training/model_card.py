@@ -33,6 +33,9 @@ def describe_model(
 ) -> ModelDescription:
     """Describe a trained segmentation model. The keys of `training` are stored names.
 
+    Of the labelled scans the description holds fingerprints alone. What else a model may keep of them is a coarse atlas (label
+    map and contrast-free features, no intensities), which `models.folder.write_model` adds and `--no-atlas` leaves out.
+
     Args:
         name: Name of the model.
         architecture: Network, variant and arguments.

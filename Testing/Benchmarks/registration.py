@@ -4,7 +4,8 @@
 
 DATASET is a folder in nnU-Net's layout with splits.json; the cases are those of `tune` where none are named. Dice is
 measured on the scans' own grids, after the largest component of each structure is retained. `--set` changes a number of
-`RegistrationSettings`; `--coupling` that of every level of the search.
+`RegistrationSettings`; `--coupling` that of every level of the search. `--no-intensities` compares CT without its intensities;
+`--atlas` does so too, from the atlas that a model would keep of the labelled scan, and prints its size.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from HiEndMAECore.io.readers import read_label_map, read_volume
 from HiEndMAECore.io.volume import Volume
 from HiEndMAECore.preprocessing.intensity import IntensityNormalization
 from HiEndMAECore.preprocessing.pipeline import PreprocessingPlan, preprocess
-from HiEndMAECore.registration.features import RegistrationImage
+from HiEndMAECore.registration.atlas import build_atlas
+from HiEndMAECore.registration.features import Features, RegistrationImage
 from HiEndMAECore.registration.grids import Grid
 from HiEndMAECore.registration.registration import RegistrationSettings, register
 from HiEndMAECore.registration.transform import Transform
@@ -41,12 +43,13 @@ def main() -> None:
     training_case = options.training_case or splits["train"][0]
     moving, labels = _load(options.dataset, training_case, modality, options.spacing)
     settings = _settings(options)
+    source = _atlas_features(moving, labels, training_case, modality, settings) if options.atlas else moving
     table = []
     for case in options.cases or splits["tune"]:
         fixed, reference = _load(options.dataset, case, modality, options.spacing)
         start = time.process_time()
         with Reporter(quiet=True) as report:
-            result = register(moving, fixed, modality=modality, report=report, settings=settings)
+            result = register(source, fixed, modality=modality, report=report, settings=settings)
         seconds = time.process_time() - start
         affine = _scores(result.affine, labels, reference)
         scores = _scores(result.transform, labels, reference)
@@ -71,13 +74,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--spacing", type=float, default=2.0, help="of the preprocessed scans in mm")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE")
     parser.add_argument("--coupling", type=float)
+    parser.add_argument("--no-intensities", action="store_true")
+    parser.add_argument("--atlas", action="store_true")
     return parser
 
 
 def _settings(options: argparse.Namespace) -> RegistrationSettings:
     """Return the settings that the options ask for."""
     settings = RegistrationSettings()
-    changes = {}
+    changes: dict[str, object] = {"intensities": not options.no_intensities}
     for text in options.set:
         key, value = text.split("=")
         changes[key] = type(getattr(settings, key))(float(value))
@@ -85,6 +90,18 @@ def _settings(options: argparse.Namespace) -> RegistrationSettings:
         changes["start_level"] = dataclasses.replace(settings.start_level, coupling=options.coupling)
         changes["levels"] = tuple(dataclasses.replace(level, coupling=options.coupling) for level in settings.levels)
     return dataclasses.replace(settings, **changes)
+
+
+def _atlas_features(
+    image: RegistrationImage, labels: Volume, name: str, modality: str, settings: RegistrationSettings
+) -> Features:
+    """Return the features of the atlas of the labelled scan, and print the size of the atlas."""
+    grid = Grid(labels.shape, labels.geometry.affine)
+    classes = torch.from_numpy(labels.array[0].astype(np.int32))
+    atlas = build_atlas(image, classes, grid, name=name, modality=modality, settings=settings)
+    sizes = {key: round(tensor.nbytes / 1e6, 1) for key, tensor in atlas.to_tensors().items()}
+    print(f"atlas of {name}: {sizes} MB, features {atlas.features.grid.shape}, labels {grid.shape}", flush=True)
+    return atlas.features
 
 
 def _load(dataset: Path, case: str, modality: str, spacing: float) -> tuple[RegistrationImage, Volume]:

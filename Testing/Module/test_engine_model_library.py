@@ -23,6 +23,22 @@ def test_share_writes_one_zip_and_replaces_no_other_file(imported: Any, tmp_path
     assert library.share(model, tmp_path / "M.zip") == tmp_path / "M.zip"  # the dialog has asked
 
 
+def test_import_keeps_the_atlas_and_share_leaves_it_out(module: Any, shared_model: Path, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from HiEndMAECore.models import folder
+    from HiEndMAECore.models.atlas_file import StoredAtlas
+
+    grid = {"shape": [2, 2, 2], "affine": [[4, 0, 0, 0], [0, 4, 0, 0], [0, 0, 4, 0], [0, 0, 0, 1]]}
+    features, labels = torch.zeros(13, 2, 2, 2, dtype=torch.uint8), torch.zeros(2, 2, 2, dtype=torch.uint8)
+    atlas = StoredAtlas({"modality": "ct", "features": grid, "labels": grid}, {"features": features, "labels": labels})
+    folder.write_model(tmp_path / "sent.zip", *folder.read_model(shared_model), (atlas,))
+    library = module.session.library
+    model = library.import_model(tmp_path / "sent.zip")
+    assert len(folder.read_atlas_tensors(model.path)[1]) == 1
+    shared = library.share(model, tmp_path / "shared.zip")
+    assert folder.read_atlas_tensors(shared)[1] == ()
+
+
 @pytest.mark.parametrize(("path", "value"), BAD_VALUES.values(), ids=BAD_VALUES)
 def test_model_with_a_bad_description_is_listed_as_unreadable(
     path: str, value: Any, module: Any, shared_model: Path
