@@ -5,8 +5,9 @@
 Two files are compared with each other, whatever their names. In folders, cases pair by name (NAME.nii.gz,
 NAME_0000.nii.gz). The report is JSON, with a table beside it (report.csv, one row for each case and structure). A case whose
 reference does not label a structure is left out of that structure's mean, and the number of such cases is reported; a missed
-structure has Dice 0 and no distances. Label maps that are stored with
-other axes, or cropped as 3D Slicer does, are compared on a common grid without interpolation.
+structure has Dice 0 and no distances. Voxels that the reference ignores (--ignore, or "ignore" in the dataset.json) are left
+out of both label maps. Label maps that are stored with other axes, or cropped as 3D Slicer does, are compared on a common grid
+without interpolation.
 """
 
 from __future__ import annotations
@@ -33,10 +34,13 @@ class EvaluateConfig(CommandConfig):
         None, help="dataset.json or model.json that names the structures (default: dataset.json above the reference)."
     )
     tolerance: float = option(2.0, help="Tolerance of the surface Dice in mm.")
+    ignore: int | None = option(
+        None, help="Value of reference voxels that are left out (default: 'ignore' of the dataset.json)."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, "tolerance")
+        require_positive(self, "tolerance", "ignore")
         if self.output.suffix.lower() != ".json":
             raise UsageError("output_not_json", f"--output is {self.output}.", "Give a name that ends in .json.")
 
@@ -64,6 +68,7 @@ def run(config: EvaluateConfig, report: Reporter | None = None) -> dict[str, Any
         config.reference,
         labels=config.labels,
         tolerance_mm=config.tolerance,
+        ignore=config.ignore,
         seed=config.seed,
         report=report,
     )

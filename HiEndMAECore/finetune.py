@@ -37,6 +37,19 @@ class FinetuneConfig(CommandConfig):
         choices=(1, 10, 100),
     )
     names: Path | None = option(None, help="JSON file with the structures' names (a dataset.json or model.json).")
+    ignore: int | None = option(
+        None,
+        help="Label value of voxels that nobody judged and that are left out (default: 'ignore' of the dataset.json).",
+    )
+    ignore_unlabelled_slices: str | None = option(
+        None,
+        help="Plane of the slices, for scans of which only some slices are labelled: those without any label are left out.",
+        choices=("axial", "coronal", "sagittal"),
+    )
+    absent_is_background: bool = option(
+        False,
+        help="A structure that only other scans label is not in the scan (default: unknown there, and not trained on).",
+    )
     init: str | None = option(
         None,
         help="Initial weights: a model, a pretraining run, the authors' checkpoint, a catalogue name, or none (default: "
@@ -75,7 +88,7 @@ class FinetuneConfig(CommandConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, "steps", "spacing")
+        require_positive(self, "steps", "spacing", "ignore")
         check_spacing_option(self.spacing)
         if (self.dataset is None) == (not self.image) or len(self.image) != len(self.label):
             raise UsageError(
@@ -101,6 +114,7 @@ def run(config: FinetuneConfig, report: Reporter | None = None) -> dict[str, Any
     """
     report = report or Reporter(quiet=True)
     check_output_free(config.output)
+    from .data.labelled_cases import PartialLabels
     from .runtime.devices import choose_device
     from .training import finetune_pipeline as pipeline
     from .training.machine_plan import choose_machine_plan
@@ -120,6 +134,7 @@ def run(config: FinetuneConfig, report: Reporter | None = None) -> dict[str, Any
     selection = select_cases(
         images=config.image, labels=config.label, dataset=config.dataset, names=config.cases,
         share=config.share, structures=config.names, seed=config.seed,
+        partial=PartialLabels(config.ignore, config.ignore_unlabelled_slices, config.absent_is_background),
     )  # fmt: skip
     data = load_training_data(
         selection, preset, initial,

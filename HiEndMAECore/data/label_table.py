@@ -99,20 +99,15 @@ def read_label_table(file: Path) -> LabelTable:
         raise InputError("labels_unreadable", f"{file} names no structures: {reason}.", _ADVICE) from error
 
 
-def read_structures(file: Path) -> tuple[Structure, ...]:
-    """Read the structures of a label table, see `read_label_table`."""
-    return read_label_table(file).structures
-
-
-def structure_names(labels: Path | None, reference: Path) -> dict[int, str]:
-    """Return the names of label values for an evaluation.
+def find_label_table(labels: Path | None, reference: Path) -> LabelTable:
+    """Return the label table for an evaluation.
 
     Args:
         labels: File with the label table; None: the dataset.json beside the reference or one folder above.
         reference: Label map, or folder of label maps.
 
     Returns:
-        The name of each value; empty without a file.
+        The table; empty without a file.
 
     Raises:
         InputError: As of `read_label_table`.
@@ -120,7 +115,7 @@ def structure_names(labels: Path | None, reference: Path) -> dict[int, str]:
     folder = reference if reference.is_dir() else reference.parent
     above = (file for file in (folder / "dataset.json", folder.parent / "dataset.json") if file.is_file())
     file = labels or next(above, None)
-    return read_label_table(file).names if file else {}
+    return read_label_table(file) if file else LabelTable()
 
 
 def model_structures(description: ModelDescription) -> tuple[Structure, ...]:

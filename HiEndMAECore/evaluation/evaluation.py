@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from HiEndMAECore.data.label_table import structure_names
+from HiEndMAECore.data.label_table import find_label_table
 from HiEndMAECore.errors import InputError
 from HiEndMAECore.io.readers import read_label_map
 from HiEndMAECore.reporting.reporter import Reporter
@@ -54,7 +54,14 @@ class Evaluation:
 
 
 def evaluate_label_maps(
-    prediction: Path, reference: Path, *, labels: Path | None, tolerance_mm: float, seed: int, report: Reporter
+    prediction: Path,
+    reference: Path,
+    *,
+    labels: Path | None,
+    tolerance_mm: float,
+    ignore: int | None = None,
+    seed: int,
+    report: Reporter,
 ) -> Evaluation:
     """Score predictions against references.
 
@@ -63,6 +70,7 @@ def evaluate_label_maps(
         reference: A label map, or a folder of them.
         labels: dataset.json or model.json that names the structures. None looks for a dataset.json near the reference.
         tolerance_mm: Tolerance of the surface Dice.
+        ignore: Value of the references' ignored voxels; None: that of the dataset.json, if it has one.
         seed: Seed of the bootstrap intervals.
         report: Receives warnings and progress.
 
@@ -71,15 +79,20 @@ def evaluate_label_maps(
             the case cannot be scored. In folders such a case is a failure of the report.
     """
     cases = match_cases(prediction, reference)
-    names = structure_names(labels, reference)
+    table = find_label_table(labels, reference)
+    ignore = table.ignore if ignore is None else ignore
+    names = {value: name for value, name in table.names.items() if value != ignore}
     warn_unmatched_cases(cases, report)
     is_batch = prediction.is_dir() or reference.is_dir()
-    case_scores = score_cases(cases.pairs, tolerance_mm=tolerance_mm, skip_failures=is_batch, report=report)
+    case_scores = score_cases(
+        cases.pairs, tolerance_mm=tolerance_mm, ignore=ignore, skip_failures=is_batch, report=report
+    )
     result: dict[str, Any] = {
         "format": REPORT_FORMAT,
         "prediction": str(prediction),
         "reference": str(reference),
         "tolerance_mm": tolerance_mm,
+        **({} if ignore is None else {"ignore": ignore}),
         "seed": seed,
         **summarize_scores(case_scores.scores, names, seed=seed),
         "failed": case_scores.failures,
@@ -101,13 +114,19 @@ def warn_unmatched_cases(cases: MatchedCases, report: Reporter) -> None:
 
 
 def score_cases(
-    pairs: Mapping[str, tuple[Path, Path]], *, tolerance_mm: float, skip_failures: bool, report: Reporter
+    pairs: Mapping[str, tuple[Path, Path]],
+    *,
+    tolerance_mm: float,
+    ignore: int | None = None,
+    skip_failures: bool,
+    report: Reporter,
 ) -> CaseScores:
     """Score every case.
 
     Args:
         pairs: (prediction, reference) by the name of the case.
         tolerance_mm: Tolerance of the surface Dice.
+        ignore: Value of the references' ignored voxels, if there is one.
         skip_failures: Continue with the next case when one cannot be scored.
         report: Receives progress, and a warning for each failure.
 
@@ -119,7 +138,7 @@ def score_cases(
     for index in report.steps("cases", len(names)):
         name = names[index]
         try:
-            result.scores[name] = score_files(*pairs[name], tolerance_mm=tolerance_mm)
+            result.scores[name] = score_files(*pairs[name], tolerance_mm=tolerance_mm, ignore=ignore)
         except InputError as error:
             if not skip_failures:
                 raise
@@ -128,20 +147,25 @@ def score_cases(
     return result
 
 
-def score_files(prediction: Path, reference: Path, *, tolerance_mm: float) -> dict[int, StructureScore]:
+def score_files(
+    prediction: Path, reference: Path, *, tolerance_mm: float, ignore: int | None = None
+) -> dict[int, StructureScore]:
     """Return the scores of one case by label value.
 
     Args:
         prediction: Predicted label map.
         reference: Reference label map, on the same voxels; either may have other axes or be cropped.
         tolerance_mm: Tolerance of the surface Dice.
+        ignore: Value of the reference's ignored voxels, if there is one.
 
     Raises:
         InputError: A file cannot be read; or `geometry_mismatch`, when voxels would have to be interpolated.
     """
     predicted, expected = (read_label_map(path, allow_empty=True) for path in (prediction, reference))
     predicted, expected = align_to_common_grid(predicted, expected)
-    return score_case(predicted.array[0], expected.array[0], affine=predicted.affine, tolerance_mm=tolerance_mm)
+    return score_case(
+        predicted.array[0], expected.array[0], affine=predicted.affine, tolerance_mm=tolerance_mm, ignore=ignore
+    )
 
 
 def summarize_scores(

@@ -11,6 +11,10 @@ those of `monai.metrics` without sub-voxels:
   surface is at most the tolerance. This is the voxel-count NSD, in which every surface voxel has the same weight. The
   area-weighted NSD of Nikolov et al. (arXiv 1809.04430) and DeepMind's surface-distance differs from it slightly.
 
+Ignored voxels of the reference are removed from both masks. They are no surface either: a neighbor that is ignored counts as
+inside of the mask, because nobody knows where the structure ends there. Only the voxels that were judged are compared, such as
+those of the labelled slices. A surface score is None (undefined) where one of the masks has no surface left.
+
 Distances are exact: a k-d tree holds the surface voxels in mm, which also covers sheared grids (gantry tilt).
 """
 
@@ -35,6 +39,7 @@ class StructureScore:
         value: Value in the label maps.
         status: `scored`: both label maps have the structure. `missed`: only the reference has it; Dice and NSD are 0, and
             HD95 is undefined (None). `not_labelled`: the reference does not have it, so there are no scores.
+            Ignored voxels count in no label map.
         dice: Dice, 0 to 1.
         hd95_mm: HD95 in mm.
         nsd: Voxel-count NSD, 0 to 1.
@@ -58,7 +63,7 @@ def dice(prediction: np.ndarray, reference: np.ndarray) -> float | None:
 
 
 def surface_distances(
-    prediction: np.ndarray, reference: np.ndarray, voxel_steps: np.ndarray
+    prediction: np.ndarray, reference: np.ndarray, voxel_steps: np.ndarray, ignored: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the distance of each surface voxel of one mask to the nearest surface voxel of the other, in mm.
 
@@ -67,13 +72,15 @@ def surface_distances(
         reference: Boolean mask (X, Y, Z), not empty.
         voxel_steps: (3,) voxel spacing in mm; or (3, 3), whose columns are the steps along the voxel axes in mm (the upper
             left of the affine).
+        ignored: Boolean mask (X, Y, Z) of voxels that are not compared; None: there are none.
 
     Returns:
-        (distances of the prediction's surface voxels, distances of the reference's surface voxels), each (N,).
+        (distances of the prediction's surface voxels, distances of the reference's surface voxels), each (N,); infinite to a
+        mask without a surface.
     """
     voxel_steps = np.asarray(voxel_steps, dtype=np.float64)
     matrix = np.diag(voxel_steps) if voxel_steps.ndim == 1 else voxel_steps
-    prediction_surface, reference_surface = _surface(prediction), _surface(reference)
+    prediction_surface, reference_surface = _surface(prediction, ignored), _surface(reference, ignored)
     return (
         _directed_distances(prediction_surface, reference_surface, matrix),
         _directed_distances(reference_surface, prediction_surface, matrix),
@@ -92,7 +99,12 @@ def surface_dice(distances: tuple[np.ndarray, np.ndarray], tolerance_mm: float) 
 
 
 def score_case(
-    prediction: np.ndarray, reference: np.ndarray, *, affine: np.ndarray, tolerance_mm: float = 2.0
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    *,
+    affine: np.ndarray,
+    tolerance_mm: float = 2.0,
+    ignore: int | None = None,
 ) -> dict[int, StructureScore]:
     """Return the scores of every value above zero in either of two label maps.
 
@@ -101,16 +113,29 @@ def score_case(
         reference: Label map on the same grid.
         affine: (4, 4) from voxel index to mm.
         tolerance_mm: Tolerance of the surface Dice.
+        ignore: Value of the reference's ignored voxels, if there is one; it is not scored.
     """
+    ignored = None
+    if ignore is not None:
+        ignored = reference == ignore
+        prediction = np.where(ignored | (prediction == ignore), 0, prediction)
+        reference = np.where(ignored, 0, reference)
     voxel_steps = np.asarray(affine, dtype=np.float64)[:3, :3]
     voxel_ml = float(abs(np.linalg.det(voxel_steps)) / 1000.0)
     boxes = _bounding_boxes(prediction), _bounding_boxes(reference)
     scores = {}
     for value in sorted(set(boxes[0]) | set(boxes[1])):
         box = _union([found[value] for found in boxes if value in found])
+        if ignored is not None:
+            box = tuple(slice(max(part.start - 1, 0), part.stop + 1) for part in box)  # with the ignored neighbors
         masks = prediction[box] == value, reference[box] == value
         scores[value] = _score_structure(
-            value, *masks, voxel_steps=voxel_steps, voxel_ml=voxel_ml, tolerance_mm=tolerance_mm
+            value,
+            *masks,
+            None if ignored is None else ignored[box],
+            voxel_steps=voxel_steps,
+            voxel_ml=voxel_ml,
+            tolerance_mm=tolerance_mm,
         )
     return scores
 
@@ -124,24 +149,29 @@ def _score_structure(
     value: int,
     prediction: np.ndarray,
     reference: np.ndarray,
+    ignored: np.ndarray | None,
     *,
     voxel_steps: np.ndarray,
     voxel_ml: float,
     tolerance_mm: float,
 ) -> StructureScore:
-    """Return the scores of one structure from its boolean masks."""
+    """Return the scores of one structure from its boolean masks, and the mask of ignored voxels."""
     volumes = int(np.count_nonzero(reference)) * voxel_ml, int(np.count_nonzero(prediction)) * voxel_ml
     if not volumes[0]:
         return StructureScore(value, "not_labelled", None, None, None, *volumes)
     if not volumes[1]:
         return StructureScore(value, "missed", 0.0, None, 0.0, *volumes)
-    distances = surface_distances(prediction, reference, voxel_steps)
+    distances = surface_distances(prediction, reference, voxel_steps, ignored)
+    if not all(len(directed) and np.isfinite(directed).all() for directed in distances):
+        return StructureScore(value, "scored", dice(prediction, reference), None, None, *volumes)
     nsd = surface_dice(distances, tolerance_mm)
     return StructureScore(value, "scored", dice(prediction, reference), hd95(distances), nsd, *volumes)
 
 
-def _surface(mask: np.ndarray) -> np.ndarray:
-    """Return the voxels of a mask that have a face neighbor outside it or outside the array."""
+def _surface(mask: np.ndarray, ignored: np.ndarray | None = None) -> np.ndarray:
+    """Return the voxels of a mask that have a face neighbor outside it or outside the array; ignored ones are inside."""
+    if ignored is not None:
+        return _surface(mask | ignored) & mask
     interior = np.zeros_like(mask)
     interior[1:-1, 1:-1, 1:-1] = mask[1:-1, 1:-1, 1:-1]
     core = interior[1:-1, 1:-1, 1:-1]
@@ -156,7 +186,9 @@ def _directed_distances(start: np.ndarray, goal: np.ndarray, matrix: np.ndarray)
     distances = np.zeros(np.count_nonzero(start))
     # The distance of a voxel that both surfaces share is 0, so only the other voxels are looked up in the tree.
     apart = np.argwhere(start & ~goal) @ matrix.T
-    if len(apart):
+    if len(apart) and not goal.any():
+        distances[:] = np.inf
+    elif len(apart):
         distances[: len(apart)] = cKDTree(np.argwhere(goal) @ matrix.T).query(apart, workers=-1)[0]
     return distances
 

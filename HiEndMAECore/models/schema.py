@@ -221,6 +221,12 @@ def _check_training(training: Any) -> None:
         _check_fingerprint(fingerprint, f"training.teaching[{index}]")
     if "self_check" in training:
         _check_performance_estimate(training["self_check"])
+    for name, is_valid, requirement in (
+        ("ignored_voxels", lambda value: is_number(value, 0, 1), "a list of numbers from 0 to 1, one for each case"),
+        ("unknown_structures", _is_value_list, "a list of lists of label values, one for each case"),
+    ):
+        value = training.get(name, [])
+        require(isinstance(value, list) and all(map(is_valid, value)), f"training.{name}", value, requirement)
 
 
 def _check_mirroring(mirroring: Any) -> None:
@@ -314,3 +320,7 @@ def _check_relations(data: Mapping[str, Any]) -> None:
 
 def _is_label_value(value: Any) -> bool:
     return is_whole(value, 1, MAX_LABEL)
+
+
+def _is_value_list(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_label_value, value))

@@ -7,7 +7,7 @@ rotation, scaling and elastic deformation in one interpolation.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from torch import Tensor, nn
@@ -73,9 +73,21 @@ class DefaultRecipe:
         return case, center, augmentation
 
 
-def draw_batch(
-    cases: Sequence[TrainingCase], recipe: Recipe, *, step: int, plan: FinetuningPlan
-) -> tuple[Tensor, Tensor]:
+class CropBatch(NamedTuple):
+    """The crops of one step.
+
+    Attributes:
+        images: (B, C, *crop).
+        classes: (B, 1, *crop).
+        unknown: The classes that the case of each crop does not label, see `TrainingCase`.
+    """
+
+    images: Tensor
+    classes: Tensor
+    unknown: tuple[tuple[int, ...], ...]
+
+
+def draw_batch(cases: Sequence[TrainingCase], recipe: Recipe, *, step: int, plan: FinetuningPlan) -> CropBatch:
     """Draw and cut the batch of one step.
 
     Args:
@@ -83,9 +95,6 @@ def draw_batch(
         recipe: Recipe that draws the crops.
         step: The step, counted from 0.
         plan: Settings of the run; crop and batch size are used.
-
-    Returns:
-        Images (B, C, *crop) and classes (B, 1, *crop).
     """
     first = step * plan.batch_size
     draws = [recipe.draw(index, plan.crop) for index in range(first, first + plan.batch_size)]
@@ -98,10 +107,14 @@ def draw_batch(
         images[rows], targets[rows, 0] = crop_batch_augmented(
             cases[index].image, cases[index].classes, centers, plan.crop, augmentations
         )
+    unknown = [cases[index].unknown for index, _, _ in draws]
     if recipe.swaps:
         mirrored = [row for row, (_, _, augmentation) in enumerate(draws) if is_mirrored(augmentation)]
         targets[mirrored] = swap_classes(targets[mirrored], recipe.swaps)
-    return images, targets
+        partners = {**dict(recipe.swaps), **{other: one for one, other in recipe.swaps}}
+        for row in mirrored:
+            unknown[row] = tuple(partners.get(value, value) for value in unknown[row])
+    return CropBatch(images, targets, tuple(unknown))
 
 
 def swap_classes(classes: Tensor, swaps: Sequence[tuple[int, int]]) -> Tensor:

@@ -62,8 +62,11 @@ class DiceCounts:
         self.common, self.reference, self.prediction = (torch.zeros(classes) for _ in range(3))
 
     def add(self, prediction: Tensor, reference: Tensor) -> None:
-        """Count the voxels of two integer class maps of one shape."""
+        """Count the voxels of two integer class maps of one shape; ignored voxels of the reference do not count."""
         reference = reference.long()
+        judged = reference >= 0
+        if not judged.all():
+            prediction, reference = prediction[judged], reference[judged]
         self.common += count_classes(reference[prediction == reference], len(self.common))
         self.reference += count_classes(reference, len(self.reference))
         self.prediction += count_classes(prediction, len(self.prediction))
@@ -76,5 +79,8 @@ class DiceCounts:
 
 
 def count_classes(classes: Tensor, count: int) -> Tensor:
-    """Return the number of voxels (count,) of each class as float32 on the CPU."""
-    return torch.bincount(classes.flatten(), minlength=count).float().cpu()
+    """Return the number of voxels (count,) of each class as float32 on the CPU; ignored voxels do not count."""
+    classes = classes.flatten()
+    if (classes < 0).any():
+        classes = classes[classes >= 0]
+    return torch.bincount(classes, minlength=count).float().cpu()

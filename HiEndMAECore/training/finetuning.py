@@ -247,10 +247,11 @@ def train_step(
     Returns:
         The loss before the step.
     """
-    image, classes = (part.to(device) for part in draw_batch(cases, recipe, step=step, plan=plan))
+    batch = draw_batch(cases, recipe, step=step, plan=plan)
+    image, classes = batch.images.to(device), batch.classes.to(device)
     with autocast(device, smallest_edge=network.smallest_feature_edge(network.config, plan.crop)), CpuTrainingKernels():
         logits = network(image)
-    loss = deep_supervision_loss(recipe.criterion, logits, classes, done=done)
+    loss = deep_supervision_loss(recipe.criterion, logits, classes, done=done, unknown=batch.unknown)
     loss.backward()
     if plan.clip is not None:
         torch.nn.utils.clip_grad_norm_(network.parameters(), plan.clip)
@@ -270,11 +271,13 @@ def build_optimizer(network: SegmentationNetwork, plan: FinetuningPlan) -> torch
 
 
 def digest_run(plan: FinetuningPlan, cases: Sequence[TrainingCase]) -> str:
-    """Return the digest that binds a checkpoint to a run: the plan's values and every voxel of the cases."""
+    """Return the digest that binds a checkpoint to a run: the plan's values, and voxels and unknown classes of the cases."""
     digest = hashlib.blake2b(plan.stored_text().encode(), digest_size=16)
     for case in cases:
         for tensor in (case.image, case.classes):
             digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        if case.unknown:
+            digest.update(repr(case.unknown).encode())
     return digest.hexdigest()
 
 

@@ -22,11 +22,11 @@ class ForegroundSampler:
 
     def __init__(self, cases: Sequence[TrainingCase], *, seed: int) -> None:
         rng = np.random.default_rng((seed, len(cases)))
-        # By class: (index of the case, candidate centers). Class 0 stands for the whole body.
+        # By class: (index of the case, candidate centers). Class 0 stands for the whole body without ignored voxels.
         self._centers: dict[int, list[tuple[int, np.ndarray]]] = {}
         for index, case in enumerate(cases):
             classes = case.classes.cpu().numpy()
-            body = (case.image[0] > 0).cpu().numpy()
+            body = (case.image[0] > 0).cpu().numpy() & (classes >= 0)
             for value in (0, *np.unique(classes[classes > 0]).tolist()):
                 voxels = np.argwhere(classes == value if value else body)
                 if len(voxels) > _MAX_CENTERS:

@@ -72,5 +72,20 @@ def describe_model(
             "versions": versions(),
             "losses": result.curve(),
             "self_check": estimate.to_json(),
+            **describe_partial_labels(cases, structures),
         },
     )
+
+
+def describe_partial_labels(cases: Sequence[TrainingCase], structures: Sequence[Structure]) -> dict[str, Any]:
+    """Return the entries of `training` about cases that are labelled in part; empty where there are none.
+
+    `ignored_voxels` is the share of ignored voxels of each case, and `unknown_structures` are the label values of the
+    structures that each case does not label although another one does.
+    """
+    ignored = [round(case.ignored_share, 4) for case in cases]
+    unknown = [[structures[index - 1].value for index in case.unknown] for case in cases]
+    return {
+        **({"ignored_voxels": ignored} if any(ignored) else {}),
+        **({"unknown_structures": unknown} if any(unknown) else {}),
+    }

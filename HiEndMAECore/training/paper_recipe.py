@@ -20,15 +20,16 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from monai.losses import DiceCELoss
+from monai.losses import DiceCELoss, DiceLoss
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from HiEndMAECore.preprocessing.laterality import names_with_side
 from HiEndMAECore.reporting.reporter import Reporter
 
 from .augmentation import Augmentation, draw_paper_augmentation, sample_generator
 from .plans import FinetuningPlan
-from .training_cases import TrainingCase
+from .training_cases import IGNORED, TrainingCase
 
 EPOCHS = {None: 5000, 1: 5000, 10: 2000, 100: 1000}  # by the share of the data set in percent; None: one shot
 _WARM_UP_EPOCHS = 50
@@ -76,15 +77,27 @@ def warn_about_flips(names: Sequence[str], report: Reporter) -> None:
 
 
 class PaperLoss(nn.Module):
-    """Dice loss with squared denominator plus cross-entropy, both with the background."""
+    """Dice loss with squared denominator plus cross-entropy, both with the background.
 
-    def __init__(self) -> None:
+    Args:
+        has_ignored: Whether the classes may have ignored voxels, which are left out of both.
+    """
+
+    def __init__(self, *, has_ignored: bool = False) -> None:
         super().__init__()
+        self.has_ignored = has_ignored
         self.loss = DiceCELoss(to_onehot_y=True, softmax=True, squared_pred=True, smooth_nr=0.0, smooth_dr=1e-6)
+        self.dice = DiceLoss(squared_pred=True, smooth_nr=0.0, smooth_dr=1e-6)
 
     def forward(self, logits: Tensor, classes: Tensor, *, done: float) -> Tensor:
         """Return the scalar loss of logits (B, K, H, W, D) and classes (B, 1, H, W, D); `done` is not used."""
-        return self.loss(logits, classes)
+        if not self.has_ignored:
+            return self.loss(logits, classes)
+        judged = classes != IGNORED
+        target = F.one_hot(classes[:, 0].clamp(min=0).long(), logits.shape[1]).movedim(-1, 1) * judged
+        log_own = logits.log_softmax(1).gather(1, classes.clamp(min=0).long())
+        cross_entropy = -(log_own * judged).sum() / judged.sum().clamp(min=1)
+        return self.dice(logits.softmax(1) * judged, target.to(logits.dtype)) + cross_entropy
 
 
 class PaperRecipe:
@@ -99,7 +112,7 @@ class PaperRecipe:
 
     def __init__(self, cases: Sequence[TrainingCase], *, seed: int) -> None:
         self.seed = seed
-        self.criterion: nn.Module = PaperLoss()
+        self.criterion: nn.Module = PaperLoss(has_ignored=any(bool((case.classes < 0).any()) for case in cases))
         self._shapes = [np.array(case.classes.shape) for case in cases]
         self._labelled = [_candidate_centers(case.classes > 0, seed) for case in cases]
         self._body = [_candidate_centers((case.classes == 0) & (case.image[0] > 0), seed) for case in cases]

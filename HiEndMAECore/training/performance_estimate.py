@@ -78,7 +78,8 @@ class StructureEstimate:
     Attributes:
         structure: The structure.
         deformed: Mean Dice on deformed copies; None when no copy shows the structure.
-        voxels: Mean size in the training cases that label it, in voxels of the network's grid.
+        voxels: Mean size in the training cases that label it, in voxels of the network's grid; estimated where a part of
+            them is ignored.
         expected: Expected Dice on other patients; None when it cannot be estimated.
         note: Why there is no expected Dice, otherwise empty.
     """
@@ -172,7 +173,8 @@ def plan_estimate(
     """Plan how much is segmented for the performance estimate.
 
     The work is counted in tiles instead of seconds, so that a repeated run gives the same estimate. There is at least one
-    copy; when not all its tiles can be afforded, the tiles with most of the structures are segmented.
+    copy, and one of each of several cases that label different structures; when not all tiles of a copy can be afforded, the
+    tiles with most of the structures are segmented.
 
     Args:
         cases: Training cases.
@@ -183,9 +185,20 @@ def plan_estimate(
     """
     affordable = int(share * steps * batch_size / _TILE_COST)
     tiles = max(len(list(disjoint_tiles(case.classes.shape, crop))) for case in cases)
-    if affordable < tiles:
-        return EstimateWorkload(1, max(_MIN_TILES, affordable))
+    least = min(_MAX_COPIES, _count_complementing_cases(cases))
+    if affordable < least * tiles:
+        return EstimateWorkload(least, max(_MIN_TILES, affordable // least))
     return EstimateWorkload(max(1, min(_MAX_COPIES, affordable // tiles)), tiles)
+
+
+def _count_complementing_cases(cases: Sequence[TrainingCase]) -> int:
+    """Return how many of the first cases have to be copied, so that each structure is labelled in one of the copies."""
+    unknown = set(cases[0].unknown)
+    for count, case in enumerate(cases, start=1):
+        unknown &= set(case.unknown)
+        if not unknown:
+            return count
+    return len(cases)
 
 
 def draw_strong_augmentation(rng: np.random.Generator, size: Sequence[int]) -> Augmentation:
@@ -283,7 +296,8 @@ def _structure_estimates(
     """Return the estimate of each structure from its Dice on the copies (by class) and its size in the cases."""
     counts = torch.stack([count_classes(case.classes.long(), len(structures) + 1) for case in cases])
     labelling_cases = (counts > 0).sum(0).clamp(min=1)
-    voxels = (counts.sum(0) / labelling_cases).round().int().tolist()
+    sizes = torch.stack([_estimate_sizes(case, count) for case, count in zip(cases, counts)])
+    voxels = (sizes.sum(0) / labelling_cases).round().int().tolist()
     estimates = []
     for value, structure in enumerate(structures, start=1):
         deformed = float(np.mean(dices[value])) if dices[value] else None
@@ -296,6 +310,25 @@ def _structure_estimates(
             expected = calibration.expected_dice(deformed, voxels[value])
         estimates.append(StructureEstimate(structure, deformed, voxels[value], expected, note))
     return tuple(estimates)
+
+
+def _estimate_sizes(case: TrainingCase, counts: Tensor) -> Tensor:
+    """Return the sizes (count,) of the structures of a case in voxels, given the number of their labelled voxels.
+
+    Where a part of a structure's bounding box is ignored, such as three of four slices, the same share of the structure is
+    assumed to be ignored. The share is that of the box without its last planes, which has whole periods of skipped slices.
+    """
+    sizes = counts.clone()
+    if not (case.classes < 0).any():
+        return sizes
+    for value in range(1, len(counts)):
+        if counts[value]:
+            voxels = torch.nonzero(case.classes == value)
+            box = tuple(
+                slice(int(low), max(int(high), int(low) + 1)) for low, high in zip(voxels.amin(0), voxels.amax(0))
+            )
+            sizes[value] /= float((case.classes[box] >= 0).float().mean())
+    return sizes
 
 
 def _by_structure_content(tiles: list[DisjointTile], reference: Tensor, classes: int) -> list[DisjointTile]:

@@ -135,8 +135,8 @@ def _suits(
     voxel_mm3 = float(np.prod(spacing))
     smallest_mm3 = float("inf")
     for case in cases:
-        counts = np.bincount(case.labels.array.ravel())[1:]
-        voxel_volumes = (float(count) * case.scan.geometry.voxel_ml * 1000 for count in counts[counts > 0])
+        counts = np.bincount(case.labels.array.ravel())[sorted(case.values)]
+        voxel_volumes = (float(count) * case.scan.geometry.voxel_ml * 1000 for count in counts)
         smallest_mm3 = min([smallest_mm3, *voxel_volumes])
     return (
         scan_edge_mm <= _MAX_COARSENING * voxel_mm3 ** (1 / 3)

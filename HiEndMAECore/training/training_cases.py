@@ -17,6 +17,7 @@ from HiEndMAECore.preprocessing.pipeline import NetworkGrid, PreprocessingPlan, 
 from HiEndMAECore.reporting.reporter import Reporter
 
 MIN_VOXELS = 20  # of a structure on the network's grid; fewer are too few to train on
+IGNORED = -1  # class of voxels that nobody judged: they count in no loss and no score
 _MIN_BODY_FRACTION = 0.9  # of a structure's voxels must lie in the body's bounding box
 
 
@@ -27,14 +28,21 @@ class TrainingCase:
     Attributes:
         name: Name of the case.
         image: (C, H, W, D) float32 in [0, 1].
-        classes: (H, W, D) int16; 0 is the background and i + 1 the model's i-th structure.
+        classes: (H, W, D) int16; 0 is the background, i + 1 the model's i-th structure, and `IGNORED` an ignored voxel.
         grid: Position of the network's grid in the original scan, needed to resample a result to the original grid.
+        unknown: Classes that the case does not label. Its background may be one of them.
     """
 
     name: str
     image: Tensor
     classes: Tensor
     grid: NetworkGrid | None = None
+    unknown: tuple[int, ...] = ()
+
+    @property
+    def ignored_share(self) -> float:
+        """The share of ignored voxels, 0 to 1."""
+        return float((self.classes < 0).float().mean())
 
     def to(self, device: torch.device) -> TrainingCase:
         """Return the case on `device`."""
@@ -42,7 +50,12 @@ class TrainingCase:
 
 
 def preprocess_training_cases(
-    cases: Sequence[LabelledCase], plan: PreprocessingPlan, structures: Sequence[Structure], *, report: Reporter
+    cases: Sequence[LabelledCase],
+    plan: PreprocessingPlan,
+    structures: Sequence[Structure],
+    *,
+    unknown: Sequence[tuple[int, ...]] | None = None,
+    report: Reporter,
 ) -> list[TrainingCase]:
     """Preprocess labelled cases and turn their label values into classes 1 to K, in the order of `structures`.
 
@@ -50,8 +63,9 @@ def preprocess_training_cases(
         cases: Labelled cases in memory.
         plan: Spacing and intensities of the network's grid.
         structures: Structures of the model.
+        unknown: Classes of each case that it does not label and whose absence is not known; None: no case has any.
         report: Receives warnings about label values that the model does not have, structures that a case does not label,
-            structures outside the body, and structures with too few voxels at this spacing.
+            structures outside the body, and structures with too few voxels at this spacing; and the share of ignored voxels.
 
     Raises:
         InputError: `labels_too_small`, when no labelled voxel is left at this spacing.
@@ -59,40 +73,58 @@ def preprocess_training_cases(
     training_cases = []
     counts = np.zeros(len(structures), dtype=int)
     values = [structure.value for structure in structures]
-    for case in cases:
-        _warn_about_labels(case, structures, plan, report)
+    for case, unknown_classes in zip(cases, unknown or [()] * len(cases)):
+        _warn_about_labels(case, structures, unknown_classes, plan, report)
         preprocessed = preprocess(case.scan, plan)
-        labels = preprocess_labels(case.labels, preprocessed, values=values)
+        kept = values if case.ignore is None else [*values, case.ignore]
+        labels = preprocess_labels(case.labels, preprocessed, values=kept)
         classes = np.zeros(labels.shape, dtype=np.int16)
         for index, value in enumerate(values):
             mask = labels == value
             classes[mask] = index + 1
             counts[index] += int(mask.sum())
+        if case.ignore is not None:
+            classes[labels == case.ignore] = IGNORED
         image = torch.from_numpy(preprocessed.array)
-        training_cases.append(TrainingCase(case.scan.name, image, torch.from_numpy(classes), preprocessed))
+        training_case = TrainingCase(
+            case.scan.name, image, torch.from_numpy(classes), preprocessed, tuple(unknown_classes)
+        )
+        if share := training_case.ignored_share:
+            report.info(f"{case.scan.name}: {share:.0%} of the voxels are ignored.")
+        training_cases.append(training_case)
     _check_voxel_counts(counts, plan, structures, report)
     return training_cases
 
 
 def _warn_about_labels(
-    case: LabelledCase, structures: Sequence[Structure], plan: PreprocessingPlan, report: Reporter
+    case: LabelledCase,
+    structures: Sequence[Structure],
+    unknown: Sequence[int],
+    plan: PreprocessingPlan,
+    report: Reporter,
 ) -> None:
-    """Warn about label values of a case that are unknown, absent, or outside the body."""
-    values = [structure.value for structure in structures]
-    present = {int(value) for value in np.unique(case.labels.array)}
-    if unknown := sorted(present - {0, *values}):
+    """Warn about label values of a case that are not the model's, absent, or outside the body."""
+    if others := sorted(case.values - {structure.value for structure in structures}):
         report.warning(
             "labels_unknown",
-            f"{case.scan.name} has the label values {', '.join(map(str, unknown))}, which the model does not have. "
+            f"{case.scan.name} has the label values {', '.join(map(str, others))}, which the model does not have. "
             "They are trained as background.",
             "To train new structures, start from the model with --init instead of --improve.",
         )
-    if absent := [structure.name for structure in structures if structure.value not in present]:
+    absent = {index for index, structure in enumerate(structures, start=1) if structure.value not in case.values}
+    if background := [structures[index - 1].name for index in sorted(absent - set(unknown))]:
         report.warning(
             "structures_not_drawn",
-            f"{case.scan.name} has no {', '.join(absent)}. If the scan shows them, the model is trained to call them "
+            f"{case.scan.name} has no {', '.join(background)}. If the scan shows them, the model is trained to call them "
             "background.",
             "Label them in this scan, or leave the scan out.",
+        )
+    if unknown:
+        report.warning(
+            "structures_not_drawn",
+            f"{case.scan.name} has no {', '.join(structures[index - 1].name for index in unknown)}, which other cases "
+            "label: they are unknown there, and its background may be one of them.",
+            "If the scans without them do not show them, train with --absent-is-background.",
         )
     if outside := _outside_body(case, structures, plan):
         report.warning(

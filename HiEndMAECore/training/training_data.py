@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from HiEndMAECore.data.cases import Case
-from HiEndMAECore.data.label_table import model_structures, read_structures
+from HiEndMAECore.data.label_table import model_structures, read_label_table
 from HiEndMAECore.data.labelled_cases import (
+    LabelledCase,
+    PartialLabels,
     cases_from_dataset,
     cases_from_files,
     check_compatible,
     collect_structures,
     read_labelled_case,
 )
+from HiEndMAECore.errors import InputError
 from HiEndMAECore.io.structure import Structure
 from HiEndMAECore.models.pretrained import PretrainedWeights
 from HiEndMAECore.preprocessing.pipeline import PreprocessingPlan
@@ -31,12 +34,12 @@ class CaseSelection:
     Attributes:
         cases: The cases on disk.
         structures: Known structures, from the data set or a file of names; may be empty.
-        ignore: Label value of unlabelled voxels, if the data set has one.
+        partial: How to read label maps that label only a part of the scan or of the structures.
     """
 
     cases: tuple[Case, ...]
     structures: tuple[Structure, ...]
-    ignore: int | None = None
+    partial: PartialLabels
 
 
 def select_cases(
@@ -48,6 +51,7 @@ def select_cases(
     share: int | None,
     structures: Path | None,
     seed: int,
+    partial: PartialLabels | None = None,
 ) -> CaseSelection:
     """Select the cases to train on: those of a data set, or single files.
 
@@ -59,18 +63,24 @@ def select_cases(
         share: Percent of the data set's cases.
         structures: JSON file with the structures' names.
         seed: Seed that decides which cases a share contains.
+        partial: How to read label maps that label only a part; None: they label all. Without an ignore value, that of the
+            file of names or of the data set is used.
 
     Raises:
         InputError: The data set or the file of names cannot be used.
     """
     if dataset:
         read = cases_from_dataset(dataset, names, share=share, seed=seed)
-        selection = CaseSelection(read.cases, read.structures, read.ignore)
+        cases, known, ignore = read.cases, read.structures, read.ignore
     else:
-        selection = CaseSelection(tuple(cases_from_files(images, labels)), ())
+        cases, known, ignore = tuple(cases_from_files(images, labels)), (), None
     if structures:
-        selection = CaseSelection(selection.cases, read_structures(structures), selection.ignore)
-    return selection
+        table = read_label_table(structures)
+        known, ignore = table.structures, ignore if table.ignore is None else table.ignore
+    partial = partial or PartialLabels()
+    if partial.ignore is None:
+        partial = replace(partial, ignore=ignore)
+    return CaseSelection(cases, known, partial)
 
 
 @dataclass(frozen=True)
@@ -104,14 +114,37 @@ def load_training_data(
     Raises:
         InputError: A case cannot be used, or the cases do not fit together.
     """
-    cases = selection.cases
-    read = [read_labelled_case(cases[step], report=report) for step in report.steps("reading", len(cases))]
-    check_compatible(read, ignore=selection.ignore)
+    cases, partial = selection.cases, selection.partial
+    read = [
+        read_labelled_case(cases[step], report=report, partial=partial) for step in report.steps("reading", len(cases))
+    ]
+    check_compatible(read)
     preprocessing = choose_preprocessing(read, preset=preset, spacing=spacing, initial=initial)
     if retain_structures and initial and initial.description:
         structures = model_structures(initial.description)
+        _check_ignore(partial.ignore, structures)
     else:
         structures = collect_structures(read, selection.structures)
-    return TrainingData(
-        preprocess_training_cases(read, preprocessing, structures, report=report), preprocessing, structures
-    )
+    unknown = [()] * len(read) if partial.absent_is_background else find_unknown_classes(read, structures)
+    training_cases = preprocess_training_cases(read, preprocessing, structures, unknown=unknown, report=report)
+    return TrainingData(training_cases, preprocessing, structures)
+
+
+def find_unknown_classes(cases: Sequence[LabelledCase], structures: Sequence[Structure]) -> list[tuple[int, ...]]:
+    """Return for each case the classes that it does not label although another case does."""
+    labelled = frozenset[int]().union(*(case.values for case in cases))
+    return [
+        tuple(index + 1 for index, structure in enumerate(structures) if structure.value in labelled - case.values)
+        for case in cases
+    ]
+
+
+def _check_ignore(ignore: int | None, structures: Sequence[Structure]) -> None:
+    """Raise `InputError` when the ignore value is that of a structure of the model."""
+    for structure in structures:
+        if structure.value == ignore:
+            raise InputError(
+                "ignore_is_a_structure",
+                f"The ignore value {ignore} is the value of '{structure.name}' in the model.",
+                "Renumber the ignored voxels, or start from the model with --init instead of --improve.",
+            )

@@ -225,7 +225,7 @@ class Step:
 
     def layers(self) -> list[Row]:
         """Return a row for each part of the network, in the order of their first call."""
-        image, _ = draw_batch(self.cases, self.recipe, step=0, plan=self.plan)
+        image, *_ = draw_batch(self.cases, self.recipe, step=0, plan=self.plan)
         names = product_layers(self.network, image)
         context = functools.partial(training_context, self.network, self.plan, self.precision)
         calls = record_calls(self.network, image, names, context)

@@ -25,7 +25,7 @@ def test_count_flop_of_a_convolution_has_no_input_gradient_for_the_image() -> No
 
 def test_layers_of_the_shipped_network_have_all_products_of_a_step() -> None:
     step = roofline.Step("cpu", batch=1, classes=14, precision="fp32")
-    image, _ = draw_batch(step.cases, step.recipe, step=0, plan=step.plan)
+    image, *_ = draw_batch(step.cases, step.recipe, step=0, plan=step.plan)
     names = roofline.product_layers(step.network, image)
     assert {"stem", "out", "encoder.patch_embed", "encoder.blocks.0.attn", "encoder.blocks.0.mlp.fc1"} <= names
     calls = roofline.record_calls(step.network, image, names, contextlib.nullcontext)

@@ -11,12 +11,11 @@ import pytest
 from model_files import describe
 
 from HiEndMAECore.data.label_table import (
+    find_label_table,
     label_colors,
     model_structures,
     parse_labels,
     read_label_table,
-    read_structures,
-    structure_names,
 )
 from HiEndMAECore.errors import InputError
 from HiEndMAECore.io.structure import DEFAULT_COLOR, Structure
@@ -90,7 +89,7 @@ def test_colors_and_terminology_of_a_list_are_kept(tmp_path: Path) -> None:
         {"value": 2, "name": "Leber", "colour": [1, 2, 3], "terminology": LIVER},
         {"value": 9, "name": "Niere", "colour": None, "terminology": None},
     ]
-    first, second, third = read_structures(write_json(tmp_path / "names.json", {"labels": records}))
+    first, second, third = read_label_table(write_json(tmp_path / "names.json", {"labels": records})).structures
     assert first == Structure(2, "Leber", (1, 2, 3), LIVER)
     assert second == Structure(4, "Milz", (255, 0, 7), {})
     assert [type(part) for part in second.color] == [int] * 3, "as model.json requires"
@@ -123,15 +122,15 @@ def test_names_for_an_evaluation_come_from_the_given_file_or_from_above_the_refe
     reference = tmp_path / "labelsTr" / "a.nii.gz"
     reference.parent.mkdir()
     reference.write_bytes(b"")
-    assert structure_names(None, reference) == {}
+    assert find_label_table(None, reference).names == {}
     write_json(tmp_path / "dataset.json", {"labels": {"liver": 1}})
-    assert structure_names(None, reference) == structure_names(None, reference.parent) == {1: "liver"}
+    assert find_label_table(None, reference).names == find_label_table(None, reference.parent).names == {1: "liver"}
     write_json(tmp_path / "labelsTr" / "dataset.json", {"labels": {"spleen": 1}})
-    assert structure_names(None, reference) == structure_names(None, reference.parent) == {1: "spleen"}
+    assert find_label_table(None, reference).names == find_label_table(None, reference.parent).names == {1: "spleen"}
     given = write_json(tmp_path / "names.json", {"labels": {"1": "Leber"}})
-    assert structure_names(given, reference) == {1: "Leber"}
+    assert find_label_table(given, reference).names == {1: "Leber"}
     with pytest.raises(InputError, match=r"absent\.json"):
-        structure_names(tmp_path / "absent.json", reference)
+        find_label_table(tmp_path / "absent.json", reference)
 
 
 def test_label_colors_are_distinct_and_stable() -> None:

@@ -101,6 +101,23 @@ def test_evaluate_uses_the_given_tolerance_and_names(batch: Path) -> None:
     assert evaluate_in(batch, labels=names)[0]["structures"][0]["name"] == "old style"
 
 
+@pytest.mark.parametrize("source", ["dataset.json", "--ignore"])
+def test_evaluate_leaves_out_the_ignored_voxels_of_a_reference(batch: Path, source: str) -> None:
+    value = 4 if source == "dataset.json" else 2  # 2 is the spleen by its name
+    labels = cube(5)
+    labels[8:] = value
+    save(batch / "dataset/labelsTr/b.nii.gz", labels)
+    save(batch / "results/b.nii.gz", cube(6))
+    report, table = evaluate_in(batch, **({} if source == "dataset.json" else {"ignore": value}))
+    assert report["ignore"] == value
+    assert [row["name"] for row in report["structures"]] == ["liver", "spleen", "colon"][: 3 if value == 4 else 1] + (
+        ["colon"] if value == 2 else []
+    )
+    liver = next(row for row in table if (row["case"], row["structure"]) == ("b", "liver"))
+    assert float(liver["dice"]) == pytest.approx(2 * 2 / (3 + 2))
+    assert float(liver["reference_ml"]) == pytest.approx(3 * 36 * 0.012)
+
+
 def test_evaluate_two_files_pairs_them_whatever_their_names(batch: Path) -> None:
     prediction, reference = save(batch / "model.nii.gz", cube(5)), save(batch / "expert.nii", cube(6))
     report, _ = evaluate_in(batch, prediction=prediction, reference=reference)

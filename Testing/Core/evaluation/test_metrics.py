@@ -140,3 +140,55 @@ def test_score_case_of_a_whole_body_scan_takes_seconds() -> None:
     found = metrics.score_case(*maps, affine=np.diag([0.8, 0.8, 1.5, 1.0]))
     assert time.monotonic() - start < 15  # about 1.5 s on two cores
     assert 2.4 < found[1].hd95_mm <= 3.2  # moved by 3.2 mm, seen along the normals of its surface
+
+
+def brute_force_partial_surface(mask: np.ndarray, ignored: np.ndarray) -> list[tuple[int, ...]]:
+    """Return the voxels of a mask with a neighbor that is outside the volume, or judged and outside the mask."""
+    return [voxel for voxel in brute_force_surface(mask | ignored) if mask[voxel]]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_score_case_leaves_out_ignored_voxels(seed: int) -> None:
+    prediction, reference = blobs(seed)
+    ignored = np.random.default_rng(seed).random(reference.shape) < 0.3
+    labels = np.where(ignored, 9, reference)
+    found = metrics.score_case(prediction.astype(np.uint8), labels.astype(np.uint8), affine=np.eye(4), ignore=9)
+    assert list(found) == [1]
+    judged = [mask & ~ignored for mask in (prediction, reference)]
+    assert found[1].dice == metrics.dice(*judged)
+    assert found[1].reference_ml == pytest.approx(judged[1].sum() / 1000)
+    one, other = (np.array(brute_force_partial_surface(mask, ignored)) for mask in judged)
+    apart = np.sqrt(((one[:, None] - other[None]) ** 2).sum(-1))
+    forward, backward = apart.min(1), apart.min(0)
+    assert found[1].hd95_mm == pytest.approx(max(np.quantile(forward, 0.95), np.quantile(backward, 0.95)))
+    within = (forward <= 2.0).sum() + (backward <= 2.0).sum()
+    assert found[1].nsd == pytest.approx(within / (len(forward) + len(backward)))
+
+
+def test_score_case_of_one_judged_slice_is_that_of_the_slice() -> None:
+    """The ignored neighbors do not make the interior of the slice a surface."""
+    prediction, reference = np.zeros((2, 20, 20, 5), dtype=np.uint8)
+    prediction[5:15, 5:15], reference[5:15, 4:15] = 1, 1
+    reference[..., [0, 1, 3, 4]] = 255
+    found = metrics.score_case(prediction, reference, affine=np.eye(4), tolerance_mm=0.5, ignore=255)[1]
+    outline = {(x, y) for x in range(5, 15) for y in range(5, 15)} - {
+        (x, y) for x in range(6, 14) for y in range(6, 14)
+    }
+    assert found.dice == pytest.approx(2 * 100 / 210)
+    assert len(outline) == 36
+    assert found.nsd == pytest.approx((26 + 2 + 28 + 0) / (36 + 38), abs=0.02)
+    assert found.hd95_mm == 1.0
+
+
+def test_score_case_has_no_surface_score_where_no_surface_was_judged() -> None:
+    prediction, reference = np.ones((2, 9, 9, 9), dtype=np.uint8)
+    reference[:] = 2
+    reference[3:6, 3:6, 3:6] = 1
+    found = metrics.score_case(prediction, reference, affine=np.eye(4), ignore=2)
+    assert found == {
+        1: metrics.StructureScore(1, "scored", 1.0, None, None, pytest.approx(0.027), pytest.approx(0.027))
+    }
+    reference[4, 4, 4] = 0
+    only_reference = metrics.score_case(prediction, reference, affine=np.eye(4), ignore=2)[1]
+    assert (only_reference.hd95_mm, only_reference.nsd) == (None, None)
+    assert not metrics.score_case(np.full_like(prediction, 2), reference * 0 + 2, affine=np.eye(4), ignore=2)

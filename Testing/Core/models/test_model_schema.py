@@ -54,6 +54,7 @@ WHOLE: dict[str, Any] = {
             "calibrated": True, "error": 0.06, "copies": 4, "mean": 0.53,
             "structures": [{"value": 3, "name": "left kidney", "expected": None, "deformed": 1, "voxels": 9, "note": "x"}],
         },
+        "ignored_voxels": [0.75], "unknown_structures": [[7]],
     },
     "engine_version": "0.1.0",
 }  # fmt: skip

@@ -174,7 +174,7 @@ def test_mirrored_crops_exchange_lateral_classes() -> None:
             return scan, np.array([39.5, 24.5, 19.5]), replace(augmentation.IDENTITY, matrix=matrix)
 
     recipe = CenteredRecipe([scan], classes=3, plan=plan, mirroring=mirroring)
-    images, targets = finetuning.draw_batch([scan], recipe, step=0, plan=plan)
+    images, targets, _ = finetuning.draw_batch([scan], recipe, step=0, plan=plan)
     assert 0 < recipe.mirrored < 8
     for target in targets[:, 0]:
         centers = [float(torch.nonzero(target == value)[:, 0].float().mean()) for value in (1, 2)]

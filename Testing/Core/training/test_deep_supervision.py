@@ -12,8 +12,9 @@ from HiEndMAECore.networks import build_network, segmentation_architecture
 from HiEndMAECore.reporting.reporter import Reporter
 from HiEndMAECore.training import finetuning
 from HiEndMAECore.training.deep_supervision import deep_supervision_loss, downsample_classes
+from HiEndMAECore.training.losses import WeightedDiceCELoss
 from HiEndMAECore.training.plans import FinetuningPlan
-from HiEndMAECore.training.training_cases import TrainingCase
+from HiEndMAECore.training.training_cases import IGNORED, TrainingCase
 
 
 class MeanLogit(nn.Module):
@@ -47,6 +48,24 @@ def test_classes_are_downsampled_to_values_that_occur() -> None:
     assert (small[:, :, :2] == 0).all()
     assert (small[:, :, 2:] == 300).all()
     assert downsample_classes(classes, (8, 8, 8)) is classes
+
+
+def test_ignored_and_unknown_voxels_have_no_gradient_at_any_level() -> None:
+    torch.manual_seed(0)
+    classes = torch.randint(0, 2, (1, 1, 16, 16, 16)).short()
+    classes[:, :, 8:] = IGNORED
+    levels = [torch.randn(1, 3, *[16 // 2**level] * 3, requires_grad=True) for level in range(3)]
+    criterion = WeightedDiceCELoss([TrainingCase("half", classes[0].float(), classes[0, 0])], classes=3)
+    deep_supervision_loss(criterion, levels, classes, done=0.0, unknown=((2,),)).backward()
+    for level in levels:
+        assert level.grad is not None
+        half = level.shape[2] // 2
+        assert not level.grad[:, :, half:].any()
+        assert level.grad[:, :, :half].any()
+        is_background = downsample_classes(classes, level.shape[2:])[0, 0, :half] == 0
+        gradient, probabilities = level.grad[0, :, :half], level.detach()[0, :, :half].softmax(0)
+        ratio = (gradient[2] / gradient[0])[is_background]  # both are the background
+        assert ratio.allclose((probabilities[2] / probabilities[0])[is_background], rtol=1e-3)
 
 
 def test_deep_supervision_trains_the_coarse_heads(tmp_path: Path) -> None:

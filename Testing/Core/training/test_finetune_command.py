@@ -129,31 +129,6 @@ def test_finetune_refuses_cases_that_do_not_fit_together(tmp_path: Path) -> None
         train(tmp_path, images[:1], labels[0], seed=-1)
 
 
-def test_finetune_refuses_a_data_set_with_ignored_voxels(tmp_path: Path) -> None:
-    for part in ("imagesTr", "labelsTr"):
-        (tmp_path / part).mkdir()
-    write(tmp_path / "imagesTr", "p_0000", scan()[0])
-    write(tmp_path / "labelsTr", "p", blocks(2))
-    dataset = {
-        "channel_names": {"0": "CT"},
-        "labels": {"background": 0, "organ": 1, "ignore": 2},
-        "file_ending": ".nii.gz",
-    }
-    (tmp_path / "dataset.json").write_text(json.dumps(dataset))
-    with pytest.raises(InputError, match="'ignore'"):
-        finetune.run(finetune.FinetuneConfig(dataset=tmp_path, output=tmp_path / "m", steps=1, device="cpu"))
-
-
-def test_finetune_warns_about_a_structure_that_a_case_does_not_label(tmp_path: Path) -> None:
-    images = tuple(str(write(tmp_path, name, scan()[0])) for name in ("p", "q"))
-    labels = (write(tmp_path, "both", blocks(2)), write(tmp_path, "one", blocks(1)))
-    report = Reporter(quiet=True)
-    settings = {"output": tmp_path / "m", "steps": 1, "device": "cpu"}
-    finetune.run(finetune.FinetuneConfig(image=images, label=labels, **settings), report)  # type: ignore[arg-type]
-    messages = {warning["code"]: warning["message"] for warning in report.warnings}
-    assert "q has no structure 2" in messages["structures_not_drawn"]
-
-
 def test_finetune_warns_about_a_structure_outside_the_body(tmp_path: Path) -> None:
     """The structure lies in a separate part, which the body's bounding box leaves out."""
     apart = np.full((60, 28, 26), -1000.0)

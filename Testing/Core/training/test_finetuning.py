@@ -53,7 +53,7 @@ def test_draw_batch_may_crop_several_cases() -> None:
     dark = TrainingCase("dark", case.image * 0.1, case.classes)
     plan = FinetuningPlan(crop=(8, 8, 8), steps=1, batch_size=6)
     recipe = DefaultRecipe([case, dark], classes=3, plan=plan)
-    images, targets = draw_batch([case, dark], recipe, step=2, plan=plan)
+    images, targets, _ = draw_batch([case, dark], recipe, step=2, plan=plan)
     drawn_cases = set()
     for row, index in enumerate(range(12, 18)):
         number, center, parameters = recipe.draw(index, plan.crop)

@@ -15,8 +15,8 @@ from HiEndMAECore.errors import UsageError
 from HiEndMAECore.finetune import FinetuneConfig
 from HiEndMAECore.reporting.reporter import Reporter
 from HiEndMAECore.training import augmentation, finetuning, presets
-from HiEndMAECore.training.paper_recipe import PaperRecipe, paper_plan
-from HiEndMAECore.training.training_cases import TrainingCase
+from HiEndMAECore.training.paper_recipe import PaperLoss, PaperRecipe, paper_plan
+from HiEndMAECore.training.training_cases import IGNORED, TrainingCase
 
 
 def test_nested_subset_of_a_larger_share_contains_the_smaller_ones() -> None:
@@ -54,6 +54,17 @@ def test_paper_preset_has_the_variant_and_spacing_of_the_paper() -> None:
 def ball_case() -> TrainingCase:
     case = cube_case()
     return TrainingCase("ball", case.image, torch.where(case.classes == 1, 0, case.classes))
+
+
+def test_paper_loss_with_ignored_voxels_is_that_of_the_other_voxels() -> None:
+    """Only voxels at the end are ignored, so that a smaller crop has the same others."""
+    torch.manual_seed(0)
+    logits, classes = torch.randn(2, 3, 4, 4, 6, dtype=torch.float64), torch.randint(0, 3, (2, 1, 4, 4, 6)).short()
+    wanted = PaperLoss()(logits[..., :4], classes[..., :4], done=0.0)
+    classes[..., 4:] = IGNORED
+    loss = PaperRecipe([TrainingCase("part", classes[0].float(), classes[0, 0])], seed=0).criterion
+    assert loss(logits, classes, done=0.0).item() == pytest.approx(wanted.item(), rel=1e-6)
+    assert torch.isfinite(loss(logits, torch.full_like(classes, IGNORED), done=0.0))
 
 
 def test_paper_recipe_takes_four_crops_of_each_volume_once_an_epoch() -> None:

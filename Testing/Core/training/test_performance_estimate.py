@@ -25,7 +25,7 @@ from HiEndMAECore.training.performance_estimate import (
     estimate_performance,
     plan_estimate,
 )
-from HiEndMAECore.training.training_cases import TrainingCase
+from HiEndMAECore.training.training_cases import IGNORED, TrainingCase
 
 STRUCTURES = (Structure(3, "cube", (255, 0, 0)), Structure(8, "ball", (0, 255, 0)))
 CROP = (16, 16, 16)
@@ -136,6 +136,38 @@ def test_estimate_depends_on_the_seed_alone() -> None:
     network = small_unetr()
     assert estimate(network).to_json() == estimate(network).to_json()
     assert estimate(network).to_json() != estimate(network, seed=1).to_json()
+
+
+@pytest.mark.usefixtures("same_contrast")
+def test_estimate_of_a_case_with_skipped_slices_is_about_that_of_the_whole_case() -> None:
+    """On average over the four ways to label every fourth slice."""
+    case, network = cube_case(), ThresholdNetwork(cube=0.75)
+    whole, parts = estimate(network), []
+    for first in range(4):
+        skipped = torch.arange(28) % 4 != first
+        classes = torch.where(skipped, IGNORED, case.classes).short()
+        parts.append(estimate(network, [TrainingCase("part", case.image, classes)]))
+    for index, one in enumerate(whole.structures):
+        assert np.mean([part.structures[index].voxels for part in parts]) == pytest.approx(one.voxels, rel=0.15)
+    cubes = [
+        part.structures[0] for part in parts
+    ]  # the thresholds find balls at the border of a copy, where all is judged
+    assert np.mean([cube.deformed for cube in cubes]) == pytest.approx(whole.structures[0].deformed, abs=0.02)
+    assert np.mean([cube.expected for cube in cubes]) == pytest.approx(whole.structures[0].expected, abs=0.03)
+
+
+@pytest.mark.usefixtures("same_contrast")
+def test_estimate_of_complementing_cases_has_each_structure() -> None:
+    case = cube_case()
+    cases = [
+        TrainingCase(str(value), case.image, torch.where(case.classes == value, 0, case.classes), unknown=(value,))
+        for value in (2, 1)
+    ]
+    work = plan_estimate(cases, crop=(16, 16, 16), steps=20, batch_size=1)
+    assert (work.copies, work.tiles) == (2, 4)
+    assert plan_estimate([case], crop=(16, 16, 16), steps=20, batch_size=1).copies == 1
+    expected = [structure.expected for structure in estimate(ThresholdNetwork(), cases, work=work).structures]
+    assert None not in expected
 
 
 @pytest.mark.parametrize("voxels", [0, 19])
