@@ -13,6 +13,7 @@ True when a usable result is wanted as soon as possible. `control.RunControl` re
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
@@ -60,6 +61,7 @@ class Reporter:
         self._muted = False
         self._stream = (stream or sys.stdout) if as_events else None
         self._console = None if as_events or quiet else Console(sys.stderr)
+        self._output = sys.stdout  # commands redirect it later, because libraries print
         self._control = RunControl(control, parent_pid)
         self._lock = threading.Lock()
         self._stages: dict[str, _StageTiming] = {}
@@ -135,6 +137,12 @@ class Reporter:
         """Write one sentence to the console; programs that read events do not get it."""
         if self._console and not self._muted:
             self._console.info(text)
+
+    def print_result(self, text: str) -> None:
+        """Write one line of a result, such as a table, to standard output; programs that read events do not get it."""
+        if self._console and not self._muted:
+            with contextlib.suppress(OSError):  # the reader, such as `head`, is gone
+                self._output.write(text + "\n")
 
     def mute(self) -> None:
         """Suppress all output except errors. All processes of a run but the first one are muted."""

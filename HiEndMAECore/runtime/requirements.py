@@ -20,6 +20,7 @@ REQUIRED = (
     "SimpleITK>=2.3",
     "scipy>=1.10",
     "psutil>=5.9",
+    "filelock>=3.12",
 )
 OPTIONAL = {
     "matplotlib>=3.7": "to draw pictures and curves",

@@ -29,6 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("evaluation",),
     ("inference",),
     ("training",),
+    ("experiments",),
     tuple(command for command in COMMANDS if command != "demo"),
     ("demo", "__main__"),
 )
