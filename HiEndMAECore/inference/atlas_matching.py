@@ -2,22 +2,19 @@
 
 A network that has seen one patient is not used to other sizes. The affine part of the registration gives the size along each
 axis, and the scan is resampled as if its patient had that of the labelled one. The propagated labels are an independent
-opinion: their logarithm is added to the network's logits.
+opinion: the result is the mean of both, see `registration.label_prior`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from HiEndMAECore.errors import InputError
-from HiEndMAECore.models.description import ModelDescription
-from HiEndMAECore.models.folder import read_atlas_tensors
 from HiEndMAECore.preprocessing.pipeline import PreprocessedScan
 from HiEndMAECore.registration.atlas import Atlas, register_atlas
 from HiEndMAECore.registration.features import RegistrationImage
@@ -27,10 +24,8 @@ from HiEndMAECore.registration.registration import Registration
 from HiEndMAECore.reporting.reporter import Reporter
 
 MAX_ATLASES = 3  # that are registered to one scan; each takes as long
-# Chosen on the `tune` cases of all regions, see Testing/Benchmarks/results.md.
-PRIOR_WEIGHT = 1.0
-PRIOR_FLOOR = 0.02
-PRIOR_SMOOTHING = 1
+# Of the propagated labels beside the network, chosen on the `tune` cases, see Testing/Benchmarks/results.md.
+PRIOR_WEIGHT = 0.6
 _MIN_RESCALING = 0.02  # sizes that differ by less are not changed
 
 
@@ -53,31 +48,11 @@ class AtlasMatch:
     def to_json(self) -> list[dict[str, Any]]:
         """Return cost, overlap and reasons of each registration, as a report stores them."""
         return [
-            {"cost": round(r.cost, 4), "body_overlap": round(r.body_overlap, 4), "reasons": list(r.reasons)} if r else {}
+            {"cost": round(r.cost, 4), "body_overlap": round(r.body_overlap, 4), "reasons": list(r.reasons)}
+            if r
+            else {}
             for r in self.registrations
         ]
-
-
-def read_atlases(path: Path, description: ModelDescription) -> tuple[Atlas, ...]:
-    """Read the atlases that a model keeps.
-
-    Args:
-        path: Model folder or zip.
-        description: Its description, which names the atlases.
-
-    Raises:
-        InputError: The atlases are damaged, cannot be used, or were replaced after the description was read.
-    """
-    if not description.atlas:
-        return ()
-    current, stored = read_atlas_tensors(path)
-    if current.model_sha256 != description.model_sha256:
-        raise InputError("model_damaged", f"The model {path} was replaced while it was read.", "Start again.")
-    count = len(description.labels)
-    return tuple(
-        Atlas.from_tensors(atlas.tensors, atlas.metadata, structures=count, name=f"{index + 1}", source=path)
-        for index, atlas in enumerate(stored)
-    )
 
 
 def match_atlases(
@@ -117,10 +92,10 @@ def match_atlases(
     best = min((registration for _, registration in usable), key=lambda registration: registration.cost)
     rescaled = rescale_scan(scan, np.linalg.norm(best.affine.affine[:3, :3], axis=0))
     propagated = tuple(
-        PropagatedLabels(atlas.labels.to(device), atlas.label_grid, registration.transform, PRIOR_SMOOTHING)
+        PropagatedLabels(atlas.labels.to(device), atlas.label_grid, registration.transform)
         for atlas, registration in usable
     )
-    prior = LabelPrior(propagated, Grid(rescaled.shape, rescaled.affine), PRIOR_WEIGHT, PRIOR_FLOOR)
+    prior = LabelPrior(propagated, Grid(rescaled.shape, rescaled.affine), PRIOR_WEIGHT)
     return AtlasMatch(rescaled, prior, tuple(registrations), ())
 
 

@@ -224,7 +224,9 @@ def _compute_case(
         work.seconds["registration"] = time.monotonic() - started
         if prior is None:
             if options.method == "registration":
-                raise InputError("registration_failed", " ".join(match.reasons), "Segment this scan with --method auto.")
+                raise InputError(
+                    "registration_failed", " ".join(match.reasons), "Segment this scan with --method auto."
+                )
             warning = registration_warning(match)
             _report_warnings(job, [warning], report)
             work.warnings.append(warning)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from HiEndMAECore.data.label_table import model_structures
+from HiEndMAECore.data.model_atlases import read_atlases
 from HiEndMAECore.errors import InputError
 from HiEndMAECore.io.volume import Volume
 from HiEndMAECore.models.authors import load_strict
@@ -39,7 +40,7 @@ from HiEndMAECore.reporting.reporter import Reporter
 from HiEndMAECore.runtime.devices import cpu_has_bf16
 from HiEndMAECore.runtime.memory import Cost, measure_peak
 
-from .atlas_matching import AtlasMatch, match_atlases, read_atlases
+from .atlas_matching import AtlasMatch, match_atlases
 from .forward import forward, store_weights_in_bf16
 from .memory_fallback import as_out_of_memory
 from .memory_plan import check_resampling_memory
@@ -124,7 +125,7 @@ class Predictor:
         load_strict(network, {key: value.float() for key, value in weights.items()}, what="weights")
         if device.type == "cpu" and not exact and cpu_has_bf16():
             store_weights_in_bf16(network)
-        atlases = read_atlases(path, description)
+        atlases = read_atlases(path, description) if description.atlas else ()
         return cls(network, description, device, exact=exact, engine=engine, atlases=atlases)
 
     def segment(
@@ -260,7 +261,7 @@ class Predictor:
         """Return the result of `infer`, of one engine."""
         blocks = self._blocks(prepared.array, report, mirror=mirror)
         if prior is not None:
-            blocks = ((region, prior.add_to(logits, region)) for region, logits in blocks)
+            blocks = ((region, prior.combine(logits, region)) for region, logits in blocks)
         return summarize_blocks(blocks, self._values, prepared.shape, engine=self.engine)
 
     def infer_from_prior(self, prior: LabelPrior) -> NetworkSegmentation:

@@ -59,7 +59,9 @@ def summarize_blocks(
     labels, entropy = np.empty(shape, values.dtype), np.empty(shape, np.float16)
     sums, counts = np.zeros(len(values)), np.zeros(len(values))
     for region, logits in blocks:
-        classes, max_probability, block_entropy = (part.cpu().numpy() for part in summarize_logits_within_memory(logits))
+        classes, max_probability, block_entropy = (
+            part.cpu().numpy() for part in summarize_logits_within_memory(logits)
+        )
         labels[region], entropy[region] = values[classes], block_entropy
         counts += np.bincount(classes.ravel(), minlength=len(values))
         sums += np.bincount(classes.ravel(), weights=max_probability.ravel(), minlength=len(values))

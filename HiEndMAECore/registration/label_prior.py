@@ -1,6 +1,6 @@
-"""Propagated labels as a prior: how likely each structure is in each voxel of a scan, from the label maps of registered atlases.
+"""Propagated labels as a prior: how likely each structure is in each voxel of a scan, by the label maps of registered atlases.
 
-The share of a structure in a voxel is the linear interpolation of its smoothed mask at the registered position, averaged over the
+The share of a structure in a voxel is the linear interpolation of its mask at the registered position, averaged over the
 atlases. Voxels that no atlas reaches are background.
 """
 
@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from .grids import Grid, inside, sample, transform_points
 from .transform import Transform, bounding_box
 
 _BLOCK_VOXELS = 2**19  # that are worked on at once
+_MIN_PROBABILITY = 1e-6
 
 
 @dataclass(eq=False)
@@ -28,13 +28,11 @@ class PropagatedLabels:
         labels: Integers (X, Y, Z): 0 for background and i + 1 for the model's structure i.
         grid: Grid of the labels.
         transform: From positions in the scan to positions in the atlas, in RAS mm.
-        smoothing: Times that the masks are averaged over 3 x 3 x 3 voxels.
     """
 
     labels: Tensor
     grid: Grid
     transform: Transform
-    smoothing: int = 0
     _masks: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     def shares_at(self, voxels: Tensor, structure: int) -> Tensor | None:
@@ -48,7 +46,7 @@ class PropagatedLabels:
             float32 (...), from 0 to 1.
         """
         if structure not in self._masks:
-            self._masks[structure] = self._smoothed_mask(structure)
+            self._masks[structure] = self._boxed_mask(structure)
         mask, start = self._masks[structure]
         end = start + torch.tensor(mask.shape, dtype=voxels.dtype, device=voxels.device)
         shape = (3, *[1] * (voxels.ndim - 1))
@@ -68,20 +66,14 @@ class PropagatedLabels:
         points = Grid((h, w, d), affine).positions(self.labels.device)
         return transform_points(np.linalg.inv(self.grid.affine), self.transform.map_points(points))
 
-    def _smoothed_mask(self, structure: int) -> tuple[Tensor, Tensor]:
+    def _boxed_mask(self, structure: int) -> tuple[Tensor, Tensor]:
         """Return the mask of a structure in its box, which ends in zeros unless the scan does, and the box's first voxel."""
         mask = self.labels == structure
         if not bool(mask.any()):
             return mask.new_zeros((1, 1, 1), dtype=torch.float32), torch.zeros(3, device=mask.device)
-        box = [
-            slice(max(0, part.start - self.smoothing), min(length, part.stop + self.smoothing))
-            for part, length in zip(bounding_box(mask), mask.shape)
-        ]
-        part = mask[tuple(box)].float()[None]
-        for _ in range(self.smoothing):
-            part = functional.avg_pool3d(functional.pad(part[None], [1] * 6, mode="replicate"), 3, stride=1)[0]
+        box = bounding_box(mask)
         start = torch.tensor([part.start for part in box], dtype=torch.float32, device=mask.device)
-        return part[0], start
+        return mask[box].float(), start
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,38 +83,38 @@ class LabelPrior:
     Attributes:
         propagated: The labels of each atlas.
         grid: The network's grid of the scan.
-        weight: Exponent of the prior.
-        floor: Share that every class has everywhere, so that the network can find what the prior misses.
+        weight: Of the prior in the mean with the network's probabilities, from 0 to 1. A mean and not a product, so that a
+            network that knows little yet does not erase what the registration found.
     """
 
     propagated: tuple[PropagatedLabels, ...]
     grid: Grid
     weight: float
-    floor: float
 
     @torch.inference_mode()
-    def add_to(self, logits: Tensor, region: Sequence[slice]) -> Tensor:
-        """Add the logarithm of the prior to logits, in place.
+    def shares(self, classes: int, region: Sequence[slice]) -> Tensor:
+        """Return the share of each class, float32 (classes, h, w, d), in a region of the grid."""
+        positions = [labels.voxels_of(self.grid, region) for labels in self.propagated]
+        shares = torch.zeros((classes, *positions[0].shape[1:]), device=positions[0].device)
+        for labels, voxels in zip(self.propagated, positions):
+            for structure in range(1, classes):
+                part = labels.shares_at(voxels, structure)
+                if part is not None:
+                    shares[structure] += part / len(self.propagated)
+        torch.sub(1, shares[1:].sum(0), out=shares[0])
+        return shares.clamp_(min=0)
+
+    @torch.inference_mode()
+    def combine(self, logits: Tensor, region: Sequence[slice]) -> Tensor:
+        """Return logits whose softmax is the weighted mean of the network's probabilities and the prior.
 
         Args:
-            logits: (K + 1, h, w, d) of a region of the grid.
+            logits: The network's (classes, h, w, d) of a region of the grid.
             region: Its first and end voxels.
-
-        Returns:
-            The logits.
         """
-        voxels = [labels.voxels_of(self.grid, region) for labels in self.propagated]
-        background = torch.ones(logits.shape[1:], device=voxels[0].device)
-        for structure in range(1, len(logits)):
-            total = torch.zeros_like(background)
-            for labels, positions in zip(self.propagated, voxels):
-                shares = labels.shares_at(positions, structure)
-                if shares is not None:
-                    total += shares / len(self.propagated)
-            background -= total
-            logits[structure] += (self.weight * (total + self.floor).log()).to(logits)
-        logits[0] += (self.weight * (background.clamp_(min=0) + self.floor).log()).to(logits)
-        return logits
+        probabilities = logits.float().softmax(0).mul_(1 - self.weight)
+        probabilities += self.weight * self.shares(len(logits), region).to(probabilities.device)
+        return probabilities.clamp_(min=_MIN_PROBABILITY).log_()
 
     def blocks(self, classes: int) -> Iterator[tuple[tuple[slice, slice, slice], Tensor]]:
         """Yield (region of the grid, logarithm of the prior (classes, h, w, d)), some planes at a time."""
@@ -130,5 +122,4 @@ class LabelPrior:
         planes = max(1, _BLOCK_VOXELS // (width * depth))
         for first in range(0, height, planes):
             region = (slice(first, min(first + planes, height)), slice(0, width), slice(0, depth))
-            shape = (classes, region[0].stop - first, width, depth)
-            yield region, self.add_to(torch.zeros(shape, device=self.propagated[0].labels.device), region)
+            yield region, self.shares(classes, region).clamp_(min=_MIN_PROBABILITY).log_()
