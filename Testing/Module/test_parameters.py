@@ -41,6 +41,7 @@ def test_saved_scene_restores_every_choice(module: Any, oblique: Any, tmp_path: 
     ui.startCombo.activated.emit(ui.startCombo.currentIndex)
     ui.deviceCombo.setCurrentIndex(ui.deviceCombo.findData("cpu"))
     ui.nameEdit.text = "Modell Ä"
+    ui.atlasCheck.checked = False
     apply.casesTable.item(0, 0).setCheckState(_checked())
     apply.show3DCheck.checked = False
     apply.largestCheck.checked = True
@@ -56,6 +57,7 @@ def test_saved_scene_restores_every_choice(module: Any, oblique: Any, tmp_path: 
         "budget": "20min",
         "start": "none",
         "modelName": "Modell Ä",
+        "keepAtlas": False,
         "targets": [oblique.GetName()],
         "show3D": False,
         "keepLargest": True,
@@ -67,7 +69,7 @@ def test_saved_scene_restores_every_choice(module: Any, oblique: Any, tmp_path: 
     file = tmp_path / "Szene Ä.mrb"
     assert slicer.mrmlScene.WriteToMRB(str(file), None)
     slicer.mrmlScene.Clear(0)
-    assert module.session.parameters.modelName == ""
+    assert (module.session.parameters.modelName, module.session.parameters.keepAtlas) == ("", True)
     assert slicer.mrmlScene.ReadFromMRB(str(file), True, None)
     module.initializeParameterNode()
     restored = module.session.parameters
@@ -79,6 +81,7 @@ def test_saved_scene_restores_every_choice(module: Any, oblique: Any, tmp_path: 
 
     assert {name: plain(getattr(restored, name)) for name in restored.allParameters} == expected
     assert ui.segmentsList.item(1).checkState() == _unchecked()
+    assert not ui.atlasCheck.checked
     assert (ui.budgetCombo.currentData, ui.nameEdit.text, ui.deviceCombo.currentData) == ("20min", "Modell Ä", "cpu")
     assert (apply.show3DCheck.checked, apply.largestCheck.checked, apply.uncertaintyCheck.checked) == (
         False,
