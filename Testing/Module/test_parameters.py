@@ -69,7 +69,7 @@ def test_saved_scene_restores_every_choice(module: Any, oblique: Any, tmp_path: 
     file = tmp_path / "Szene Ä.mrb"
     assert slicer.mrmlScene.WriteToMRB(str(file), None)
     slicer.mrmlScene.Clear(0)
-    assert (module.session.parameters.modelName, module.session.parameters.keepAtlas) == ("", True)
+    assert module.session.parameters.modelName == ""
     assert slicer.mrmlScene.ReadFromMRB(str(file), True, None)
     module.initializeParameterNode()
     restored = module.session.parameters
@@ -81,13 +81,9 @@ def test_saved_scene_restores_every_choice(module: Any, oblique: Any, tmp_path: 
 
     assert {name: plain(getattr(restored, name)) for name in restored.allParameters} == expected
     assert ui.segmentsList.item(1).checkState() == _unchecked()
-    assert not ui.atlasCheck.checked
     assert (ui.budgetCombo.currentData, ui.nameEdit.text, ui.deviceCombo.currentData) == ("20min", "Modell Ä", "cpu")
-    assert (apply.show3DCheck.checked, apply.largestCheck.checked, apply.uncertaintyCheck.checked) == (
-        False,
-        True,
-        False,
-    )
+    checks = (apply.show3DCheck, apply.largestCheck, apply.uncertaintyCheck, ui.atlasCheck)
+    assert [check.checked for check in checks] == [False, True, False, False]
     assert apply.casesTable.item(0, 0).checkState() == _checked()
 
 

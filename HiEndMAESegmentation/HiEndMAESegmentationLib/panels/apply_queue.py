@@ -240,8 +240,7 @@ class ApplyQueue:
         name = f"{volume.GetName()} - {model.name}"
         if self.as_preview:
             name = _("{name} (quick preview)").format(name=name)
-        in_use = [self._session.parameters.corrected, self._session.parameters.teachSegmentation]
-        previews.remove_previews(volume, model.key, keep=in_use)
+        previews.remove_previews(volume, model.key, keep=[self._session.parameters.corrected])
         try:
             node = results.show_result(result, volume, labels=model.description.labels, name=name, surfaces=surfaces)
         except HiEndMAEError as error:
