@@ -122,4 +122,5 @@ class LabelPrior:
         planes = max(1, _BLOCK_VOXELS // (width * depth))
         for first in range(0, height, planes):
             region = (slice(first, min(first + planes, height)), slice(0, width), slice(0, depth))
-            yield region, self.shares(classes, region).clamp_(min=_MIN_PROBABILITY).log_()
+            # Not in place: this runs outside of the inference mode that made the shares.
+            yield region, self.shares(classes, region).clamp(min=_MIN_PROBABILITY).log_()

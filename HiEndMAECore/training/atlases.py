@@ -23,7 +23,7 @@ def build_atlases(
 
     Args:
         cases: Training cases on the network's grid.
-        normalization: Intensity normalization, which tells CT from MRI.
+        normalization: Intensity normalization, which distinguishes CT and MRI.
         report: Receives a warning about a case that cannot be registered.
     """
     atlases: list[Atlas] = []
