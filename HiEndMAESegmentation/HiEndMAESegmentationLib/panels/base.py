@@ -282,6 +282,7 @@ def stage_title(stage: str) -> str:
     titles = {
         "reading": _("Reading"),
         "learning": _("Training"),
+        "registration": _("Registering"),
         "segmenting": _("Segmenting"),
         "checking": _("Checking"),
         "gathering": _("Gathering"),
