@@ -82,7 +82,7 @@ def match_atlases(
     for atlas in atlases[:MAX_ATLASES]:
         try:
             registration = register_atlas(atlas, image, report=report)
-        except InputError as error:  # a single slice, or nearly so
+        except InputError as error:  # a single slice, or a scan of air
             registrations.append(None)
             reasons.append(error.message)
         else:
