@@ -23,8 +23,8 @@ def build_atlases(
 ) -> tuple[Atlas, ...]:
     """Return the atlases of the first `MAX_ATLASES` training cases that can have one.
 
-    An atlas knows no other label than those of its case, and calls everything else background. Therefore a case that leaves more
-    than a few voxels ignored, or a structure unknown, has none: the result would lack what nobody labelled there.
+    What a case does not label is background in its atlas. Therefore a case with many ignored voxels, or with an unknown structure,
+    has none: results would lack what nobody labelled in it.
 
     Args:
         cases: Training cases on the network's grid.
