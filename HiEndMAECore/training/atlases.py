@@ -23,8 +23,8 @@ def build_atlases(
 ) -> tuple[Atlas, ...]:
     """Return the atlases of the first `MAX_ATLASES` training cases that can have one.
 
-    What a case does not label is background in its atlas. Therefore a case with many ignored voxels, or with an unknown structure,
-    has none: results would lack what nobody labelled in it.
+    What a case does not label is background in its atlas. Therefore a case with many ignored voxels, or with an unknown
+    structure, has none: results would lack what nobody labelled in it.
 
     Args:
         cases: Training cases on the network's grid.
