@@ -282,7 +282,6 @@ def stage_title(stage: str) -> str:
     titles = {
         "reading": _("Reading"),
         "learning": _("Training"),
-        "registration": _("Registering"),
         "segmenting": _("Segmenting"),
         "checking": _("Checking"),
         "gathering": _("Gathering"),

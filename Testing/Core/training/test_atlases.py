@@ -9,6 +9,7 @@ import pytest
 import torch
 from small_patients import PLAN, prepared, small_patient
 
+from HiEndMAECore.inference import atlas_matching
 from HiEndMAECore.preprocessing.intensity import IntensityNormalization
 from HiEndMAECore.preprocessing.pipeline import preprocess_labels
 from HiEndMAECore.registration.atlas import Atlas
@@ -89,7 +90,7 @@ def test_model_keeps_the_atlases_of_the_first_three_cases_that_can_have_one() ->
     flat = replace(case_of(1), name="flat", image=torch.zeros_like(case_of(1).image))
     cases = [replace(case_of(1 + n % 2), name=f"case {n}") for n in range(5)]
     atlases, warnings = build(flat, *cases)
-    assert MAX_ATLASES == 3
+    assert MAX_ATLASES == atlas_matching.MAX_ATLASES == 3
     assert [atlas.name for atlas in atlases] == ["case 0", "case 1", "case 2"]
     assert [warning["message"].split(":")[0] for warning in warnings] == ["flat"]
 
