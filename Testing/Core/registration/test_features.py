@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from HiEndMAECore.errors import InputError
-from HiEndMAECore.registration.features import RegistrationImage, body_mask, extract_features, mind_ssc
+from HiEndMAECore.registration.features import RegistrationImage, body_mask, extract_features, mind_ssc, tissue_class
 
 
 def noise(*shape: int) -> torch.Tensor:
@@ -35,7 +35,15 @@ def test_mind_ignores_contrast() -> None:
     assert torch.allclose(mind_ssc(image), mind_ssc(0.9 - 0.5 * image), atol=1e-3)
 
 
-def test_mri_has_no_intensity_channel() -> None:
+def test_tissue_class_of_hu_does_not_depend_on_contrast_medium() -> None:
+    hu = torch.tensor([-1000.0, -150.0, -100.0, -70.0, 0.0, 40.0, 180.0, 400.0])
+    image = ((hu + 175) / 425).clamp(0, 1)
+    expected = torch.tensor([0, 0, 1 / 3, 1 / 3, 2 / 3, 2 / 3, 2 / 3, 1])
+    assert torch.allclose(tissue_class(image), expected, atol=1e-5)
+    assert torch.all(tissue_class(torch.linspace(0, 1, 100)).diff() >= -1e-6)
+
+
+def test_mri_has_no_tissue_channel() -> None:
     scan = RegistrationImage(noise(16, 16, 16), np.eye(4))
     assert len(extract_features(scan, modality="ct", spacing=1.0).channels) == 14
     assert len(extract_features(scan, modality="mri", spacing=1.0).channels) == 13
