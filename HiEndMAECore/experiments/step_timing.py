@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from HiEndMAECore.errors import InputError
 
 _FIRST_TRIALS = (2, 12)  # steps; the first steps of a run are slower, in both
-_TRIAL_SHARE = 0.08  # of the budget is spent on the steps of the last trial
+_TRIAL_SHARE = 0.10  # of the budget is spent on the steps of the last trial
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def choose_trial_steps(trials: Mapping[int, float], seconds: float) -> int | Non
         if steps not in trials:
             return steps
     last = _FIRST_TRIALS[0] + round(_TRIAL_SHARE * seconds / fit_timing(trials).seconds_per_step)
-    return last if len(trials) == len(_FIRST_TRIALS) and last >= 2 * _FIRST_TRIALS[1] else None
+    return last if len(trials) == len(_FIRST_TRIALS) and last >= 1.5 * _FIRST_TRIALS[1] else None
 
 
 def fit_timing(trials: Mapping[int, float]) -> StepTiming:

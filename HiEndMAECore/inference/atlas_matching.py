@@ -22,6 +22,7 @@ from HiEndMAECore.registration.grids import Grid, resample_parallel
 from HiEndMAECore.registration.label_prior import LabelPrior, PropagatedLabels
 from HiEndMAECore.registration.registration import Registration
 from HiEndMAECore.reporting.reporter import Reporter
+from HiEndMAECore.runtime.devices import sampling_device
 
 MAX_ATLASES = 3  # that are registered to one scan; each takes as long
 # Of the propagated labels beside the network, chosen on the `tune` cases, see Testing/Benchmarks/results.md.
@@ -63,7 +64,7 @@ def match_atlases(
     Args:
         atlases: The atlases; the first `MAX_ATLASES` are used.
         scan: The scan on the network's grid. Its first channel is registered.
-        device: Device that computes.
+        device: Device of the network; on Apple's graphics the CPU registers (`sampling_device`).
         report: Receives progress and cancels.
 
     Returns:
@@ -74,13 +75,14 @@ def match_atlases(
     """
     if not atlases:
         return AtlasMatch(scan, None, (), ())
+    device = sampling_device(device)
     image = RegistrationImage(torch.from_numpy(scan.array[0]).to(device), scan.affine)
     registrations: list[Registration | None] = []
     reasons: list[str] = []
     for atlas in atlases[:MAX_ATLASES]:
         try:
             registration = register_atlas(atlas, image, report=report)
-        except InputError as error:  # a single slice, or nearly so
+        except InputError as error:  # a single slice, or a scan of air
             registrations.append(None)
             reasons.append(error.message)
         else:
@@ -90,7 +92,8 @@ def match_atlases(
     if not usable:
         return AtlasMatch(scan, None, tuple(registrations), tuple(dict.fromkeys(reasons)))
     best = min((registration for _, registration in usable), key=lambda registration: registration.cost)
-    rescaled = rescale_scan(scan, np.linalg.norm(best.affine.affine[:3, :3], axis=0))
+    directions = scan.affine[:3, :3] / np.linalg.norm(scan.affine[:3, :3], axis=0)
+    rescaled = rescale_scan(scan, np.linalg.norm(best.affine.affine[:3, :3] @ directions, axis=0))
     propagated = tuple(
         PropagatedLabels(atlas.labels.to(device), atlas.label_grid, registration.transform)
         for atlas, registration in usable

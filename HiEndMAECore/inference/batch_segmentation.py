@@ -150,7 +150,7 @@ def segment_cases(
         HiEndMAEError: A fault that is not a case's own, or any with `raise_errors`.
     """
     older_results = {job: OlderResult.find(job) for job in jobs}
-    if jobs:
+    if jobs and options.method != "registration":
         predictor.probe(report)
     outcomes = []
     for job, outcome in run_pipeline(
@@ -224,9 +224,8 @@ def _compute_case(
         work.seconds["registration"] = time.monotonic() - started
         if prior is None:
             if options.method == "registration":
-                raise InputError(
-                    "registration_failed", " ".join(match.reasons), "Segment this scan with --method auto."
-                )
+                message = f"The labelled scan could not be registered to {job.case.name}. {' '.join(match.reasons)}"
+                raise InputError("registration_failed", message, "Segment this scan with --method auto.")
             warning = registration_warning(match)
             _report_warnings(job, [warning], report)
             work.warnings.append(warning)

@@ -261,7 +261,7 @@ class Predictor:
         """Return the result of `infer`, of one engine."""
         blocks = self._blocks(prepared.array, report, mirror=mirror)
         if prior is not None:
-            blocks = ((region, prior.combine(logits, region)) for region, logits in blocks)
+            blocks = prior.combine_blocks(blocks)
         return summarize_blocks(blocks, self._values, prepared.shape, engine=self.engine)
 
     def infer_from_prior(self, prior: LabelPrior) -> NetworkSegmentation:

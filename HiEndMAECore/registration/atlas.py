@@ -143,7 +143,8 @@ def build_atlas(
         settings: Give the spacing: 4 mm, finer for small scans.
 
     Raises:
-        InputError: `scan_too_thin` for a single slice, or nearly so; `atlas_too_large` for a label map that no model may keep.
+        InputError: `scan_too_thin` for a single slice, or nearly so; `scan_shows_nothing` for a scan of equal voxels;
+            `atlas_too_large` for a label map that no model may keep.
         ValueError: The labels are not on their grid, negative or too many.
     """
     if tuple(labels.shape) != tuple(label_grid.shape) or labels.is_floating_point():
@@ -179,7 +180,7 @@ def register_atlas(
         The transform from the scan to the atlas, and how far to trust it.
 
     Raises:
-        InputError: The scan is a single slice, or nearly so.
+        InputError: The scan is a single slice, or nearly so, or shows nothing.
         Cancelled: The run is to stop.
     """
     moving = Features(atlas.features.channels.to(scan.image.device), atlas.features.grid)

@@ -99,7 +99,7 @@ def extract_features(scan: RegistrationImage, *, modality: Modality, spacing: fl
         dilation: Distance of the patches of MIND-SSC in voxels of the features.
 
     Raises:
-        InputError: The scan is a single slice, or nearly so.
+        InputError: `scan_too_thin`; the scan is a single slice, or nearly so. `scan_shows_nothing`; all its voxels are equal.
     """
     thinnest, needed = float(scan.grid.extent.min()), _MIN_THICKNESS * spacing
     if thinnest < needed or min(scan.grid.shape) < _MIN_VOXELS:
@@ -108,6 +108,9 @@ def extract_features(scan: RegistrationImage, *, modality: Modality, spacing: fl
             f"registration needs {_MIN_VOXELS} voxels and {needed:.0f} mm or more."
         )
         raise InputError("scan_too_thin", message, "Use a volume instead of single slices.")
+    if float(scan.image.min()) == float(scan.image.max()):
+        message = "All voxels of the scan have the same intensity: there is nothing to register."
+        raise InputError("scan_shows_nothing", message, "Check the scan and the window of intensities.")
     grid = scan.grid.with_spacing(spacing)
     image = resample_parallel(scan.image.float(), scan.grid, grid)
     channels = [mind_ssc(image, dilation=dilation)]

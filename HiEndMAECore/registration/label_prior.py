@@ -6,21 +6,23 @@ atlases. Voxels that no atlas reaches are background.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .grids import Grid, inside, sample, transform_points
-from .transform import Transform, bounding_box
+from .grids import Grid, inside, transform_points
+from .transform import Transform
 
-_BLOCK_VOXELS = 2**19  # that are worked on at once
+Region = tuple[slice, ...]
+_BLOCK_VOXELS = 2**19  # that are worked on at once: 128 MB for 61 structures
 _MIN_PROBABILITY = 1e-6
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class PropagatedLabels:
     """The label map of one atlas and its transform to a scan.
 
@@ -33,47 +35,31 @@ class PropagatedLabels:
     labels: Tensor
     grid: Grid
     transform: Transform
-    _masks: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
-    def shares_at(self, voxels: Tensor, structure: int) -> Tensor | None:
-        """Return the share of a structure at positions in voxels of the labels; None where it is nowhere near.
+    def add_shares(self, shares: Tensor, points: Tensor, weight: float) -> None:
+        """Add the weighted share of each class to a sum.
+
+        The time and the memory beside the sum do not grow with the number of classes.
 
         Args:
-            voxels: (3, ...), as `voxels_of` returns them.
-            structure: 1 to K.
-
-        Returns:
-            float32 (...), from 0 to 1.
+            shares: The sum, float32 (classes, h, w, d), contiguous.
+            points: Positions in the scan in RAS mm, (3, h, w, d).
+            weight: Of these labels; it is what the shares of a voxel sum to.
         """
-        if structure not in self._masks:
-            self._masks[structure] = self._boxed_mask(structure)
-        mask, start = self._masks[structure]
-        end = start + torch.tensor(mask.shape, dtype=voxels.dtype, device=voxels.device)
-        shape = (3, *[1] * (voxels.ndim - 1))
-        near = ((voxels > start.view(shape) - 1) & (voxels < end.view(shape))).all(0)
-        near &= inside(voxels, self.labels.shape)
-        if not bool(near.any()):
-            return None
-        shares = voxels.new_zeros(voxels.shape[1:])
-        shares[near] = sample(mask[None], voxels[:, near] - start[:, None])[0]
-        return shares
-
-    def voxels_of(self, grid: Grid, region: Sequence[slice]) -> Tensor:
-        """Return the positions (3, h, w, d) of a region of a grid of the scan, in voxels of the labels."""
-        affine = grid.affine.copy()
-        affine[:3, 3] += affine[:3, :3] @ np.array([part.start for part in region], dtype=np.float64)
-        h, w, d = (part.stop - part.start for part in region)
-        points = Grid((h, w, d), affine).positions(self.labels.device)
-        return transform_points(np.linalg.inv(self.grid.affine), self.transform.map_points(points))
-
-    def _boxed_mask(self, structure: int) -> tuple[Tensor, Tensor]:
-        """Return the mask of a structure in its box, which ends in zeros unless the scan does, and the box's first voxel."""
-        mask = self.labels == structure
-        if not bool(mask.any()):
-            return mask.new_zeros((1, 1, 1), dtype=torch.float32), torch.zeros(3, device=mask.device)
-        box = bounding_box(mask)
-        start = torch.tensor([part.start for part in box], dtype=torch.float32, device=mask.device)
-        return mask[box].float(), start
+        voxels = transform_points(np.linalg.inv(self.grid.affine), self.transform.map_points(points)).reshape(3, -1)
+        reached = inside(voxels, self.labels.shape)
+        lower = voxels.floor()
+        fractions = voxels - lower
+        flat, total = self.labels.reshape(-1), shares.view(len(shares), -1)
+        for corner in itertools.product((0, 1), repeat=3):
+            index = torch.zeros_like(reached, dtype=torch.int64)
+            part = weight * reached
+            for axis, step in enumerate(corner):
+                size = self.labels.shape[axis]
+                index = index * size + (lower[axis].long() + step).clamp(0, size - 1)
+                part = part * (fractions[axis] if step else 1 - fractions[axis])
+            total.scatter_add_(0, flat[index].long()[None], part[None])
+        total[0] += weight * ~reached
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,15 +80,15 @@ class LabelPrior:
     @torch.inference_mode()
     def shares(self, classes: int, region: Sequence[slice]) -> Tensor:
         """Return the share of each class, float32 (classes, h, w, d), in a region of the grid."""
-        positions = [labels.voxels_of(self.grid, region) for labels in self.propagated]
-        shares = torch.zeros((classes, *positions[0].shape[1:]), device=positions[0].device)
-        for labels, voxels in zip(self.propagated, positions):
-            for structure in range(1, classes):
-                part = labels.shares_at(voxels, structure)
-                if part is not None:
-                    shares[structure] += part / len(self.propagated)
-        torch.sub(1, shares[1:].sum(0), out=shares[0])
-        return shares.clamp_(min=0)
+        affine = self.grid.affine.copy()
+        affine[:3, 3] += affine[:3, :3] @ np.array([part.start for part in region], dtype=np.float64)
+        h, w, d = (part.stop - part.start for part in region)
+        device = self.propagated[0].labels.device
+        points = Grid((h, w, d), affine).positions(device)
+        shares = torch.zeros((classes, h, w, d), device=device)
+        for labels in self.propagated:
+            labels.add_shares(shares, points, 1 / len(self.propagated))
+        return shares
 
     @torch.inference_mode()
     def combine(self, logits: Tensor, region: Sequence[slice]) -> Tensor:
@@ -116,11 +102,29 @@ class LabelPrior:
         probabilities += self.weight * self.shares(len(logits), region).to(probabilities.device)
         return probabilities.clamp_(min=_MIN_PROBABILITY).log_()
 
-    def blocks(self, classes: int) -> Iterator[tuple[tuple[slice, slice, slice], Tensor]]:
+    def combine_blocks(self, blocks: Iterable[tuple[Region, Tensor]]) -> Iterator[tuple[Region, Tensor]]:
+        """Yield (region of the grid, `combine` of its logits) for each block of logits, some planes at a time.
+
+        Args:
+            blocks: (region of the grid, the network's logits (classes, h, w, d)).
+        """
+        for region, logits in blocks:
+            first = region[0].start
+            for part in _planes(region):
+                planes = slice(part[0].start - first, part[0].stop - first)
+                yield part, self.combine(logits[:, planes], part)
+            del logits  # otherwise it stays in memory beside the next block
+
+    @torch.inference_mode()
+    def blocks(self, classes: int) -> Iterator[tuple[Region, Tensor]]:
         """Yield (region of the grid, logarithm of the prior (classes, h, w, d)), some planes at a time."""
-        height, width, depth = self.grid.shape
-        planes = max(1, _BLOCK_VOXELS // (width * depth))
-        for first in range(0, height, planes):
-            region = (slice(first, min(first + planes, height)), slice(0, width), slice(0, depth))
-            # Not in place: this runs outside of the inference mode that made the shares.
-            yield region, self.shares(classes, region).clamp(min=_MIN_PROBABILITY).log_()
+        for region in _planes([slice(0, size) for size in self.grid.shape]):
+            yield region, self.shares(classes, region).clamp_(min=_MIN_PROBABILITY).log_()
+
+
+def _planes(region: Sequence[slice]) -> Iterator[Region]:
+    """Yield the parts of a region, cut along its first axis, of about `_BLOCK_VOXELS` voxels."""
+    rows, columns, slices = region
+    step = max(1, _BLOCK_VOXELS // max(1, (columns.stop - columns.start) * (slices.stop - slices.start)))
+    for first in range(rows.start, rows.stop, step):
+        yield slice(first, min(first + step, rows.stop)), columns, slices

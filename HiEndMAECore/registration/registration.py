@@ -126,7 +126,7 @@ def register(
         The transform from the fixed to the moving scan, and how far to trust it.
 
     Raises:
-        InputError: A scan is a single slice, or nearly so.
+        InputError: A scan is a single slice, or nearly so, or shows nothing.
         Cancelled: The run is to stop.
     """
     with torch.no_grad():

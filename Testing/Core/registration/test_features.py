@@ -71,3 +71,11 @@ def test_single_slice_is_refused_in_words(slices: int) -> None:
     """A slice of 10 mm may have been resampled to 1 mm."""
     with pytest.raises(InputError, match=rf"{slices} voxels along its thinnest axis \({slices} mm\)"):
         extract_features(RegistrationImage(noise(16, 16, slices), np.eye(4)), modality="ct", spacing=4.0)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.4, 1.0])
+def test_scan_of_equal_voxels_is_refused(value: float) -> None:
+    """Every position would match every other one, so that the propagated labels would be found in air."""
+    with pytest.raises(InputError, match="same intensity") as caught:
+        extract_features(RegistrationImage(torch.full((16, 16, 16), value), np.eye(4)), modality="ct", spacing=1.0)
+    assert caught.value.code == "scan_shows_nothing"
