@@ -85,7 +85,7 @@ class FinetuneConfig(CommandConfig):
     improve: Path | None = option(None, help="Model to continue training from, with the scans given here.")
     no_atlas: bool = option(
         False,
-        help="Keep no atlas of the labelled scan in the model (label map and contrast-free features, no intensities). "
+        help="Keep no atlas of the labelled scan in the model (label map, edges and tissue classes, no intensities). "
         "Without it other scans are not registered to the labelled one, and are segmented worse.",
     )
     preview: bool = option(False, help="Segment the first scan a few times during training (takes 5 % of the time).")

@@ -53,7 +53,7 @@ class SegmentConfig(CommandConfig):
     method: str = option(
         "auto",
         help="auto: the network and the labels propagated by registration of the labelled scan, where the model keeps its "
-        "atlas; network; registration: the propagated labels alone, in seconds.",
+        "atlas; network; registration: the propagated labels alone, without the network.",
         choices=METHODS,
     )
     engine: str = option(

@@ -16,7 +16,7 @@ def test_models_panel_after_import_shows_the_card(imported: Any) -> None:
         assert name in card
     assert "1 scan, 3 steps" in card
     assert "-175 to 250 HU" in card
-    assert "label map and contrast-free features of the labelled scan, no intensities" in card
+    assert "label map, edges and tissue classes of the labelled scan, no intensities" in card
     assert imported.apply.ui.modelCombo.currentText == "Bauch"
     assert imported.train.ui.startCombo.findText("Bauch") >= 0
 

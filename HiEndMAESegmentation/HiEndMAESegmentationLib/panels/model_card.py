@@ -50,7 +50,7 @@ def _training_text(training: Mapping[str, Any]) -> str:
 def _atlas_text(count: int) -> str:
     """Return of how many scans the model keeps an atlas, and what is in it."""
     scans = _("the labelled scan") if count == 1 else _("{count} labelled scans").format(count=count)
-    return _("label map and contrast-free features of {scans}, no intensities").format(scans=scans)
+    return _("label map, edges and tissue classes of {scans}, no intensities").format(scans=scans)
 
 
 def _intensities_text(normalization: Mapping[str, Any]) -> str:

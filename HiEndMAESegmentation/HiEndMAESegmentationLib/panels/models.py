@@ -152,7 +152,7 @@ class ModelsPanel:
     def _ask_for_atlas(self) -> Any:
         """Ask whether to include the atlas, and return the button: Yes, No (the default) or Cancel."""
         question = _(
-            "Include the atlas of the labelled scan (label map and contrast-free features, no intensities; it shows the "
+            "Include the atlas of the labelled scan (label map, edges and tissue classes, no intensities; it shows the "
             "shapes of organs and the body's outline)? Without it the receiver's results are worse."
         )
         buttons = qt.QMessageBox.Yes | qt.QMessageBox.No | qt.QMessageBox.Cancel
