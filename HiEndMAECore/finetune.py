@@ -83,6 +83,11 @@ class FinetuneConfig(CommandConfig):
         metavar=("R", "A", "S"),
     )
     improve: Path | None = option(None, help="Model to continue training from, with the scans given here.")
+    no_atlas: bool = option(
+        False,
+        help="Keep no atlas of the labelled scan in the model (label map, edges and tissue classes, no intensities). "
+        "Without it other scans are not registered to the labelled one, and are segmented worse.",
+    )
     preview: bool = option(False, help="Segment the first scan a few times during training (takes 5 % of the time).")
     resume: bool = option(False, help="Continue an interrupted run with the same output.")
 
@@ -117,6 +122,7 @@ def run(config: FinetuneConfig, report: Reporter | None = None) -> dict[str, Any
     from .data.labelled_cases import PartialLabels
     from .runtime.devices import choose_device
     from .training import finetune_pipeline as pipeline
+    from .training.atlases import build_atlases
     from .training.machine_plan import choose_machine_plan
     from .training.presets import PRESETS
     from .training.training_data import load_training_data, select_cases
@@ -155,6 +161,7 @@ def run(config: FinetuneConfig, report: Reporter | None = None) -> dict[str, Any
     pipeline.write_trained_model(
         config.output, config.name or config.output.stem, data, model, schedule, result, performance,
         preset=config.preset, machine=machine, device=device,
+        atlases=() if config.no_atlas else build_atlases(data.cases, data.preprocessing.normalization, report=report),
     )  # fmt: skip
     report.metric("learning_seconds", round(result.seconds, 1), steps=result.steps)
     performance.log(report)

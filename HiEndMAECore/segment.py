@@ -17,6 +17,7 @@ from .runtime.processes import rank_from_environment
 
 FORMATS = ("nii.gz", "nii", "nrrd", "seg.nrrd", "mha", "dcm")
 ENGINES = ("auto", "torch", "openvino")
+METHODS = ("auto", "network", "registration")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,12 @@ class SegmentConfig(CommandConfig):
     format: str = option(
         "nii.gz", help="Format of label maps in a folder; dcm: DICOM SEG, for DICOM input.", choices=FORMATS
     )
-
+    method: str = option(
+        "auto",
+        help="auto: the network and the labels propagated by registration of the labelled scan, where the model keeps its "
+        "atlas; network; registration: the propagated labels alone, without the network.",
+        choices=METHODS,
+    )
     engine: str = option(
         "auto",
         help="What computes the network; auto: OpenVINO where it is installed and the CPU has bf16, else torch.",

@@ -30,6 +30,7 @@ from typing import Any, TypeVar
 from HiEndMAECore.errors import UsageError
 
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+_NEGATION = "--no-"
 
 
 def option(
@@ -193,11 +194,21 @@ def build_parser(config_class: type[CommandConfig], *, command: str, description
         parser.add_argument(flag(item.name), help=_help_text(item), **settings)
         for alias in item.metadata["aliases"]:
             parser.add_argument(alias, dest=item.name, help=argparse.SUPPRESS, **settings)
+        if _is_negated(item, field_types[item.name]):  # takes back what a config file says
+            opposite = "--" + flag(item.name).removeprefix(_NEGATION)
+            parser.add_argument(opposite, dest=item.name, action="store_false", help=f"Not {flag(item.name)}.")
     return parser
+
+
+def _is_negated(item: dataclasses.Field, field_type: _FieldType) -> bool:
+    """Return whether the flag of a field itself starts with "--no-", which argparse's action for both takes for False."""
+    return field_type.scalar is bool and flag(item.name).startswith(_NEGATION)
 
 
 def _argument_settings(item: dataclasses.Field, field_type: _FieldType) -> dict[str, Any]:
     """Return what `add_argument` needs for one field, apart from its flag and its help."""
+    if _is_negated(item, field_type):
+        return {"action": "store_true"}
     if field_type.scalar is bool:
         return {"action": argparse.BooleanOptionalAction}
     choices = item.metadata["choices"]

@@ -15,6 +15,7 @@ from HiEndMAECore.io.file_names import case_name, file_suffix, is_scan_file, spl
 from HiEndMAECore.io.readers import read_volume
 from HiEndMAECore.reporting.reporter import Reporter
 
+from .atlas_matching import registration_warning
 from .batch_pipeline import run_pipeline
 from .export import (
     DICOM_SUFFIX,
@@ -94,7 +95,17 @@ def _find_input_cases(channels: Sequence[tuple[Path, ...]], inputs: Sequence[str
 
 
 def supported_options(options: SegmentationOptions, predictor: Predictor, report: Reporter) -> SegmentationOptions:
-    """Return the options that the model supports, and report a warning about the others."""
+    """Return the options that the model supports, and report a warning about the others.
+
+    Raises:
+        InputError: `model_without_atlas`, where only registration is asked for.
+    """
+    if options.method == "registration" and not predictor.atlases:
+        raise InputError(
+            "model_without_atlas",
+            f"The model {predictor.description.name} keeps no atlas of its labelled scan: there is nothing to register.",
+            "Use --method network, or train the model without --no-atlas.",
+        )
     if not options.mirror or mirrored_classes(predictor.description) is not None:
         return options
     message = (
@@ -139,7 +150,7 @@ def segment_cases(
         HiEndMAEError: A fault that is not a case's own, or any with `raise_errors`.
     """
     older_results = {job: OlderResult.find(job) for job in jobs}
-    if jobs:
+    if jobs and options.method != "registration":
         predictor.probe(report)
     outcomes = []
     for job, outcome in run_pipeline(
@@ -198,11 +209,31 @@ def _compute_case(
     *,
     counter: str,
 ) -> CaseInProgress:
-    """Report the warnings about a scan and infer its result on the network's grid."""
+    """Report the warnings about a scan and infer its result on the network's grid.
+
+    Raises:
+        InputError: `registration_failed`, where only registration is asked for and cannot be used.
+    """
     report.info(f"{job.case.name} ({counter})")
     _report_warnings(job, work.warnings, report)
     started = time.monotonic()
-    work.result = predictor.infer(work.prepared, report=report, mirror=options.mirror)
+    prior = None
+    if options.method != "network" and predictor.atlases:
+        match = predictor.match(work.prepared, report=report)
+        work.prepared, prior, work.registrations = match.scan, match.prior, match.to_json()
+        work.seconds["registration"] = time.monotonic() - started
+        if prior is None:
+            if options.method == "registration":
+                message = f"The labelled scan could not be registered to {job.case.name}. {' '.join(match.reasons)}"
+                raise InputError("registration_failed", message, "Segment this scan with --method auto.")
+            warning = registration_warning(match)
+            _report_warnings(job, [warning], report)
+            work.warnings.append(warning)
+    started = time.monotonic()
+    if prior is not None and options.method == "registration":
+        work.result = predictor.infer_from_prior(prior)
+    else:
+        work.result = predictor.infer(work.prepared, report=report, mirror=options.mirror, prior=prior)
     work.seconds["compute"] = time.monotonic() - started
     return work.without_scan()
 

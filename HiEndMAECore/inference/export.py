@@ -27,7 +27,8 @@ from HiEndMAECore.reporting.run_record import versions
 
 from .input_files import are_same_inputs
 from .postprocessing import postprocess
-from .predictor import NetworkSegmentation, Predictor, Segmentation
+from .predictor import Predictor
+from .segmentation import NetworkSegmentation, Segmentation
 
 REPORT_FORMAT = 2
 DICOM_SUFFIX = ".dcm"
@@ -47,10 +48,12 @@ class SegmentationOptions:
     clean: bool = False
     fill_holes: bool = False
     smallest: float | None = None
+    method: str = "auto"
 
     def to_json(self) -> dict[str, Any]:
-        """Return the options as plain JSON."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+        """Return the options as plain JSON, without a method that is the default, as reports had none at first."""
+        values = {name: value for name, value in vars(self).items() if (name, value) != ("method", "auto")}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ class CaseInProgress:
         inputs: Description of the input files of each channel, from `input_files.describe_inputs`.
         seconds: Duration of each step: read (with preprocessing), compute, write (resampling and post-processing).
         result: The result on the network's grid, once computed.
+        registrations: How the model's atlases match the scan (`AtlasMatch.to_json`).
     """
 
     prepared: PreprocessedScan
@@ -97,6 +101,7 @@ class CaseInProgress:
     inputs: list[dict[str, Any]]
     seconds: dict[str, float] = field(default_factory=dict)
     result: NetworkSegmentation | None = None
+    registrations: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def voxels(self) -> int:
@@ -209,6 +214,7 @@ def write_case(
         "input": work.inputs,
         "model": predictor.description.name,
         "engine": work.result.engine,
+        "registration": work.registrations,
         "spacing_mm": list(options.spacing or predictor.plan.spacing),
         "structures": structures,
         "review_slices": result.review_slices if labels.any() else [],  # an empty label map has no borders to review

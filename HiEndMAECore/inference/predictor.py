@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from HiEndMAECore.data.label_table import model_structures
+from HiEndMAECore.data.model_atlases import read_atlases
 from HiEndMAECore.errors import InputError
 from HiEndMAECore.io.volume import Volume
 from HiEndMAECore.models.authors import load_strict
@@ -34,53 +34,23 @@ from HiEndMAECore.preprocessing.pipeline import (
     resample_labels_to_original,
     resample_scalar_to_original,
 )
+from HiEndMAECore.registration.atlas import Atlas
+from HiEndMAECore.registration.label_prior import LabelPrior
 from HiEndMAECore.reporting.reporter import Reporter
 from HiEndMAECore.runtime.devices import cpu_has_bf16
 from HiEndMAECore.runtime.memory import Cost, measure_peak
 
+from .atlas_matching import AtlasMatch, match_atlases
 from .forward import forward, store_weights_in_bf16
-from .memory_fallback import as_out_of_memory, summarize_logits_within_memory
+from .memory_fallback import as_out_of_memory
 from .memory_plan import check_resampling_memory
 from .openvino_engine import EngineFailure, OpenVINONetwork, choose_engine
+from .segmentation import NetworkSegmentation, Segmentation, summarize_blocks
 from .sliding_window import SlidingWindow
 from .test_time_augmentation import mirrored_classes
 from .uncertainty import slices_to_review
 
 _SLOW_TILE_SECONDS = 1.0  # in a slower tile the overhead of the first call does not matter
-
-
-@dataclass(frozen=True, eq=False)
-class NetworkSegmentation:
-    """A result on the network's grid.
-
-    Args:
-        labels: Label map (H, W, D) in the model's values.
-        entropy: Normalized entropy (H, W, D), float16, from 0 (certain) to 1 (all classes equally likely).
-        confidence: {value of a structure: mean maximum probability of its voxels}, of the structures that were found.
-        engine: The engine that computed all tiles, "torch" or "openvino".
-    """
-
-    labels: np.ndarray
-    entropy: np.ndarray
-    confidence: dict[int, float]
-    engine: str = "torch"
-
-
-@dataclass(frozen=True, eq=False)
-class Segmentation:
-    """A result on the scan's original grid.
-
-    Args:
-        labels: Label map (X, Y, Z) in the model's values.
-        entropy: Normalized entropy (X, Y, Z), float32, from 0 (certain) to 1 (all classes equally likely), or None.
-        confidence: As in `NetworkSegmentation`.
-        review_slices: Stored slices (last axis, from 0) to review first, in falling order of uncertainty.
-    """
-
-    labels: np.ndarray
-    entropy: np.ndarray | None = None
-    confidence: dict[int, float] = field(default_factory=dict)
-    review_slices: list[int] = field(default_factory=list)
 
 
 class Predictor:
@@ -92,6 +62,7 @@ class Predictor:
         device: Device that computes.
         exact: Compute in float32 throughout, without autocast.
         engine: The engine, as `openvino_engine.choose_engine` takes it.
+        atlases: Atlases of the labelled scans, as far as the model keeps them.
 
     Raises:
         InputError: `model_unusable`; the description's preprocessing is not valid.
@@ -106,11 +77,13 @@ class Predictor:
         *,
         exact: bool = False,
         engine: str = "torch",
+        atlases: Sequence[Atlas] = (),
     ) -> None:
         self.network: nn.Module = network.to(device).eval()
         self.description = description
         self.device = device
         self.exact = exact
+        self.atlases = tuple(atlases)
         self._tile_cost: Cost | None = None
         self.tile = fit_size(type(network), network.config, description.architecture["arguments"]["image_size"])
         stored = description.preparation
@@ -152,7 +125,8 @@ class Predictor:
         load_strict(network, {key: value.float() for key, value in weights.items()}, what="weights")
         if device.type == "cpu" and not exact and cpu_has_bf16():
             store_weights_in_bf16(network)
-        return cls(network, description, device, exact=exact, engine=engine)
+        atlases = read_atlases(path, description) if description.atlas else ()
+        return cls(network, description, device, exact=exact, engine=engine, atlases=atlases)
 
     def segment(
         self,
@@ -176,10 +150,18 @@ class Predictor:
             InputError: `channels_do_not_fit`.
             OutOfMemoryError: The scan does not fit in memory.
         """
-        prepared = self.preprocess(volume, spacing=spacing)
-        return self.resample_to_original(
-            self.infer(prepared, report=report, mirror=mirror), prepared, uncertainty=uncertainty
-        )
+        match = self.match(self.preprocess(volume, spacing=spacing), report=report)
+        result = self.infer(match.scan, report=report, mirror=mirror, prior=match.prior)
+        return self.resample_to_original(result, match.scan, uncertainty=uncertainty)
+
+    def match(self, prepared: PreprocessedScan, *, report: Reporter | None = None) -> AtlasMatch:
+        """Register the model's atlases to a scan; without an atlas the scan is returned as it is.
+
+        Args:
+            prepared: The preprocessed scan.
+            report: Receives progress, and requests to cancel.
+        """
+        return match_atlases(self.atlases, prepared, device=self.device, report=report or Reporter(quiet=True))
 
     def preprocess(self, volume: Volume, *, spacing: Sequence[float] | None = None) -> PreprocessedScan:
         """Resample and normalize a scan as the network expects it.
@@ -248,12 +230,18 @@ class Predictor:
             report.warning("engine_failed", message, "The result is complete; --engine torch avoids the attempt.")
 
     def infer(
-        self, prepared: PreprocessedScan, *, report: Reporter | None = None, mirror: bool = False
+        self,
+        prepared: PreprocessedScan,
+        *,
+        report: Reporter | None = None,
+        mirror: bool = False,
+        prior: LabelPrior | None = None,
     ) -> NetworkSegmentation:
         """Infer labels, entropy and confidence on the network's grid; logits are in memory for a few blocks at a time.
 
         Args:
             prepared: The preprocessed scan.
+            prior: Propagated labels on the same grid, to combine the network's opinion with (`atlas_matching`).
             report: Receives progress and warnings, and requests to cancel.
             mirror: Average with the scan mirrored from right to left, if the model was trained on mirrored scans.
 
@@ -262,27 +250,33 @@ class Predictor:
         """
         check_resampling_memory(math.prod(prepared.original.shape))
         try:
-            return self._infer(prepared, report, mirror=mirror)
+            return self._infer(prepared, report, mirror=mirror, prior=prior)
         except EngineFailure as failure:  # from the first tile again, so that one engine computes the whole scan
             self._change_to_torch(failure, report)
-        return self._infer(prepared, report, mirror=mirror)
+        return self._infer(prepared, report, mirror=mirror, prior=prior)
 
-    def _infer(self, prepared: PreprocessedScan, report: Reporter | None, *, mirror: bool) -> NetworkSegmentation:
+    def _infer(
+        self, prepared: PreprocessedScan, report: Reporter | None, *, mirror: bool, prior: LabelPrior | None
+    ) -> NetworkSegmentation:
         """Return the result of `infer`, of one engine."""
+        blocks = self._blocks(prepared.array, report, mirror=mirror)
+        if prior is not None:
+            blocks = prior.combine_blocks(blocks)
+        return summarize_blocks(blocks, self._values, prepared.shape, engine=self.engine)
+
+    def infer_from_prior(self, prior: LabelPrior) -> NetworkSegmentation:
+        """Return the propagated labels on their grid, without running the network.
+
+        Args:
+            prior: The prior of the scan.
+        """
+        return summarize_blocks(prior.blocks(len(self._values)), self._values, prior.grid.shape, engine="registration")
+
+    @property
+    def _values(self) -> np.ndarray:
+        """Return the label value of each class."""
         values = np.array([0, *(structure.value for structure in self.structures)])
-        values = values.astype(np.min_scalar_type(int(values.max())))
-        labels = np.empty(prepared.shape, values.dtype)
-        entropy = np.empty(prepared.shape, np.float16)
-        sums, counts = np.zeros(len(values)), np.zeros(len(values))
-        for region, logits in self._blocks(prepared.array, report, mirror=mirror):
-            summary = summarize_logits_within_memory(logits)
-            classes, max_probability, block_entropy = (part.cpu().numpy() for part in summary)
-            labels[region], entropy[region] = values[classes], block_entropy
-            counts += np.bincount(classes.ravel(), minlength=len(values))
-            sums += np.bincount(classes.ravel(), weights=max_probability.ravel(), minlength=len(values))
-            del logits
-        confidence = {int(v): round(float(s / n), 4) for v, s, n in zip(values[1:], sums[1:], counts[1:]) if n}
-        return NetworkSegmentation(labels, entropy, confidence, self.engine)
+        return values.astype(np.min_scalar_type(int(values.max())))
 
     def resample_to_original(
         self, result: NetworkSegmentation, prepared: NetworkGrid, *, uncertainty: bool = False

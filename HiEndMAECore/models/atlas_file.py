@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _TENSORS = ("features", "labels")
-_FEATURE_CHANNELS = 13
+_MAX_FEATURE_CHANNELS = 14
 _MAX_LABEL_BYTES = 2  # of a voxel
 _MAX_HEADER_BYTES = 1_000_000
 
@@ -101,4 +101,4 @@ def max_bytes(metadata: Sequence[Mapping[str, Any]]) -> int:
     """Return the largest size in bytes of a file that fits the entry `atlas` of `model.json`."""
     features = sum(math.prod(entry["features"]["shape"]) for entry in metadata)
     labels = sum(math.prod(entry["labels"]["shape"]) for entry in metadata)
-    return _FEATURE_CHANNELS * features + _MAX_LABEL_BYTES * labels + _MAX_HEADER_BYTES
+    return _MAX_FEATURE_CHANNELS * features + _MAX_LABEL_BYTES * labels + _MAX_HEADER_BYTES

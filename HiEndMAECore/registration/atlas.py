@@ -1,7 +1,8 @@
 """The atlas: what a model keeps of its labelled scan, so that the scan can be registered to others without being stored.
 
-An atlas has the label map on the network's grid, and the features that do not depend on the contrast (MIND-SSC and the share of
-the body, in 8 bits) on the coarse grid of the registration. It has no intensities and no name of a patient.
+An atlas has the label map on the network's grid, and the features that do not depend on the contrast (MIND-SSC, the tissue
+class of CT, and the share of the body, in 8 bits) on the coarse grid of the registration. It has no intensities and no name
+of a patient.
 
     atlas = build_atlas(scan, labels, label_grid, name="OKBP_004", modality="ct")
     result = register_atlas(atlas, other_scan, report=report)
@@ -33,7 +34,10 @@ from .registration import Registration, RegistrationSettings, register, working_
 MAX_FEATURE_VOXELS = 2**22  # of a stored atlas, as in model.json
 MAX_LABEL_VOXELS = 2**30
 _DEFAULTS = RegistrationSettings()
-_CHANNELS = MIND_CHANNELS + 1  # with the share of the body
+_CHANNELS = {
+    "ct": MIND_CHANNELS + 2,
+    "mri": MIND_CHANNELS + 1,
+}  # with the share of the body, CT with the tissue class too
 _DILATION = 2  # of MIND-SSC in stored atlases
 _MAX_8_BIT_CLASS = 254  # 255 stays free for voxels that were not judged
 _MAX_CLASS = 2**15 - 1
@@ -50,7 +54,7 @@ class Atlas:
     Attributes:
         name: Name of the case. It is not stored: an atlas that was read is called by its position among the model's.
         modality: Of the scan.
-        features: uint8 (13, X, Y, Z), without the intensity, at the spacing of the registration.
+        features: uint8 (C, X, Y, Z), at the spacing of the registration; 14 channels of CT and 13 of MRI.
         labels: uint8, or int16 where there are more classes, (X, Y, Z): 0 for background and i + 1 for the model's structure i.
         label_grid: Grid of the labels, in the same RAS mm.
     """
@@ -101,7 +105,13 @@ class Atlas:
             grids = (_grid_from_json(metadata.get(key), key) for key in ("features", "labels"))
             feature_grid, label_grid = grids
             channels, labels = tensors.get("features"), tensors.get("labels")
-            _check_tensor(channels, "features", (torch.uint8,), (_CHANNELS, *feature_grid.shape), MAX_FEATURE_VOXELS)
+            _check_tensor(
+                channels,
+                "features",
+                (torch.uint8,),
+                (_CHANNELS[metadata["modality"]], *feature_grid.shape),
+                MAX_FEATURE_VOXELS,
+            )
             _check_tensor(labels, "labels", (torch.uint8, torch.int16), label_grid.shape, MAX_LABEL_VOXELS)
             assert channels is not None and labels is not None  # noqa: PT018
             low, high = int(labels.min()), int(labels.max())
@@ -133,7 +143,8 @@ def build_atlas(
         settings: Give the spacing: 4 mm, finer for small scans.
 
     Raises:
-        InputError: `scan_too_thin` for a single slice, or nearly so; `atlas_too_large` for a label map that no model may keep.
+        InputError: `scan_too_thin` for a single slice, or nearly so; `scan_shows_nothing` for a scan of equal voxels;
+            `atlas_too_large` for a label map that no model may keep.
         ValueError: The labels are not on their grid, negative or too many.
     """
     if tuple(labels.shape) != tuple(label_grid.shape) or labels.is_floating_point():
@@ -145,7 +156,7 @@ def build_atlas(
     if low < 0 or high > _MAX_CLASS:
         raise ValueError(f"labels are {low} to {high}, must be 0 to {_MAX_CLASS}")
     spacing = working_spacing(image.grid, image.grid, settings)
-    features = extract_features(image, modality="mri", spacing=spacing, dilation=_DILATION).to_8_bits()
+    features = extract_features(image, modality=modality, spacing=spacing, dilation=_DILATION).to_8_bits()
     stored = labels.to("cpu", torch.uint8 if high <= _MAX_8_BIT_CLASS else torch.int16).contiguous()
     return Atlas(name, modality, Features(features.channels.cpu(), features.grid), stored, label_grid)
 
@@ -157,7 +168,7 @@ def register_atlas(
     report: Reporter,
     settings: RegistrationSettings = _DEFAULTS,
 ) -> Registration:
-    """Register an atlas to a scan, on the scan's device. Neither side has its intensities compared.
+    """Register an atlas to a scan, on the scan's device.
 
     Args:
         atlas: The atlas, which is the moving side.
@@ -169,7 +180,7 @@ def register_atlas(
         The transform from the scan to the atlas, and how far to trust it.
 
     Raises:
-        InputError: The scan is a single slice, or nearly so.
+        InputError: The scan is a single slice, or nearly so, or shows nothing.
         Cancelled: The run is to stop.
     """
     moving = Features(atlas.features.channels.to(scan.image.device), atlas.features.grid)

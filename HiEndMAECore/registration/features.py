@@ -1,4 +1,4 @@
-"""Features for registration: MIND-SSC, intensity and the mask of the body.
+"""Features for registration: MIND-SSC, the tissue class of CT, and the mask of the body.
 
 MIND-SSC (Heinrich et al., "Towards realtime multimodal fusion for image-guided interventions using self-similarities",
 MICCAI 2013) describes a voxel by how much the patches around it resemble each other, and is independent of contrast. The six
@@ -22,11 +22,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from HiEndMAECore.errors import InputError
+from HiEndMAECore.preprocessing.defaults import CT_WINDOW_HU
 
 from .grids import Grid, resample_parallel
 
 Modality = Literal["ct", "mri"]
 MIND_CHANNELS = 12
+_TISSUE_HU = (-150.0, -125.0, -65.0, -20.0, 185.0, 235.0)  # where the transitions between tissues begin and end
+_TISSUE_CLASSES = (0.0, 1 / 3, 1 / 3, 2 / 3, 2 / 3, 1.0)
 _BODY_SHARE = 0.1  # share of the intensity range above which a voxel is body
 _MIN_VOXELS = 3  # of the scan along each axis
 _MIN_THICKNESS = 3.5  # in voxels of the features; a single thick slice may have become several voxels
@@ -58,8 +61,8 @@ class Features:
     """The features of one scan.
 
     Attributes:
-        channels: (C, X, Y, Z), float32 in [0, 1] or uint8 (`to_8_bits`): 12 of MIND-SSC, the intensity (CT alone), and the
-            share of the body.
+        channels: (C, X, Y, Z), float32 in [0, 1] or uint8 (`to_8_bits`): 12 of MIND-SSC, the tissue class (CT alone), and
+            the share of the body.
         grid: Their grid.
     """
 
@@ -81,17 +84,6 @@ class Features:
         return Features(average_blocks(self.channels, factor), self.grid.pooled(factor))
 
     @property
-    def has_intensity(self) -> bool:
-        """Return whether the intensity is among the channels."""
-        return len(self.channels) > MIND_CHANNELS + 1
-
-    def without_intensity(self) -> Features:
-        """Return the features without the intensity, which do not depend on the contrast."""
-        if not self.has_intensity:
-            return self
-        return Features(torch.cat([self.channels[:MIND_CHANNELS], self.channels[-1:]]), self.grid)
-
-    @property
     def body(self) -> Tensor:
         """Return the share of the body in each voxel (X, Y, Z)."""
         return self.channels[-1]
@@ -102,12 +94,12 @@ def extract_features(scan: RegistrationImage, *, modality: Modality, spacing: fl
 
     Args:
         scan: The scan.
-        modality: "ct" adds the intensity as a channel, "mri" does not.
+        modality: "ct" adds the tissue class as a channel, "mri" does not.
         spacing: Spacing of the features in mm.
         dilation: Distance of the patches of MIND-SSC in voxels of the features.
 
     Raises:
-        InputError: The scan is a single slice, or nearly so.
+        InputError: `scan_too_thin`; the scan is a single slice, or nearly so. `scan_shows_nothing`; all its voxels are equal.
     """
     thinnest, needed = float(scan.grid.extent.min()), _MIN_THICKNESS * spacing
     if thinnest < needed or min(scan.grid.shape) < _MIN_VOXELS:
@@ -116,13 +108,33 @@ def extract_features(scan: RegistrationImage, *, modality: Modality, spacing: fl
             f"registration needs {_MIN_VOXELS} voxels and {needed:.0f} mm or more."
         )
         raise InputError("scan_too_thin", message, "Use a volume instead of single slices.")
+    if float(scan.image.min()) == float(scan.image.max()):
+        message = "All voxels of the scan have the same intensity: there is nothing to register."
+        raise InputError("scan_shows_nothing", message, "Check the scan and the window of intensities.")
     grid = scan.grid.with_spacing(spacing)
     image = resample_parallel(scan.image.float(), scan.grid, grid)
     channels = [mind_ssc(image, dilation=dilation)]
     if modality == "ct":
-        channels.append(image.clamp(0, 1)[None])
+        channels.append(resample_parallel(tissue_class(scan.image.float()), scan.grid, grid)[None])
     channels.append(body_mask(image).float()[None])
     return Features(torch.cat(channels), grid)
+
+
+def tissue_class(image: Tensor) -> Tensor:
+    """Return the tissue of CT: 0 air, 1/3 fat, 2/3 soft tissue, 1 bone, with linear transitions.
+
+    Soft tissue is one class from 0 to 200 HU, whatever its contrast medium. Registration from it is as good as from the
+    intensities (Testing/Benchmarks/results.md), and a model need not keep any.
+
+    Args:
+        image: Intensities in [0, 1] of the default CT window.
+    """
+    limits = image.new_tensor([(hu - CT_WINDOW_HU[0]) / (CT_WINDOW_HU[1] - CT_WINDOW_HU[0]) for hu in _TISSUE_HU])
+    classes = image.new_tensor(_TISSUE_CLASSES)
+    image = image.clamp(0, 1)
+    above = torch.bucketize(image, limits).clamp(1, len(limits) - 1)
+    share = (image - limits[above - 1]) / (limits[above] - limits[above - 1])
+    return classes[above - 1].lerp(classes[above], share.clamp(0, 1))
 
 
 def mind_ssc(image: Tensor, *, dilation: int = 2) -> Tensor:

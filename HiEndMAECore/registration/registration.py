@@ -49,9 +49,7 @@ class RegistrationSettings:
         spacing: Spacing of the working grid in mm; small scans get a finer one, very large ones a coarser one.
         max_voxels: Largest size of a working grid, which bounds the memory.
         dilation: Distance of the patches of MIND-SSC.
-        intensities: Whether CT is compared by its intensities too. Features without them, as those of an atlas, are always
-            compared without.
-        intensity_weight: Weight of the squared difference of intensities; that of the mean over MIND-SSC is 1.
+        tissue_weight: Weight of the squared difference of the tissue class; that of the mean over MIND-SSC is 1.
         body_weight: Weight of the squared difference of the bodies' shares.
         start_step: Distance of the starts along the body.
         start_level: The discrete search from each start.
@@ -66,8 +64,7 @@ class RegistrationSettings:
     spacing: float = 4.0
     max_voxels: int = 1_100_000
     dilation: int = 2
-    intensities: bool = True
-    intensity_weight: float = 1.0
+    tissue_weight: float = 1.0
     body_weight: float = 1 / 12
     start_step: int = 12
     start_level: Level = _START_LEVEL
@@ -121,7 +118,7 @@ def register(
     Args:
         moving: The labelled scan, or its features at the spacing of `working_spacing`, in 8 or 32 bits.
         fixed: The other scan, or its features.
-        modality: "ct" also compares intensities, where both scans have them; "mri" does not.
+        modality: "ct" also compares the tissue class, "mri" does not.
         report: Receives progress and cancels.
         settings: Settings.
 
@@ -129,7 +126,7 @@ def register(
         The transform from the fixed to the moving scan, and how far to trust it.
 
     Raises:
-        InputError: A scan is a single slice, or nearly so.
+        InputError: A scan is a single slice, or nearly so, or shows nothing.
         Cancelled: The run is to stop.
     """
     with torch.no_grad():
@@ -170,17 +167,12 @@ def make_pair(
     for scan in (moving, fixed):
         if isinstance(scan, Features):
             spacing = float(scan.grid.spacing.mean())  # features cannot be made finer
-    has_intensities = all(scan.has_intensity for scan in (moving, fixed) if isinstance(scan, Features))
-    if not (settings.intensities and has_intensities):
-        modality = "mri"
     fixed, moving = (
         scan
         if isinstance(scan, Features)
         else extract_features(scan, modality=modality, spacing=spacing, dilation=settings.dilation)
         for scan in (fixed, moving)
     )
-    if modality == "mri":
-        fixed, moving = fixed.without_intensity(), moving.without_intensity()
     return Pair.of(fixed, moving, _channel_weights(modality, settings))
 
 
@@ -194,8 +186,8 @@ def working_spacing(moving: Grid, fixed: Grid, settings: RegistrationSettings = 
 
 def _channel_weights(modality: Modality, settings: RegistrationSettings) -> Tensor:
     """Return the weight of each channel of the features."""
-    intensity = [settings.intensity_weight] if modality == "ct" else []
-    return torch.tensor([1 / MIND_CHANNELS] * MIND_CHANNELS + intensity + [settings.body_weight])
+    tissue = [settings.tissue_weight] if modality == "ct" else []
+    return torch.tensor([1 / MIND_CHANNELS] * MIND_CHANNELS + tissue + [settings.body_weight])
 
 
 class _Progress:

@@ -102,7 +102,7 @@ class Transform:
         """
         values = torch.unique(labels)
         result = torch.zeros(target.shape, dtype=labels.dtype, device=labels.device)
-        boxes = {int(value): _bounding_box(labels == value) for value in values if int(value) != 0}
+        boxes = {int(value): bounding_box(labels == value) for value in values if int(value) != 0}
         background = (labels == 0).float()[None]
         for planes, voxels, present in self._blocks(source, target):
             best = sample(background, voxels)[0]
@@ -147,7 +147,7 @@ class Transform:
         return Transform(self.affine, resize_field(self.displacement, self.grid, grid), grid)
 
 
-def _bounding_box(mask: Tensor) -> tuple[slice, slice, slice]:
+def bounding_box(mask: Tensor) -> tuple[slice, slice, slice]:
     """Return the bounding box of a mask with a margin of one voxel, within the array."""
     parts = []
     for axis in range(3):

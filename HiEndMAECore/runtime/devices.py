@@ -151,7 +151,7 @@ def _network_operations(device: torch.device) -> list[torch.Tensor]:
 
 
 def sampling_device(device: torch.device) -> torch.device:
-    """Return the device that cuts the crops of a training on `device`: the CPU for Apple's graphics.
+    """Return the device that samples for a network on `device` (crops, registration): the CPU for Apple's graphics.
 
     There, torch 2.8 has no 3D `grid_sample` and torch 2.9 none for label maps (mode nearest), and no version has float64.
     """

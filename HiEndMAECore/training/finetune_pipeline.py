@@ -6,6 +6,7 @@ Selecting and loading the cases is in `training_data`.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from HiEndMAECore.models.folder import write_model
 from HiEndMAECore.models.pretrained import PretrainedWeights, load_pretrained
 from HiEndMAECore.networks import SegmentationNetwork, build_network
 from HiEndMAECore.preprocessing.laterality import Mirroring
+from HiEndMAECore.registration.atlas import Atlas
 from HiEndMAECore.reporting.reporter import Reporter
 
 from . import finetuning
@@ -258,6 +260,7 @@ def write_trained_model(
     preset: str,
     machine: MachinePlan,
     device: torch.device,
+    atlases: Sequence[Atlas] = (),
 ) -> None:
     """Write the model folder and delete the run directory.
 
@@ -272,6 +275,7 @@ def write_trained_model(
         preset: Name of the preset as it was requested.
         machine: The preset that was used, and the speed of the computer.
         device: Device that the model was trained on.
+        atlases: Atlases of the labelled scans that the model keeps.
     """
     mirroring = mirroring_to_json(schedule.mirroring, data.structures)
     description = describe_model(
@@ -286,7 +290,7 @@ def write_trained_model(
         seed=schedule.plan.seed,
         device=device,
     )
-    write_model(output, description, result.network.state_dict())
+    write_model(output, description, result.network.state_dict(), atlases)
     shutil.rmtree(run_directory_of(output), ignore_errors=True)
 
 

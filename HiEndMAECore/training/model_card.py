@@ -34,7 +34,7 @@ def describe_model(
     """Describe a trained segmentation model. The keys of `training` are stored names.
 
     Of the labelled scans the description holds fingerprints alone. What else a model may keep of them is a coarse atlas (label
-    map and contrast-free features, no intensities), which `models.folder.write_model` adds and `--no-atlas` leaves out.
+    map, edges and tissue classes, no intensities), which `models.folder.write_model` adds and `--no-atlas` leaves out.
 
     Args:
         name: Name of the model.

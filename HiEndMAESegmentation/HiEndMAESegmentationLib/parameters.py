@@ -11,7 +11,8 @@ class Parameters:
 
     Train: `teachVolume` and `teachSegmentation` are the labelled scan; `leftOut` are IDs of segments to exclude from
     training; `budget` is a key of `HiEndMAECore.finetune.BUDGETS`; `start` is "" (the first of the list), "none", the name
-    of packaged weights, or the path of a model or of an authors' file; `modelName` is the name of the new model.
+    of packaged weights, or the path of a model or of an authors' file; `modelName` is the name of the new model; `keepAtlas`
+    lets new models, also those of *Improve*, keep an atlas of their labelled scans.
 
     Apply: `model` is the key, in the library, of the model to segment with; `targets` are the scans to segment; `offered`
     are listed scans outside the scene (see `engine.inputs`), and `sources` those of them to segment.
@@ -25,6 +26,7 @@ class Parameters:
     budget: str = "5min"
     start: str = ""
     modelName: str = ""
+    keepAtlas: bool = True
     model: str = ""
     targets: list[vtkMRMLScalarVolumeNode]
     offered: list[str]

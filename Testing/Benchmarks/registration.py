@@ -4,8 +4,8 @@
 
 DATASET is a folder in nnU-Net's layout with splits.json; the cases are those of `tune` where none are named. Dice is
 measured on the scans' own grids, after the largest component of each structure is retained. `--set` changes a number of
-`RegistrationSettings`; `--coupling` that of every level of the search. `--no-intensities` compares CT without its intensities;
-`--atlas` does so too, from the atlas that a model would keep of the labelled scan, and prints its size.
+`RegistrationSettings`; `--coupling` that of every level of the search. `--atlas` registers from the atlas that
+a model would keep of the labelled scan, and prints its size.
 """
 
 from __future__ import annotations
@@ -74,7 +74,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--spacing", type=float, default=2.0, help="of the preprocessed scans in mm")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE")
     parser.add_argument("--coupling", type=float)
-    parser.add_argument("--no-intensities", action="store_true")
     parser.add_argument("--atlas", action="store_true")
     return parser
 
@@ -82,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
 def _settings(options: argparse.Namespace) -> RegistrationSettings:
     """Return the settings that the options ask for."""
     settings = RegistrationSettings()
-    changes: dict[str, object] = {"intensities": not options.no_intensities}
+    changes: dict[str, object] = {}
     for text in options.set:
         key, value = text.split("=")
         changes[key] = type(getattr(settings, key))(float(value))

@@ -37,7 +37,10 @@ def patients(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def model(patients: Path) -> Path:
-    """Train a model for three steps: its results are wrong, but it is complete."""
+    """Train a model for three steps, without an atlas: its results are wrong, but it is complete.
+
+    `inference/test_segmentation_methods.py` has the tests of models with an atlas, on smaller patients.
+    """
     path = patients / "model"
-    run("finetune", *finetune_arguments(patients, path, "--steps", 3))
+    run("finetune", *finetune_arguments(patients, path, "--steps", 3, "--no-atlas"))
     return path

@@ -31,7 +31,11 @@ def test_commands_in_sequence_use_what_the_previous_one_left(patients: Path, tmp
     finetuned = read_description(model)
     assert finetuned.training["init_sha256"] == pretrained.weights_sha256
     assert finetuned.preparation["spacing"] == [8.0, 8.0, 8.0]
-    run("segment", "--model", model, "--input", patients / "scans", "--output", out, "--clean")
+    assert finetuned.format_version == 2  # with an atlas
+    received, _ = run("segment", "--model", model, "--input", patients / "scans", "--output", out, "--clean")
+    stages = [e["stage"] for e in received if e["event"] == "progress"]
+    assert {"registration", "segmenting"} <= set(stages)
+    assert stages.index("registration") < stages.index("segmenting")
     assert sorted(p.name for p in out.iterdir()) == [f"p{n}.{e}" for n in (1, 2, 3) for e in ("json", "nii.gz")]
     report = tmp_path / "report.json"
     received, _ = run("evaluate", "--prediction", out, "--reference", patients / "labels", "--output", report)
@@ -84,6 +88,7 @@ def test_finetune_with_equal_steps_and_seed_gives_an_equal_model(patients: Path,
 
 def test_finetune_model_contains_no_intensities_and_no_names_of_patients(patients: Path, model: Path) -> None:
     assert sorted(p.name for p in model.iterdir()) == ["model.json", "model.safetensors"]
+    assert read_description(model).format_version == 1
     text = (model / "model.json").read_text(encoding="utf-8")
     assert "p1" not in json.loads(text)["name"]
     assert str(patients) not in text

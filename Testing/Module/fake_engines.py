@@ -56,6 +56,33 @@ config = json.load(open(sys.argv[sys.argv.index("--config") + 1], encoding="utf-
 Path({file!r}).write_text(json.dumps(config.get("spacing")))
 """
 
+# Notes into `file` all options
+OPTIONS_WRITER = """
+import shutil, sys
+shutil.copy(sys.argv[sys.argv.index("--config") + 1], {file!r})
+"""
+
+# `segment` that registers, labels all dense voxels of a scan of 16 bits with 1, and notes its options into `file`
+LABELLING_ENGINE = (
+    OPTIONS_WRITER
+    + """
+import json, time
+from pathlib import Path
+import numpy as np
+def send(**event): print(json.dumps(dict(v=1, **event)), flush=True)
+config = json.load(open({file!r}, encoding="utf-8"))
+send(event="progress", stage="registration", step=4, total=40, seconds_left=12.3)
+time.sleep(0.5)
+content = bytearray(Path(config["input"][0]).read_bytes())
+voxels = np.frombuffer(content, "<i2", offset=352)
+voxels[:] = voxels > 20
+Path(config["output"]).write_bytes(content)
+report = dict(structures=[dict(name="Leber", volume_ml=7.0)], review_slices=[])
+Path(config["output"]).with_suffix(".json").write_text(json.dumps(report))
+send(event="finished", outputs={{}})
+"""
+)
+
 
 def use_fake_engine(tmp_path: Path, source: str) -> None:
     """Let `PythonSlicer` run the Python program `source` instead of the engine."""

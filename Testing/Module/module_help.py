@@ -149,3 +149,11 @@ def add_model(library: Any, shared_model: Path, key: str, path: str, value: Any)
     parent[keys[-1]] = value
     file.write_text(json.dumps(description), encoding="utf-8")
     return folder
+
+
+def add_model_without_atlas(library: Any, shared_model: Path) -> str:
+    """Put a model into the library that keeps no atlas, and return its key."""
+    from HiEndMAECore.models import folder
+
+    folder.copy_model(shared_model, library.folder / "no-atlas", keep_atlas=False)
+    return "no-atlas"

@@ -37,6 +37,8 @@ def test_import_keeps_the_atlas_and_share_leaves_it_out(module: Any, shared_mode
     assert len(folder.read_atlas_tensors(model.path)[1]) == 1
     shared = library.share(model, tmp_path / "shared.zip")
     assert folder.read_atlas_tensors(shared)[1] == ()
+    whole = library.share(model, tmp_path / "whole.zip", keep_atlas=True)
+    assert len(folder.read_atlas_tensors(whole)[1]) == 1
 
 
 @pytest.mark.parametrize(("path", "value"), BAD_VALUES.values(), ids=BAD_VALUES)

@@ -179,6 +179,7 @@ def share_and_import_by_buttons(module: Any, model: Any, file: Path, monkeypatch
     module.ui.modelsSection.collapsed = False
     module.models.choose(model.key)
     monkeypatch.setattr(qt.QFileDialog, "getSaveFileName", lambda *_: str(file))
+    monkeypatch.setattr(qt.QMessageBox, "question", lambda *_: qt.QMessageBox.No)
     module.models.ui.shareButton.click()
     monkeypatch.setattr(slicer.util, "confirmOkCancelDisplay", lambda *_, **__: True)
     module.models.ui.deleteButton.click()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from fake_engines import use_fake_engine
-from module_help import BAD_VALUES, NAMES, add_model, message_of, wait
+from module_help import BAD_VALUES, NAMES, add_model, add_model_without_atlas, message_of, wait
 
 
 def test_models_panel_after_import_shows_the_card(imported: Any) -> None:
@@ -16,6 +16,7 @@ def test_models_panel_after_import_shows_the_card(imported: Any) -> None:
         assert name in card
     assert "1 scan, 3 steps" in card
     assert "-175 to 250 HU" in card
+    assert "label map, edges and tissue classes of the labelled scan, no intensities" in card
     assert imported.apply.ui.modelCombo.currentText == "Bauch"
     assert imported.train.ui.startCombo.findText("Bauch") >= 0
 
@@ -36,6 +37,7 @@ def test_shared_model_imported_again_has_the_same_weights(
 
     file = tmp_path / "für Kollegin Ä"
     monkeypatch.setattr(qt.QFileDialog, "getSaveFileName", lambda *_: str(file))
+    monkeypatch.setattr(qt.QMessageBox, "question", lambda *_: qt.QMessageBox.No)
     imported.models.ui.shareButton.click()
     assert "no patient data" in message_of(imported.models)
     monkeypatch.setattr(qt.QFileDialog, "getOpenFileName", lambda *_: f"{file}.zip")
@@ -44,6 +46,52 @@ def test_shared_model_imported_again_has_the_same_weights(
     assert (first.name, second.name) == ("Bauch", "Bauch 2")
     assert first.description.weights_sha256 == second.description.weights_sha256
     assert imported.models.chosen().name == "Bauch 2"
+
+
+@pytest.mark.parametrize("answer", ["No", "Yes", "Cancel"])
+def test_share_asks_whether_to_include_the_atlas(
+    answer: str, imported: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The default is to leave it out, and the message after sharing is true of what is in the file."""
+    import qt
+
+    from HiEndMAECore.models import folder
+
+    questions: list[Any] = []
+
+    def question(*arguments: Any) -> Any:
+        questions.append(arguments)
+        return getattr(qt.QMessageBox, answer)
+
+    file = tmp_path / "model.zip"
+    monkeypatch.setattr(qt.QFileDialog, "getSaveFileName", lambda *_: str(file))
+    monkeypatch.setattr(qt.QMessageBox, "question", question)
+    imported.models.strip.show_message("")
+    imported.models.ui.shareButton.click()
+    ((_parent, _title, text, _buttons, default),) = questions
+    assert "no intensities; it shows the shapes of organs and the body's outline" in text
+    assert default == qt.QMessageBox.No
+    if answer == "Cancel":
+        assert (file.exists(), message_of(imported.models)) == (False, "")
+        return
+    assert len(folder.read_description(file).atlas) == (1 if answer == "Yes" else 0)
+    message = message_of(imported.models)
+    assert ("no image and no patient data" in message, "was left out" in message) == (answer == "No", answer == "No")
+    assert ("the body's outline" in message) == (answer == "Yes")
+
+
+def test_share_of_a_model_without_atlas_asks_nothing(
+    module: Any, shared_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import qt
+
+    add_model_without_atlas(module.session.library, shared_model)
+    module.session.models_changed()
+    monkeypatch.setattr(qt.QFileDialog, "getSaveFileName", lambda *_: str(tmp_path / "model.zip"))
+    monkeypatch.setattr(qt.QMessageBox, "question", lambda *_: pytest.fail("there is nothing to ask"))
+    module.models.ui.shareButton.click()
+    assert message_of(module.models).endswith("no image and no patient data.")
+    assert "Atlas" not in module.models.ui.cardLabel.text
 
 
 def test_models_panel_deletes_only_after_confirmation(imported: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from module_help import draw_segments
+from fake_engines import OPTIONS_WRITER, failing_engine, use_fake_engine
+from module_help import draw_segments, wait
 
 
 def test_start_list_offers_packaged_weights_first(
@@ -50,3 +52,23 @@ def test_unticked_structures_are_excluded(module: Any, patient: Callable[..., An
     assert "Tick at least one" in module.train.ui.estimateLabel.text
     module.train.ui.segmentsList.item(1).setCheckState(qt.Qt.Checked)
     assert len(module.train.ticked_segments()) == 1
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_atlas_is_left_out_of_new_models_if_it_is_unticked(
+    keep: bool, imported: Any, patient: Callable[..., Any], tmp_path: Path
+) -> None:
+    """It is kept by default, and *Improve* follows the same choice."""
+    note = tmp_path / "options.json"
+    use_fake_engine(tmp_path, OPTIONS_WRITER.format(file=str(note)) + failing_engine("x"))
+    labelled, labels = patient(1, "CT")
+    imported.session.parameters.teachSegmentation = draw_segments(labelled, labels)
+    imported.session.parameters.corrected = imported.session.parameters.teachSegmentation
+    assert imported.train.ui.atlasCheck.checked
+    imported.train.ui.advancedSection.collapsed = False
+    imported.train.ui.atlasCheck.checked = keep
+    for button in (imported.train.ui.trainButton, imported.refine.ui.refineButton):
+        button.click()
+        wait(lambda: not imported.session.busy)
+        assert json.loads(note.read_text(encoding="utf-8"))["no_atlas"] is not keep
+        note.unlink()

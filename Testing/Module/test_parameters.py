@@ -41,6 +41,7 @@ def test_saved_scene_restores_every_choice(module: Any, oblique: Any, tmp_path: 
     ui.startCombo.activated.emit(ui.startCombo.currentIndex)
     ui.deviceCombo.setCurrentIndex(ui.deviceCombo.findData("cpu"))
     ui.nameEdit.text = "Modell Ä"
+    ui.atlasCheck.checked = False
     apply.casesTable.item(0, 0).setCheckState(_checked())
     apply.show3DCheck.checked = False
     apply.largestCheck.checked = True
@@ -56,6 +57,7 @@ def test_saved_scene_restores_every_choice(module: Any, oblique: Any, tmp_path: 
         "budget": "20min",
         "start": "none",
         "modelName": "Modell Ä",
+        "keepAtlas": False,
         "targets": [oblique.GetName()],
         "show3D": False,
         "keepLargest": True,
@@ -80,11 +82,8 @@ def test_saved_scene_restores_every_choice(module: Any, oblique: Any, tmp_path: 
     assert {name: plain(getattr(restored, name)) for name in restored.allParameters} == expected
     assert ui.segmentsList.item(1).checkState() == _unchecked()
     assert (ui.budgetCombo.currentData, ui.nameEdit.text, ui.deviceCombo.currentData) == ("20min", "Modell Ä", "cpu")
-    assert (apply.show3DCheck.checked, apply.largestCheck.checked, apply.uncertaintyCheck.checked) == (
-        False,
-        True,
-        False,
-    )
+    checks = (apply.show3DCheck, apply.largestCheck, apply.uncertaintyCheck, ui.atlasCheck)
+    assert [check.checked for check in checks] == [False, True, False, False]
     assert apply.casesTable.item(0, 0).checkState() == _checked()
 
 

@@ -137,8 +137,8 @@ class ModelLibrary:
         os.replace(model.path, hidden)
         shutil.rmtree(hidden, ignore_errors=True)
 
-    def share(self, model: Model, file: Path) -> Path:
-        """Write the model as one zip and return its path.
+    def share(self, model: Model, file: Path, *, keep_atlas: bool = False) -> Path:
+        """Write the model as one zip and return its path. Its atlas is left out unless `keep_atlas` is True.
 
         A file dialog has asked whether to replace `file` itself, but not a file whose name gets its suffix only here.
 
@@ -151,7 +151,7 @@ class ModelLibrary:
         )
         if zip_file.exists() and not same_file:
             raise InputError("file_taken", f"There is a file {zip_file} already.", "Choose another name.")
-        model_folder.copy_model(model.path, zip_file)
+        model_folder.copy_model(model.path, zip_file, keep_atlas=keep_atlas)
         return zip_file
 
     def import_model(self, source: Path) -> Model:

@@ -47,6 +47,7 @@ class ApplyPanel(VTKObservationMixin):
         self.review_list = ReviewList(self.ui.reviewLabel, self.ui.reviewList)
         self.queue = ApplyQueue(session, self.strip, self.review_list, on_change=self.show)
         self._filling = False
+        self._models_with_atlas: set[str] = set()  # their keys
         self._table_content: list[Any] = []  # rows and states that the table of scans shows
         self._set_up_tables()
         self._connect()
@@ -77,6 +78,7 @@ class ApplyPanel(VTKObservationMixin):
         self.ui.folderButton.connect("clicked()", self.add_folder)
         self.ui.dicomButton.connect("clicked()", self.add_series)
         self.ui.applyButton.connect("clicked()", self.apply)
+        self.ui.previewButton.connect("clicked()", self.preview)
         self.ui.skipButton.connect("clicked()", self.queue.skip)
         self.ui.retryButton.connect("clicked()", self.queue.retry)
         self.ui.csvButton.connect("clicked()", self.save_csv)
@@ -93,7 +95,9 @@ class ApplyPanel(VTKObservationMixin):
         """Fill the list of models again."""
         key = self.session.parameters.model if self.session.parameters else ""
         self.ui.modelCombo.clear()
-        for model in self.session.library.models():
+        models = self.session.library.models()
+        self._models_with_atlas = {model.key for model in models if model.description.atlas}
+        for model in models:
             self.ui.modelCombo.addItem(model.name, model.key)
         self.ui.modelCombo.setCurrentIndex(max(0, self.ui.modelCombo.findData(key)))
         if self.session.parameters is not None and self.ui.modelCombo.count:
@@ -116,11 +120,26 @@ class ApplyPanel(VTKObservationMixin):
         )
         self.ui.applyButton.setVisible(not running)
         self.ui.applyButton.enabled = bool(has_models and any_ticked) and not self.session.busy
+        self._show_preview_button(running=running)
         for button in (self.ui.folderButton, self.ui.dicomButton):
             button.enabled = not running
         self.ui.applyButton.text = _("Segment") if has_models else _("Train or import a model first")
         self.ui.skipButton.setVisible(running)
         self.ui.retryButton.setVisible(not running and self.queue.has_failures())
+
+    def _show_preview_button(self, *, running: bool) -> None:
+        """Show the button *Quick preview*; it is enabled as *Segment* is, and needs a model with an atlas."""
+        button, name = self.ui.previewButton, self.ui.modelCombo.currentText
+        has_atlas = self.ui.modelCombo.currentData in self._models_with_atlas
+        button.setVisible(not running)
+        button.enabled = self.ui.applyButton.enabled and has_atlas
+        button.toolTip = _(
+            "Register the labelled scan to the ticked scans, and show its labels there: in seconds, without the network. "
+            "'Segment' replaces these previews by full results."
+        )
+        if name and not has_atlas:
+            message = _("The model '{name}' keeps no atlas of its labelled scan, which a quick preview needs.")
+            button.toolTip = message.format(name=name)
 
     def _show_cases(self) -> None:
         """Fill the table of scans, unless its content is the same: this is called for every node that is added."""
@@ -215,8 +234,16 @@ class ApplyPanel(VTKObservationMixin):
 
     def apply(self) -> None:
         """Segment the ticked scans on the model's own grid."""
+        self._start_queue(as_preview=False)
+
+    def preview(self) -> None:
+        """Show the labels of the model's labelled scan on the ticked scans, by registration alone."""
+        self._start_queue(as_preview=True)
+
+    def _start_queue(self, *, as_preview: bool) -> None:
+        """Start the queue with the ticked scans."""
         parameters = self.session.parameters
-        self.queue.spacing = None
+        self.queue.spacing, self.queue.as_preview = None, as_preview
         cases = [Case(volume) for volume in existing_nodes(parameters.targets)]
         self.queue.start(cases + [Case(source=source) for source in parameters.sources])
 

@@ -19,7 +19,7 @@ from HiEndMAECore.segment import SegmentConfig
 from HiEndMAESegmentationLib.engine import inputs
 from HiEndMAESegmentationLib.engine.jobs import JobEnd, as_typed_error
 from HiEndMAESegmentationLib.engine.model_library import Model
-from HiEndMAESegmentationLib.scene import export, results, tables
+from HiEndMAESegmentationLib.scene import export, previews, results, tables
 from HiEndMAESegmentationLib.scene.nodes import existing_nodes
 from HiEndMAESegmentationLib.scene.provenance import MODEL_ATTRIBUTE
 
@@ -86,6 +86,7 @@ class ApplyQueue:
         self.cases: list[Case] = []
         self.results: list[Any] = []  # segmentation nodes
         self.spacing: float | None = None  # working grid in mm, instead of the model's
+        self.as_preview = False  # results are quick previews: by registration alone, without the network
         self._stopped = False
         self._folder: Path | None = None  # files of the running case
 
@@ -197,8 +198,9 @@ class ApplyQueue:
             input=(str(scan),),
             output=result,
             clean=self._session.parameters.keepLargest,
-            uncertainty=self._session.parameters.uncertainty,
+            uncertainty=self._session.parameters.uncertainty and not self.as_preview,
             spacing=(self.spacing,) * 3 if self.spacing else None,
+            method="registration" if self.as_preview else "auto",
         )
 
         def on_end(end: JobEnd) -> None:
@@ -212,7 +214,7 @@ class ApplyQueue:
             self._run_next(model)
 
         case.state = "running"
-        if not self._strip.run("segment", config, on_end=on_end, try_again=self.retry):
+        if not self._strip.run("segment", config, on_end=on_end, try_again=self.retry, scan=case.name):
             case.state = "failed"
         self._on_change()
 
@@ -232,18 +234,24 @@ class ApplyQueue:
             self._show_result(case, model, result)
 
     def _show_result(self, case: Case, model: Model, result: Path) -> None:
-        """Show segmentation, volumes and slices to review of a finished case."""
+        """Show segmentation, volumes and slices to review of a finished case; of a quick preview the segmentation alone."""
         report = json.loads(result.with_suffix(".json").read_text(encoding="utf-8"))
         volume, surfaces = case.volume, self._session.parameters.show3D
         name = f"{volume.GetName()} - {model.name}"
+        if self.as_preview:
+            name = _("{name} (quick preview)").format(name=name)
+        previews.remove_previews(volume, model.key, keep=[self._session.parameters.corrected])
         try:
             node = results.show_result(result, volume, labels=model.description.labels, name=name, surfaces=surfaces)
         except HiEndMAEError as error:
             case.fail(str(error))
             return
         node.SetAttribute(MODEL_ATTRIBUTE, model.key)
-        tables.update_volumes_table(volume, model.name, report["structures"])
-        self._review_list.replace(volume, result.with_name("result_entropy.nii"), report["review_slices"])
+        if self.as_preview:
+            previews.mark_as_preview(node)
+        else:
+            tables.update_volumes_table(volume, model.name, report["structures"])
+            self._review_list.replace(volume, result.with_name("result_entropy.nii"), report["review_slices"])
         case.state = "done"  # the engine's warnings start with the neutral name of the file
         case.message = " ".join(text.removeprefix(f"{_FILE_STEM}: ") for text in self._strip.warnings)
         self.results.append(node)
@@ -263,12 +271,21 @@ class ApplyQueue:
         elif failed and not self._strip.ui.messageLabel.text:
             self._strip.show_message(failed[0].message, kind="error")
         elif done:
-            message = _("Segmented {count} scans with '{name}'. Look at each result before using it.")
-            if len(done) == 1:
-                message = _("Segmented 1 scan with '{name}'. Look at the result before using it.")
+            message = _done_message(len(done), as_preview=self.as_preview)
             warnings = [f"{case.name}: {case.message}" for case in done if case.message]
             text = "\n".join([message.format(count=len(done), name=model.name), *warnings])
             self._strip.show_message(text, kind="info" if warnings else "success")
-        if existing_nodes(self.results):
+        if existing_nodes(self.results) and not self.as_preview:  # a preview will be replaced
             self._session.parameters.corrected = existing_nodes(self.results)[-1]
         self._on_change()
+
+
+def _done_message(count: int, *, as_preview: bool) -> str:
+    """Return the sentences on a queue that is done, with places for `{count}` and the model's `{name}`."""
+    if as_preview and count == 1:
+        return _("Made a quick preview of 1 scan with '{name}', without the network. 'Segment' replaces it.")
+    if as_preview:
+        return _("Made quick previews of {count} scans with '{name}', without the network. 'Segment' replaces them.")
+    if count == 1:
+        return _("Segmented 1 scan with '{name}'. Look at the result before using it.")
+    return _("Segmented {count} scans with '{name}'. Look at each result before using it.")

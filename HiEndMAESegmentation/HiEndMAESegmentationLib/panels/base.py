@@ -86,6 +86,7 @@ class JobStrip:
         self._log: Path | None = None
         self._try_again: Callable[[], None] | None = None
         self._warnings: list[str] = []
+        self._scan = ""  # name of the scan that the job segments
         self.ui.finishButton.connect("clicked()", self.finish)
         self.ui.cancelButton.connect("clicked()", self.cancel)
         self.ui.actionButton.connect("clicked()", self._on_action_clicked)
@@ -105,6 +106,7 @@ class JobStrip:
         on_end: Callable[[JobEnd], None],
         try_again: Callable[[], None],
         on_event: Callable[[dict[str, Any]], None] | None = None,
+        scan: str = "",
     ) -> bool:
         """Start a job and show it; while another job runs, show a message and return False.
 
@@ -114,12 +116,14 @@ class JobStrip:
             on_end: Called when the job has ended.
             try_again: Called by the button of an error message, once the cause of the error is removed.
             on_event: Called with every event.
+            scan: Name of the scan that the job segments, for its progress.
         """
         if self.session.busy:
             self.show_message(_("Another job is running. Wait for it, or cancel it first."), kind="error")
             return False
         self._try_again = try_again
         self._warnings = []
+        self._scan = scan
 
         def handle_event(event: dict[str, Any]) -> None:
             self._show_event(event)
@@ -173,7 +177,7 @@ class JobStrip:
         if kind == "progress" and self.ui.cancelButton.enabled and self.ui.finishButton.enabled:
             self.ui.progressBar.setRange(0, max(1, event["total"]))
             self.ui.progressBar.setValue(event["step"])
-            texts = (stage_title(event["stage"]), time_left_text(event))
+            texts = (stage_title(event["stage"], self._scan), time_left_text(event))
             self.ui.progressLabel.text = " · ".join(filter(None, texts))
         elif kind == "warning":
             text = actions_for(event["code"], event["message"], event["advice"]).text
@@ -277,11 +281,12 @@ def restart_message(needed: bool) -> str:
     return _("Slicer need not be restarted.")
 
 
-def stage_title(stage: str) -> str:
-    """Return the title of a stage of the engine."""
+def stage_title(stage: str, scan: str = "") -> str:
+    """Return the title of a stage of the engine; `scan` is the name of the scan that is segmented, if one is."""
     titles = {
         "reading": _("Reading"),
         "learning": _("Training"),
+        "registration": _("Registering the labelled scan to {scan}").format(scan=scan),
         "segmenting": _("Segmenting"),
         "checking": _("Checking"),
         "gathering": _("Gathering"),

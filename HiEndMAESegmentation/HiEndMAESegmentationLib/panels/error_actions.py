@@ -35,6 +35,8 @@ def actions_for(code: str, message: str, advice: str) -> ErrorActions:
         message: The engine's message.
         advice: The engine's advice; it is left out if it names an option.
     """
+    # As an error it ends a quick preview; as a warning its advice fits, and names no option.
+    registration_advice = _("Press 'Segment': the network needs no registration.") if "--" in advice else advice
     table = {
         "dependency_missing": ErrorActions(
             _("Some Python packages that this needs are not installed yet."), ("install",)
@@ -66,6 +68,7 @@ def actions_for(code: str, message: str, advice: str) -> ErrorActions:
         "memory_small": ErrorActions(
             f"{message} " + _("Large scans may not fit; crop them to the region of interest.")
         ),
+        "registration_failed": ErrorActions(f"{message} " + registration_advice),
         "extra_missing": ErrorActions(""),  # figures, stores and DICOM files of the command line: not needed here
         "internal_fault": ErrorActions(f"{message} " + _("Please report it with the log."), ("retry",)),
     }

@@ -29,6 +29,8 @@ def model_card(model: Model) -> str:
         (_("Intensities"), html.escape(_intensities_text(preparation["normalisation"]))),
         (_("Network"), html.escape(str(network))),
     ]
+    if description.atlas:
+        rows.append((_("Atlas"), html.escape(_atlas_text(len(description.atlas)))))
     expected = expected_dice_text(training)
     if expected:
         rows.insert(2, (_("Performance estimate"), html.escape(expected)))
@@ -43,6 +45,12 @@ def _training_text(training: Mapping[str, Any]) -> str:
     text = _("{scans}, {steps} steps").format(scans=scans, steps=steps)
     seconds = training.get("seconds")
     return f"{text}, {seconds:.0f} s" if isinstance(seconds, int | float) else text
+
+
+def _atlas_text(count: int) -> str:
+    """Return of how many scans the model keeps an atlas, and what is in it."""
+    scans = _("the labelled scan") if count == 1 else _("{count} labelled scans").format(count=count)
+    return _("label map, edges and tissue classes of {scans}, no intensities").format(scans=scans)
 
 
 def _intensities_text(normalization: Mapping[str, Any]) -> str:

@@ -138,18 +138,30 @@ class ModelsPanel:
         self.strip.show_message(_("'{name}' was deleted.").format(name=model.name))
 
     def share(self) -> None:
-        """Ask for a file, and write the chosen model as one zip."""
+        """Ask for a file and whether to include the atlas, and write the chosen model as one zip."""
         model = self.chosen()
         if not isinstance(model, Model):
             return
         file = qt.QFileDialog.getSaveFileName(self.widget, _("Share model"), f"{model.key}.zip", _("Models (*.zip)"))
-        if file:
-            self.share_as(model, Path(file))
+        if not file:
+            return
+        answer = self._ask_for_atlas() if model.description.atlas else qt.QMessageBox.No
+        if answer in (qt.QMessageBox.Yes, qt.QMessageBox.No):
+            self.share_as(model, Path(file), keep_atlas=answer == qt.QMessageBox.Yes)
 
-    def share_as(self, model: Model, file: Path) -> None:
-        """Write the model as one zip."""
+    def _ask_for_atlas(self) -> Any:
+        """Ask whether to include the atlas, and return the button: Yes, No (the default) or Cancel."""
+        question = _(
+            "Include the atlas of the labelled scan (label map, edges and tissue classes, no intensities; it shows the "
+            "shapes of organs and the body's outline)? Without it the receiver's results are worse."
+        )
+        buttons = qt.QMessageBox.Yes | qt.QMessageBox.No | qt.QMessageBox.Cancel
+        return qt.QMessageBox.question(self.widget, _("Share model"), question, buttons, qt.QMessageBox.No)
+
+    def share_as(self, model: Model, file: Path, *, keep_atlas: bool = False) -> None:
+        """Write the model as one zip, with its atlas or without."""
         try:
-            zip_file = self.session.library.share(model, file)
+            zip_file = self.session.library.share(model, file, keep_atlas=keep_atlas)
         except HiEndMAEError as error:
             self.strip.show_error(error)
             return
@@ -158,6 +170,13 @@ class ModelsPanel:
             self.strip.show_message(message, kind="error")
             return
         message = _("'{name}' is in {file}: weights and names of structures, no image and no patient data.")
+        if keep_atlas and model.description.atlas:
+            message = _(
+                "'{name}' is in {file}: weights, names of structures, and the atlas of the labelled scan, which shows the "
+                "shapes of organs and the body's outline. No intensities are in it, and no names of patients."
+            )
+        elif model.description.atlas:
+            message += " " + _("The atlas of the labelled scan was left out.")
         self.strip.show_message(message.format(name=model.name, file=zip_file), kind="success")
 
     def import_model(self) -> None:

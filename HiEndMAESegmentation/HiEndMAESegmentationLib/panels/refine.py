@@ -115,6 +115,7 @@ class RefinePanel:
             name=name,
             budget=self.session.parameters.budget,
             steps=self.steps,
+            no_atlas=not self.session.parameters.keepAtlas,
             preview=True,  # of the first scan: the corrected one
         )
         absent = _number_of_cases(model) - len(training_cases_of(model.key))

@@ -291,6 +291,7 @@ class TrainPanel(VTKObservationMixin):
             name=name,
             budget=parameters.budget,
             steps=self.steps,
+            no_atlas=not parameters.keepAtlas,
             preview=True,
             spacing=(self._spacing,) * 3 if self._spacing else None,
         )

@@ -244,3 +244,21 @@ def test_required_option_with_a_default_may_be_absent_in_python_only() -> None:
         parse(Lenient, ["--output", "x"], command="lenient", description="")
     with pytest.raises(UsageError, match="--output is missing"):
         parse(Lenient, ["--input", "x"], command="lenient", description="")
+
+
+def test_switch_whose_name_is_a_negation_is_set_by_its_own_name(tmp_path: Path) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Negated(CommandConfig):
+        no_atlas: bool = option(False, help="Keep no atlas.")
+
+    def parse_negated(*argv: str) -> bool:
+        return parse(Negated, argv, command="negated", description="").no_atlas
+
+    assert parse_negated() is False
+    assert parse_negated("--no-atlas") is True
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps({"no_atlas": True}))
+    assert parse_negated("--config", str(file)) is True
+    assert parse_negated("--config", str(file), "--atlas") is False
+    with pytest.raises(UsageError):
+        parse_negated("--no-no-atlas")

@@ -14,7 +14,7 @@ from HiEndMAECore.data.phantom import make_patient
 from HiEndMAECore.errors import InputError
 from HiEndMAECore.models.folder import write_model
 from HiEndMAECore.registration.atlas import Atlas, build_atlas
-from HiEndMAECore.registration.features import RegistrationImage
+from HiEndMAECore.registration.features import Features, RegistrationImage
 
 STATE = {"weight": torch.zeros(2)}
 
@@ -29,7 +29,9 @@ def atlas() -> Atlas:
 
 @pytest.mark.parametrize("name", ["model", "model.zip"])
 def test_atlases_of_a_model_are_read_back_without_their_names(tmp_path: Path, atlas: Atlas, name: str) -> None:
-    other = dataclasses.replace(atlas, labels=1 + torch.zeros_like(atlas.labels), modality="mri")
+    without_tissue = Features(atlas.features.channels[1:], atlas.features.grid)
+    labels = 1 + torch.zeros_like(atlas.labels)
+    other = dataclasses.replace(atlas, features=without_tissue, labels=labels, modality="mri")
     write_model(tmp_path / name, describe(), STATE, (atlas, other))
     found = read_atlases(tmp_path / name)
     assert [item.name for item in found] == ["1", "2"]

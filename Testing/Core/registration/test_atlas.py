@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
 import os
 from pathlib import Path
@@ -19,9 +18,9 @@ from HiEndMAECore.evaluation.metrics import dice
 from HiEndMAECore.models import atlas_schema
 from HiEndMAECore.registration import atlas as atlas_module
 from HiEndMAECore.registration.atlas import Atlas, build_atlas, register_atlas
-from HiEndMAECore.registration.features import RegistrationImage, extract_features
+from HiEndMAECore.registration.features import RegistrationImage, extract_features, tissue_class
 from HiEndMAECore.registration.grids import Grid
-from HiEndMAECore.registration.registration import Registration, RegistrationSettings, make_pair, register
+from HiEndMAECore.registration.registration import Registration, RegistrationSettings, register
 from HiEndMAECore.reporting.reporter import Reporter
 
 SHAPE, SPACING = (56, 48, 48), (6.0, 6.0, 6.0)
@@ -54,22 +53,21 @@ def run_from_atlas(atlas: Atlas, fixed: RegistrationImage, settings: Registratio
         return register_atlas(atlas, fixed, report=report, settings=settings)
 
 
-def run_without_intensities(
-    moving: RegistrationImage, fixed: RegistrationImage, settings: RegistrationSettings
-) -> Registration:
-    settings = dataclasses.replace(settings, intensities=False)
+def run_from_scan(moving: RegistrationImage, fixed: RegistrationImage, settings: RegistrationSettings) -> Registration:
     with Reporter(quiet=True) as report:
         return register(moving, fixed, modality="ct", report=report, settings=settings)
 
 
 def test_atlas_has_no_intensities() -> None:
-    """Its tensors stay the same where the contrast is inverted outside of air, which intensities would show."""
+    """It has the tissue class, which contrast medium does not change, in the place of the intensity."""
     (image, labels), atlas = patient(1), built()
-    assert atlas.features.channels.shape[0] == 13
-    assert not atlas.features.has_intensity
+    assert atlas.features.channels.shape[0] == 14
     assert atlas.features.channels.dtype == torch.uint8
-    mri = extract_features(image, modality="mri", spacing=6.0).to_8_bits()
-    assert torch.equal(atlas.features.channels, mri.channels)
+    assert torch.equal(
+        atlas.features.channels, extract_features(image, modality="ct", spacing=6.0).to_8_bits().channels
+    )
+    brighter = torch.where((image.image > 0.45) & (image.image < 0.6), image.image + 0.2, image.image)
+    assert torch.equal(tissue_class(brighter), tissue_class(image.image))
     assert set(atlas.to_tensors()) == {"features", "labels"}
     assert torch.equal(atlas.labels.long(), labels.long())
 
@@ -104,9 +102,9 @@ def test_labels_that_are_no_classes_on_their_grid_are_refused(wrong: torch.Tenso
         build_atlas(image, wrong, image.grid, name="case", modality="ct", settings=COARSE)
 
 
-def test_registration_from_the_atlas_is_that_from_the_scan_without_intensities() -> None:
+def test_registration_from_the_atlas_is_that_from_the_scan() -> None:
     (moving, _), (fixed, reference) = patient(1), patient(2)
-    found, exact = run_from_atlas(built(), fixed, COARSE), run_without_intensities(moving, fixed, COARSE)
+    found, exact = run_from_atlas(built(), fixed, COARSE), run_from_scan(moving, fixed, COARSE)
     assert not found.failed
     scores = [mean_dice(result, built(), fixed, reference) for result in (found, exact)]
     assert scores[0] == pytest.approx(scores[1], abs=0.02)
@@ -115,16 +113,6 @@ def test_registration_from_the_atlas_is_that_from_the_scan_without_intensities()
     distance = (found.transform.map_points(points) - exact.transform.map_points(points)).norm(dim=0)
     assert float(distance.median()) < 1.0  # mm, of voxels of 6 mm
     assert found.cost == pytest.approx(exact.cost, abs=0.01)
-
-
-def test_intensities_of_one_side_are_ignored() -> None:
-    """A scan, and features with the intensity, are compared like those without, because the atlas has none."""
-    fixed = patient(2)[0]
-    expected = make_pair(built().features, fixed, modality="mri", settings=COARSE)
-    for other in (fixed, extract_features(fixed, modality="ct", spacing=6.0)):
-        pair = make_pair(built().features, other, modality="ct", settings=COARSE)
-        assert torch.equal(pair.fixed.channels, expected.fixed.channels)
-        assert torch.equal(pair.moving.channels, expected.moving.channels)
 
 
 def read(tensors: dict[str, Any], metadata: dict[str, Any], structures: int = STRUCTURES) -> Atlas:
@@ -217,7 +205,7 @@ def test_real_scan_is_reached_from_the_atlas_as_from_the_scan() -> None:
     (moving, labels, grid), (fixed, reference, target) = loaded.values()
     atlas = build_atlas(moving, labels, grid, name="case", modality="ct", settings=settings)
     scores = []
-    for result in (run_from_atlas(atlas, fixed, settings), run_without_intensities(moving, fixed, settings)):
+    for result in (run_from_atlas(atlas, fixed, settings), run_from_scan(moving, fixed, settings)):
         assert not result.failed
         found = result.transform.warp_labels(atlas.labels, grid, target).numpy()
         values = [v for v in np.unique(reference.numpy()) if v]

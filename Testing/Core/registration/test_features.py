@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from HiEndMAECore.errors import InputError
-from HiEndMAECore.registration.features import RegistrationImage, body_mask, extract_features, mind_ssc
+from HiEndMAECore.registration.features import RegistrationImage, body_mask, extract_features, mind_ssc, tissue_class
 
 
 def noise(*shape: int) -> torch.Tensor:
@@ -35,7 +35,15 @@ def test_mind_ignores_contrast() -> None:
     assert torch.allclose(mind_ssc(image), mind_ssc(0.9 - 0.5 * image), atol=1e-3)
 
 
-def test_mri_has_no_intensity_channel() -> None:
+def test_tissue_class_of_hu_does_not_depend_on_contrast_medium() -> None:
+    hu = torch.tensor([-1000.0, -150.0, -100.0, -70.0, 0.0, 40.0, 180.0, 400.0])
+    image = ((hu + 175) / 425).clamp(0, 1)
+    expected = torch.tensor([0, 0, 1 / 3, 1 / 3, 2 / 3, 2 / 3, 2 / 3, 1])
+    assert torch.allclose(tissue_class(image), expected, atol=1e-5)
+    assert torch.all(tissue_class(torch.linspace(0, 1, 100)).diff() >= -1e-6)
+
+
+def test_mri_has_no_tissue_channel() -> None:
     scan = RegistrationImage(noise(16, 16, 16), np.eye(4))
     assert len(extract_features(scan, modality="ct", spacing=1.0).channels) == 14
     assert len(extract_features(scan, modality="mri", spacing=1.0).channels) == 13
@@ -63,3 +71,11 @@ def test_single_slice_is_refused_in_words(slices: int) -> None:
     """A slice of 10 mm may have been resampled to 1 mm."""
     with pytest.raises(InputError, match=rf"{slices} voxels along its thinnest axis \({slices} mm\)"):
         extract_features(RegistrationImage(noise(16, 16, slices), np.eye(4)), modality="ct", spacing=4.0)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.4, 1.0])
+def test_scan_of_equal_voxels_is_refused(value: float) -> None:
+    """Every position would match every other one, so that the propagated labels would be found in air."""
+    with pytest.raises(InputError, match="same intensity") as caught:
+        extract_features(RegistrationImage(torch.full((16, 16, 16), value), np.eye(4)), modality="ct", spacing=1.0)
+    assert caught.value.code == "scan_shows_nothing"
