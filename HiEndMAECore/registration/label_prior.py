@@ -1,7 +1,7 @@
 """Propagated labels as a prior: how likely each structure is in each voxel of a scan, by the label maps of registered atlases.
 
 The share of a structure in a voxel is the linear interpolation of its mask at the registered position, averaged over the
-atlases. Voxels that no atlas reaches are background.
+atlases. Where no atlas reaches, the network decides alone.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ class PropagatedLabels:
     transform: Transform
 
     def add_shares(self, shares: Tensor, points: Tensor, weight: float) -> None:
-        """Add the weighted share of each class to a sum.
+        """Add the weighted share of each class to a sum; nothing where the atlas does not reach.
 
         The time and the memory beside the sum do not grow with the number of classes.
 
         Args:
             shares: The sum, float32 (classes, h, w, d), contiguous.
             points: Positions in the scan in RAS mm, (3, h, w, d).
-            weight: Of these labels; it is what the shares of a voxel sum to.
+            weight: Of these labels; it is what the shares of a voxel that they reach sum to.
         """
         voxels = transform_points(np.linalg.inv(self.grid.affine), self.transform.map_points(points)).reshape(3, -1)
         reached = inside(voxels, self.labels.shape)
@@ -59,7 +59,6 @@ class PropagatedLabels:
                 index = index * size + (lower[axis].long() + step).clamp(0, size - 1)
                 part = part * (fractions[axis] if step else 1 - fractions[axis])
             total.scatter_add_(0, flat[index].long()[None], part[None])
-        total[0] += weight * ~reached
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,8 +68,8 @@ class LabelPrior:
     Attributes:
         propagated: The labels of each atlas.
         grid: The network's grid of the scan.
-        weight: Of the prior in the mean with the network's probabilities, from 0 to 1. A mean and not a product, so that a
-            network that knows little yet does not erase what the registration found.
+        weight: Of the prior in the mean with the network's probabilities where all atlases reach, from 0 to 1. A mean and
+            not a product, so that a network that knows little yet does not erase what the registration found.
     """
 
     propagated: tuple[PropagatedLabels, ...]
@@ -79,7 +78,15 @@ class LabelPrior:
 
     @torch.inference_mode()
     def shares(self, classes: int, region: Sequence[slice]) -> Tensor:
-        """Return the share of each class, float32 (classes, h, w, d), in a region of the grid."""
+        """Return the share of each class in a region of the grid.
+
+        Args:
+            classes: Structures of the model and the background.
+            region: First and end voxels of the region.
+
+        Returns:
+            float32 (classes, h, w, d); they sum to the share of the atlases that reach the voxel, so to 1 or less.
+        """
         affine = self.grid.affine.copy()
         affine[:3, 3] += affine[:3, :3] @ np.array([part.start for part in region], dtype=np.float64)
         h, w, d = (part.stop - part.start for part in region)
@@ -98,8 +105,8 @@ class LabelPrior:
             logits: The network's (classes, h, w, d) of a region of the grid.
             region: Its first and end voxels.
         """
-        probabilities = logits.float().softmax(0).mul_(1 - self.weight)
-        probabilities += self.weight * self.shares(len(logits), region).to(probabilities.device)
+        shares = self.shares(len(logits), region).to(logits.device).mul_(self.weight)
+        probabilities = logits.float().softmax(0).mul_(1 - shares.sum(0)).add_(shares)
         return probabilities.clamp_(min=_MIN_PROBABILITY).log_()
 
     def combine_blocks(self, blocks: Iterable[tuple[Region, Tensor]]) -> Iterator[tuple[Region, Tensor]]:
@@ -119,7 +126,9 @@ class LabelPrior:
     def blocks(self, classes: int) -> Iterator[tuple[Region, Tensor]]:
         """Yield (region of the grid, logarithm of the prior (classes, h, w, d)), some planes at a time."""
         for region in _planes([slice(0, size) for size in self.grid.shape]):
-            yield region, self.shares(classes, region).clamp_(min=_MIN_PROBABILITY).log_()
+            shares = self.shares(classes, region)
+            shares[0] += 1 - shares.sum(0)  # without a network the rest is background
+            yield region, shares.clamp_(min=_MIN_PROBABILITY).log_()
 
 
 def _planes(region: Sequence[slice]) -> Iterator[Region]:

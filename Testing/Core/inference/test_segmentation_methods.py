@@ -153,7 +153,7 @@ def test_each_method_writes_a_result_on_the_scans_grid_and_its_record(
         assert 0.6 < entry["body_overlap"] <= 1
         assert liver_dice(output, small_patient(2)[1]) > 0.6
         confidence = {row["value"]: row["confidence"] for row in record["structures"]}
-        assert 0.5 < confidence[LIVER] <= 1
+        assert 0.2 < confidence[LIVER] <= 1
 
 
 def test_rerun_with_another_method_computes_the_results_again(folder: Path, model: Path, tmp_path: Path) -> None:
