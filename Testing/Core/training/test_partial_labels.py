@@ -26,6 +26,7 @@ from HiEndMAECore.preprocessing.pipeline import PreprocessingPlan
 from HiEndMAECore.reporting.reporter import Reporter
 from HiEndMAECore.training import finetuning
 from HiEndMAECore.training.default_recipe import DefaultRecipe, draw_batch
+from HiEndMAECore.training.performance_estimate import _estimate_sizes
 from HiEndMAECore.training.plans import FinetuningPlan
 from HiEndMAECore.training.presets import PRESETS
 from HiEndMAECore.training.training_cases import IGNORED, TrainingCase, preprocess_training_cases
@@ -191,3 +192,12 @@ def test_given_ignore_value_goes_before_that_of_the_names(tmp_path: Path) -> Non
         spacing=SPACING, retain_structures=False, report=Reporter(quiet=True),
     )  # fmt: skip
     assert SPINE not in [structure.value for structure in data.structures]
+
+
+def test_scribble_around_ignored_voxels_has_a_finite_size() -> None:
+    """The box of two lines without its last planes has no judged voxel, and the estimate divided by zero after training."""
+    classes = torch.full((24, 24, 3), IGNORED, dtype=torch.int16)
+    classes[20, :21, 1] = classes[:21, 20, 1] = 1
+    case = TrainingCase("scribble", torch.zeros((1, 24, 24, 3)), classes)
+    (size,) = _estimate_sizes(case, torch.tensor([0.0, 41.0]))[1:]
+    assert size == 21 * 21
