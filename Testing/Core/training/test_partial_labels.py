@@ -201,3 +201,15 @@ def test_scribble_around_ignored_voxels_has_a_finite_size() -> None:
     case = TrainingCase("scribble", torch.zeros((1, 24, 24, 3)), classes)
     (size,) = _estimate_sizes(case, torch.tensor([0.0, 41.0]))[1:]
     assert size == 21 * 21
+
+
+def test_ignore_value_chosen_for_a_case_is_not_counted_as_a_structure_of_the_model(tmp_path: Path) -> None:
+    """A case that lacks the liver may ignore its unlabelled slices with the liver's value."""
+    image, label = write_patient(tmp_path, 1, skip_slices(LIVER))
+    report, partial = Reporter(quiet=True), PartialLabels(ignore=LIVER)
+    case = read_labelled_case(Case("p", (Path(image),), label), report=report, partial=partial)
+    (training_case,) = preprocess_training_cases([case], PreprocessingPlan(SPACING), PHANTOM_STRUCTURES, report=report)
+    assert training_case.ignored_share > 0.7
+    messages = [warning["message"] for warning in report.warnings if warning["code"] == "too_little_to_learn"]
+    assert any("'liver' has only 0 voxels" in message.lower() for message in messages)
+    assert "labels_outside_body" not in [warning["code"] for warning in report.warnings]
