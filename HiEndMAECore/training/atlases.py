@@ -54,7 +54,7 @@ def build_atlases(
         h, w, d = case.classes.shape
         try:
             atlas = build_atlas(
-                RegistrationImage(case.image[0].cpu(), case.grid.affine),
+                RegistrationImage.of_normalized(case.image[0].cpu(), case.grid.affine, normalization),
                 case.classes.clamp(min=0),
                 Grid((h, w, d), case.grid.affine),
                 name=case.name,
