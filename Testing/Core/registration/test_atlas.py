@@ -225,3 +225,15 @@ def test_scan_that_does_not_fit_at_the_spacing_of_the_atlas_is_refused() -> None
     with pytest.raises(InputError, match="GB of memory") as caught:
         run_from_atlas(fine, image, COARSE)
     assert caught.value.code == "registration_too_large"
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_registration_works_where_the_caller_computes_without_gradients(mode: type) -> None:
+    settings = replace(COARSE, spacing=12.0, steps=2, affine_rounds=1)
+    scan, labels = patient(1)
+    atlas = build_atlas(scan, labels, scan.grid, name="case", modality="ct", settings=settings)
+    expected = run_from_atlas(atlas, patient(2)[0], settings)
+    with mode():
+        other = RegistrationImage(patient(2)[0].image.clone(), patient(2)[0].affine)
+        found = run_from_atlas(atlas, other, settings)
+    assert torch.equal(found.transform.displacement, expected.transform.displacement)
