@@ -28,6 +28,7 @@ from HiEndMAECore.runtime.devices import sampling_device
 MAX_ATLASES = 3  # that are registered to one scan; each takes as long
 # Of the propagated labels beside the network, chosen on the `tune` cases, see Testing/Benchmarks/results.md.
 PRIOR_WEIGHT = 0.6
+PRIOR_WEIGHT_WHERE_CERTAIN = 0.45  # where the network is certain of a structure
 _MIN_RESCALING = 0.02  # sizes that differ by less are not changed
 
 
@@ -106,7 +107,7 @@ def match_atlases(
         PropagatedLabels(atlas.labels.to(device), atlas.label_grid, registration.transform)
         for atlas, registration in usable
     )
-    prior = LabelPrior(propagated, Grid(rescaled.shape, rescaled.affine), PRIOR_WEIGHT)
+    prior = LabelPrior(propagated, Grid(rescaled.shape, rescaled.affine), PRIOR_WEIGHT, PRIOR_WEIGHT_WHERE_CERTAIN)
     return AtlasMatch(rescaled, prior, tuple(registrations), ())
 
 
