@@ -158,10 +158,13 @@ def run(config: FinetuneConfig, report: Reporter | None = None) -> dict[str, Any
         device=device, run_directory=run_directory, resume=config.resume, preview=preview, report=report,
     )  # fmt: skip
     performance = pipeline.estimate(data, result, schedule.plan, device=device, report=report)
+    atlases = () if config.no_atlas else build_atlases(
+        data.cases, data.preprocessing.normalization,
+        unlabelled=data.unlabelled, improved=config.improve, report=report,
+    )  # fmt: skip
     pipeline.write_trained_model(
         config.output, config.name or config.output.stem, data, model, schedule, result, performance,
-        preset=config.preset, machine=machine, device=device,
-        atlases=() if config.no_atlas else build_atlases(data.cases, data.preprocessing.normalization, report=report),
+        preset=config.preset, machine=machine, device=device, atlases=atlases,
     )  # fmt: skip
     report.metric("learning_seconds", round(result.seconds, 1), steps=result.steps)
     performance.log(report)

@@ -33,7 +33,7 @@ def compare_reports(paths: Sequence[Path], *, seed: int = 0) -> dict[str, Any]:
 
     Raises:
         UsageError: `reports_too_few`.
-        InputError: `report_unreadable`, `tolerances_differ`, `references_differ` or `no_common_case`.
+        InputError: `report_unreadable`, `tolerances_differ`, `ignored_values_differ`, `references_differ` or `no_common_case`.
     """
     if len(paths) < 2:
         raise UsageError("reports_too_few", "A comparison needs two reports.", "Give --reports A.json B.json.")
@@ -97,6 +97,12 @@ def _check_comparable(first_path: Path, first: Mapping[str, Any], path: Path, ot
             "tolerances_differ",
             f"{first_path} has a tolerance of {first['tolerance_mm']:g} mm, and {path} of {other['tolerance_mm']:g} mm.",
             "Evaluate both with one --tolerance.",
+        )
+    if first.get("ignore") != other.get("ignore"):
+        raise InputError(
+            "ignored_values_differ",
+            f"{first_path} ignores the value {first.get('ignore')}, and {path} the value {other.get('ignore')}.",
+            "Evaluate both with one --ignore.",
         )
     digests, other_digests = first.get(_DIGEST) or {}, other.get(_DIGEST) or {}
     differing = [case for case, digest in digests.items() if other_digests.get(case, digest) != digest]

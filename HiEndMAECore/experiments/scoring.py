@@ -14,6 +14,7 @@ from HiEndMAECore.io.readers import read_label_map
 
 from .case_lists import LabelPair
 
+_IGNORED = -1  # no label value
 MISSED_ABOVE_ML = 2.0  # a structure of this volume that gets Dice 0 counts as missed
 
 
@@ -45,8 +46,8 @@ def score_arrays(
     found = replace_values(prediction, {pair.source: pair.target for pair in pairs})
     true = replace_values(reference, {pair.target: pair.target for pair in pairs})
     if ignore is not None:
-        found[reference == ignore] = 0
-    scores = score_case(found, true, affine=affine)
+        true[reference == ignore] = _IGNORED
+    scores = score_case(found, true, affine=affine, ignore=None if ignore is None else _IGNORED)
     names = {pair.target: pair.name for pair in pairs}
     return {
         names[value]: {"dice": score.dice, "hd95_mm": score.hd95_mm, "reference_ml": round(score.reference_ml, 3)}

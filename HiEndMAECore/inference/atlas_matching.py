@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from HiEndMAECore.errors import InputError
+from HiEndMAECore.preprocessing.intensity import IntensityNormalization
 from HiEndMAECore.preprocessing.pipeline import PreprocessedScan
 from HiEndMAECore.registration.atlas import Atlas, register_atlas
 from HiEndMAECore.registration.features import RegistrationImage
@@ -27,6 +28,7 @@ from HiEndMAECore.runtime.devices import sampling_device
 MAX_ATLASES = 3  # that are registered to one scan; each takes as long
 # Of the propagated labels beside the network, chosen on the `tune` cases, see Testing/Benchmarks/results.md.
 PRIOR_WEIGHT = 0.6
+PRIOR_WEIGHT_WHERE_CERTAIN = 0.45  # where the network is certain of a structure
 _MIN_RESCALING = 0.02  # sizes that differ by less are not changed
 
 
@@ -57,13 +59,19 @@ class AtlasMatch:
 
 
 def match_atlases(
-    atlases: Sequence[Atlas], scan: PreprocessedScan, *, device: torch.device, report: Reporter
+    atlases: Sequence[Atlas],
+    scan: PreprocessedScan,
+    *,
+    normalization: IntensityNormalization = IntensityNormalization(),
+    device: torch.device,
+    report: Reporter,
 ) -> AtlasMatch:
     """Register the atlases of a model to a scan.
 
     Args:
         atlases: The atlases; the first `MAX_ATLASES` are used.
         scan: The scan on the network's grid. Its first channel is registered.
+        normalization: Intensity normalization of the scan, which is that of the model.
         device: Device of the network; on Apple's graphics the CPU registers (`sampling_device`).
         report: Receives progress and cancels.
 
@@ -76,7 +84,8 @@ def match_atlases(
     if not atlases:
         return AtlasMatch(scan, None, (), ())
     device = sampling_device(device)
-    image = RegistrationImage(torch.from_numpy(scan.array[0]).to(device), scan.affine)
+    channel = torch.from_numpy(scan.array[0]).to(device)
+    image = RegistrationImage.of_normalized(channel, scan.affine, normalization)
     registrations: list[Registration | None] = []
     reasons: list[str] = []
     for atlas in atlases[:MAX_ATLASES]:
@@ -98,7 +107,7 @@ def match_atlases(
         PropagatedLabels(atlas.labels.to(device), atlas.label_grid, registration.transform)
         for atlas, registration in usable
     )
-    prior = LabelPrior(propagated, Grid(rescaled.shape, rescaled.affine), PRIOR_WEIGHT)
+    prior = LabelPrior(propagated, Grid(rescaled.shape, rescaled.affine), PRIOR_WEIGHT, PRIOR_WEIGHT_WHERE_CERTAIN)
     return AtlasMatch(rescaled, prior, tuple(registrations), ())
 
 

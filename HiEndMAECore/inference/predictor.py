@@ -161,7 +161,8 @@ class Predictor:
             prepared: The preprocessed scan.
             report: Receives progress, and requests to cancel.
         """
-        return match_atlases(self.atlases, prepared, device=self.device, report=report or Reporter(quiet=True))
+        normalization, report = self.plan.normalization, report or Reporter(quiet=True)
+        return match_atlases(self.atlases, prepared, normalization=normalization, device=self.device, report=report)
 
     def preprocess(self, volume: Volume, *, spacing: Sequence[float] | None = None) -> PreprocessedScan:
         """Resample and normalize a scan as the network expects it.

@@ -1,6 +1,6 @@
 """The file `atlas.safetensors` of a model: a coarse atlas of each labelled scan, without intensities.
 
-    0.features, 1.features, ...   uint8 (13, X, Y, Z): MIND-SSC and the share of the body, times 255
+    0.features, 1.features, ...   uint8 (C, X, Y, Z): MIND-SSC, of CT the tissue class, share of the body, times 255
     0.labels, 1.labels, ...       uint8 or int16 (X, Y, Z): 0 for background, i + 1 for structure i of the model
 
 `model.json` has an entry `atlas` with a description of each (modality and grids), and the SHA-256 of the file. This module

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from HiEndMAECore.errors import InputError
 from HiEndMAECore.reporting.reporter import Reporter
+from HiEndMAECore.runtime.memory import free_memory
 
 from .features import MIND_CHANNELS, Features, Modality, RegistrationImage, extract_features
 from .grids import Grid
@@ -39,6 +40,7 @@ _CHANNELS = {
     "mri": MIND_CHANNELS + 1,
 }  # with the share of the body, CT with the tissue class too
 _DILATION = 2  # of MIND-SSC in stored atlases
+_BYTES_PER_VOXEL = 650  # of a scan's features while they are registered; the discrete search takes most of it
 _MAX_8_BIT_CLASS = 254  # 255 stays free for voxels that were not judged
 _MAX_CLASS = 2**15 - 1
 _MAX_POSITION_MM = 100_000.0
@@ -180,12 +182,29 @@ def register_atlas(
         The transform from the scan to the atlas, and how far to trust it.
 
     Raises:
-        InputError: The scan is a single slice, or nearly so, or shows nothing.
+        InputError: The scan is a single slice, or nearly so, or shows nothing; or `registration_too_large`: it does not fit
+            in memory at the spacing of the atlas, which is fine where the labelled scan is small.
         Cancelled: The run is to stop.
     """
+    _check_memory(atlas.features.grid, scan)
     moving = Features(atlas.features.channels.to(scan.image.device), atlas.features.grid)
     settings = dataclasses.replace(settings, dilation=_DILATION)
     return register(moving, scan, modality=atlas.modality, report=report, settings=settings)
+
+
+def _check_memory(grid: Grid, scan: RegistrationImage) -> None:
+    """Raise `InputError` when a scan cannot be registered in memory at the spacing of the atlas's features."""
+    spacing = float(grid.spacing.mean())
+    needed = float(np.prod(scan.grid.extent)) / spacing**3 * _BYTES_PER_VOXEL
+    free = free_memory(scan.image.device)
+    if needed > free:
+        message = (
+            f"Registration at the {spacing:.2g} mm of the labelled scan needs {needed / 1e9:.2f} GB of memory for this scan; "
+            f"{free / 1e9:.2f} GB are free."
+        )
+        raise InputError(
+            "registration_too_large", message, "Crop the scan to the labelled region, or free some memory."
+        )
 
 
 def _grid_to_json(grid: Grid) -> dict[str, Any]:

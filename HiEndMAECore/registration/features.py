@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from HiEndMAECore.errors import InputError
 from HiEndMAECore.preprocessing.defaults import CT_WINDOW_HU
+from HiEndMAECore.preprocessing.intensity import IntensityNormalization
 
 from .grids import Grid, resample_parallel
 
@@ -48,6 +49,17 @@ class RegistrationImage:
 
     image: Tensor
     affine: np.ndarray
+
+    @classmethod
+    def of_normalized(
+        cls, image: Tensor, affine: np.ndarray, normalization: IntensityNormalization
+    ) -> RegistrationImage:
+        """Return a normalized channel (X, Y, Z); CT of another window gets the default one, which `tissue_class` needs."""
+        low, high = CT_WINDOW_HU
+        if normalization.kind == "window" and (normalization.low, normalization.high) != (low, high):
+            hu = image.float() * (normalization.high - normalization.low) + normalization.low
+            image = ((hu - low) / (high - low)).clamp(0, 1)
+        return cls(image, affine)
 
     @property
     def grid(self) -> Grid:

@@ -20,6 +20,7 @@ from .transform import Transform
 Region = tuple[slice, ...]
 _BLOCK_VOXELS = 2**19  # that are worked on at once: 128 MB for 61 structures
 _MIN_PROBABILITY = 1e-6
+_CERTAIN = 0.9
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,11 +71,14 @@ class LabelPrior:
         grid: The network's grid of the scan.
         weight: Of the prior in the mean with the network's probabilities where all atlases reach, from 0 to 1. A mean and
             not a product, so that a network that knows little yet does not erase what the registration found.
+        weight_where_certain: The same where the network gives a structure (not the background) more than 0.9; below a half,
+            it then decides. None: `weight`.
     """
 
     propagated: tuple[PropagatedLabels, ...]
     grid: Grid
     weight: float
+    weight_where_certain: float | None = None
 
     @torch.inference_mode()
     def shares(self, classes: int, region: Sequence[slice]) -> Tensor:
@@ -105,8 +109,14 @@ class LabelPrior:
             logits: The network's (classes, h, w, d) of a region of the grid.
             region: Its first and end voxels.
         """
-        shares = self.shares(len(logits), region).to(logits.device).mul_(self.weight)
-        probabilities = logits.float().softmax(0).mul_(1 - shares.sum(0)).add_(shares)
+        shares = self.shares(len(logits), region).to(logits.device)
+        probabilities = logits.float().softmax(0)
+        weight: float | Tensor = self.weight
+        if self.weight_where_certain is not None:
+            certain = probabilities[1:].amax(0) > _CERTAIN
+            weight = torch.where(certain, self.weight_where_certain, self.weight)
+        shares *= weight
+        probabilities.mul_(1 - shares.sum(0)).add_(shares)
         return probabilities.clamp_(min=_MIN_PROBABILITY).log_()
 
     def combine_blocks(self, blocks: Iterable[tuple[Region, Tensor]]) -> Iterator[tuple[Region, Tensor]]:

@@ -105,6 +105,7 @@ class Registration:
         return bool(self.reasons)
 
 
+@torch.inference_mode(False)
 def register(
     moving: RegistrationImage | Features,
     fixed: RegistrationImage | Features,
@@ -113,7 +114,7 @@ def register(
     report: Reporter,
     settings: RegistrationSettings = RegistrationSettings(),
 ) -> Registration:
-    """Register the labelled scan to another scan.
+    """Register the labelled scan to another scan, also where the caller computes without gradients.
 
     Args:
         moving: The labelled scan, or its features at the spacing of `working_spacing`, in 8 or 32 bits.
@@ -139,15 +140,16 @@ def register(
             transform = discrete_search(pair.pooled(level.pooling), transform, level)
             search.done()
     if settings.steps:
-        transform = refine(
-            pair,
-            transform,
-            steps=settings.steps,
-            learning_rate=settings.learning_rate,
-            regularization=settings.regularization,
-            subset=settings.subset,
-            on_step=search.done,
-        )
+        with torch.enable_grad():
+            transform = refine(
+                pair,
+                transform,
+                steps=settings.steps,
+                learning_rate=settings.learning_rate,
+                regularization=settings.regularization,
+                subset=settings.subset,
+                on_step=search.done,
+            )
     with torch.no_grad():
         cost, overlap = matching_cost(pair, transform), _body_overlap(pair, transform)
         folded = transform.folded_share()

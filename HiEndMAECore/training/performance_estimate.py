@@ -317,6 +317,7 @@ def _estimate_sizes(case: TrainingCase, counts: Tensor) -> Tensor:
 
     Where a part of a structure's bounding box is ignored, such as three of four slices, the same share of the structure is
     assumed to be ignored. The share is that of the box without its last planes, which has whole periods of skipped slices.
+    It is that of the whole box where nothing else is judged, such as within a scribble of two lines.
     """
     sizes = counts.clone()
     if not (case.classes < 0).any():
@@ -324,10 +325,11 @@ def _estimate_sizes(case: TrainingCase, counts: Tensor) -> Tensor:
     for value in range(1, len(counts)):
         if counts[value]:
             voxels = torch.nonzero(case.classes == value)
-            box = tuple(
-                slice(int(low), max(int(high), int(low) + 1)) for low, high in zip(voxels.amin(0), voxels.amax(0))
-            )
-            sizes[value] /= float((case.classes[box] >= 0).float().mean())
+            ends = [(int(low), int(high)) for low, high in zip(voxels.amin(0), voxels.amax(0))]
+            judged = case.classes[tuple(slice(low, max(high, low + 1)) for low, high in ends)] >= 0
+            if not judged.any():
+                judged = case.classes[tuple(slice(low, high + 1) for low, high in ends)] >= 0
+            sizes[value] /= float(judged.float().mean())
     return sizes
 
 

@@ -80,6 +80,8 @@ def preprocess_training_cases(
         labels = preprocess_labels(case.labels, preprocessed, values=kept)
         classes = np.zeros(labels.shape, dtype=np.int16)
         for index, value in enumerate(values):
+            if value == case.ignore:  # chosen for this case alone; it may be that of a structure that the case lacks
+                continue
             mask = labels == value
             classes[mask] = index + 1
             counts[index] += int(mask.sum())
@@ -162,4 +164,6 @@ def _outside_body(case: LabelledCase, structures: Sequence[Structure], plan: Pre
     box = tuple(slice(*ends) for ends in body_bounding_box(case.scan, hounsfield=plan.normalization.kind == "window"))
     size = max(structure.value for structure in structures) + 1
     total, inside = (np.bincount(part.ravel(), minlength=size) for part in (labels, labels[box]))
-    return [s.name for s in structures if inside[s.value] < _MIN_BODY_FRACTION * total[s.value]]
+    return [
+        s.name for s in structures if s.value in case.values and inside[s.value] < _MIN_BODY_FRACTION * total[s.value]
+    ]

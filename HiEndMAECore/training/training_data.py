@@ -85,11 +85,19 @@ def select_cases(
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Training cases on the network's grid, with their preprocessing and structures."""
+    """Training cases on the network's grid, with their preprocessing and structures.
+
+    Attributes:
+        cases: The training cases.
+        preprocessing: Spacing and intensities of the network's grid.
+        structures: Structures of the model.
+        unlabelled: Those that no case labels: the initial model (`--improve`) has them.
+    """
 
     cases: list[TrainingCase]
     preprocessing: PreprocessingPlan
     structures: tuple[Structure, ...]
+    unlabelled: tuple[Structure, ...] = ()
 
 
 def load_training_data(
@@ -127,7 +135,9 @@ def load_training_data(
         structures = collect_structures(read, selection.structures)
     unknown = [()] * len(read) if partial.absent_is_background else find_unknown_classes(read, structures)
     training_cases = preprocess_training_cases(read, preprocessing, structures, unknown=unknown, report=report)
-    return TrainingData(training_cases, preprocessing, structures)
+    labelled = frozenset[int]().union(*(case.values for case in read))
+    unlabelled = tuple(structure for structure in structures if structure.value not in labelled)
+    return TrainingData(training_cases, preprocessing, structures, unlabelled)
 
 
 def find_unknown_classes(cases: Sequence[LabelledCase], structures: Sequence[Structure]) -> list[tuple[int, ...]]:

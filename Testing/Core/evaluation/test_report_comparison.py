@@ -46,6 +46,7 @@ def test_compare_reports_refuses_what_cannot_be_compared(tmp_path: Path) -> None
     table.write_text("{}")
     refused = {
         write(tmp_path, "tolerance.json", {"p1": 0.8}, tolerance_mm=1.0): "tolerances_differ",
+        write(tmp_path, "ignore.json", {"p1": 0.8}, ignore=9): "ignored_values_differ",
         write(tmp_path, "digest.json", {"p1": 0.8}, reference_sha256={"p1": "34"}): "references_differ",
         resized: "references_differ",
         write(tmp_path, "others.json", {"p9": 0.8}): "no_common_case",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -212,3 +213,27 @@ def test_real_scan_is_reached_from_the_atlas_as_from_the_scan() -> None:
         scores.append(float(np.mean([dice(found == v, reference.numpy() == v) or 0.0 for v in values])))
     assert scores[0] == pytest.approx(scores[1], abs=0.02)
     assert scores[0] > 0.5
+
+
+def test_scan_that_does_not_fit_at_the_spacing_of_the_atlas_is_refused() -> None:
+    """The atlas of a small region has fine features, and the next scan may show the whole body."""
+    image, _ = patient(1)
+    atlas = built()
+    affine = atlas.features.grid.affine.copy()
+    affine[:3, :3] /= 100
+    fine = replace(atlas, features=replace(atlas.features, grid=Grid(atlas.features.grid.shape, affine)))
+    with pytest.raises(InputError, match="GB of memory") as caught:
+        run_from_atlas(fine, image, COARSE)
+    assert caught.value.code == "registration_too_large"
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_registration_works_where_the_caller_computes_without_gradients(mode: type) -> None:
+    settings = replace(COARSE, spacing=12.0, steps=2, affine_rounds=1)
+    scan, labels = patient(1)
+    atlas = build_atlas(scan, labels, scan.grid, name="case", modality="ct", settings=settings)
+    expected = run_from_atlas(atlas, patient(2)[0], settings)
+    with mode():
+        other = RegistrationImage(patient(2)[0].image.clone(), patient(2)[0].affine)
+        found = run_from_atlas(atlas, other, settings)
+    assert torch.equal(found.transform.displacement, expected.transform.displacement)

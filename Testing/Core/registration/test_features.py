@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from HiEndMAECore.errors import InputError
+from HiEndMAECore.preprocessing.intensity import IntensityNormalization
 from HiEndMAECore.registration.features import RegistrationImage, body_mask, extract_features, mind_ssc, tissue_class
 
 
@@ -79,3 +80,15 @@ def test_scan_of_equal_voxels_is_refused(value: float) -> None:
     with pytest.raises(InputError, match="same intensity") as caught:
         extract_features(RegistrationImage(torch.full((16, 16, 16), value), np.eye(4)), modality="ct", spacing=1.0)
     assert caught.value.code == "scan_shows_nothing"
+
+
+def test_tissue_class_does_not_depend_on_the_window_of_the_model() -> None:
+    """A model that was pretrained with another window of HU keeps it; soft tissue would otherwise be called fat or bone."""
+    hu = torch.linspace(-175, 250, 64).reshape(4, 4, 4)
+    default = RegistrationImage.of_normalized((hu + 175) / 425, np.eye(4), IntensityNormalization())
+    wide = IntensityNormalization("window", -1000.0, 1000.0)
+    other = RegistrationImage.of_normalized((hu + 1000) / 2000, np.eye(4), wide)
+    assert torch.equal(default.image, (hu + 175) / 425)
+    assert torch.allclose(other.image, default.image, atol=1e-5)
+    mri = RegistrationImage.of_normalized(default.image, np.eye(4), IntensityNormalization.percentiles(0.5, 99.5))
+    assert torch.equal(mri.image, default.image)

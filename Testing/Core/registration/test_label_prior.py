@@ -139,6 +139,22 @@ def test_network_that_is_certain_of_background_does_not_erase_a_certain_prior() 
     assert (prior.combine(logits, WHOLE).argmax(0)[doubtful] == 0).all()
 
 
+def test_network_that_is_certain_of_a_structure_decides() -> None:
+    labels = propagated()
+    prior = LabelPrior((labels,), oblique_grid((9, 10, 8)), 0.6, 0.45)
+    logits = torch.zeros((CLASSES, 9, 10, 8))
+    logits[2] = 20.0
+    assert (prior.combine(logits, WHOLE).argmax(0) == 2).all()
+    logits[2], logits[0] = 0.0, 20.0  # of the background it does not
+    shares = prior.shares(CLASSES, WHOLE)
+    certain = shares[1:].amax(0) > 0.9
+    assert certain.any()
+    assert (prior.combine(logits, WHOLE).argmax(0)[certain] == shares.argmax(0)[certain]).all()
+    unsure = torch.zeros_like(logits)
+    expected = prior_of(labels).combine(unsure, WHOLE)
+    torch.testing.assert_close(prior.combine(unsure, WHOLE), expected)
+
+
 def test_weight_of_zero_is_the_network_alone_and_of_one_the_prior() -> None:
     logits = torch.randn((CLASSES, 9, 10, 8), generator=torch.Generator().manual_seed(4))
     alone = prior_of(propagated(), weight=0.0).combine(logits, WHOLE)

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from small_patients import PLAN, prepared, small_patient
+from model_files import describe
+from small_patients import PLAN, prepared, small_patient, write_pair
 
+from HiEndMAECore.data.phantom import LIVER, SPINE
 from HiEndMAECore.inference import atlas_matching
+from HiEndMAECore.io.structure import Structure
+from HiEndMAECore.models.folder import write_model
 from HiEndMAECore.preprocessing.intensity import IntensityNormalization
 from HiEndMAECore.preprocessing.pipeline import preprocess_labels
 from HiEndMAECore.registration.atlas import Atlas
 from HiEndMAECore.reporting.reporter import Reporter
 from HiEndMAECore.training.atlases import MAX_ATLASES, build_atlases
+from HiEndMAECore.training.presets import PRESETS
 from HiEndMAECore.training.training_cases import IGNORED, TrainingCase
+from HiEndMAECore.training.training_data import load_training_data, select_cases
 
 
 def case_of(seed: int = 1) -> TrainingCase:
@@ -102,3 +110,43 @@ def test_case_that_is_too_thin_is_left_out_with_a_warning() -> None:
     assert atlases == ()
     assert [warning["code"] for warning in warnings] == ["atlas_left_out"]
     assert "thinnest axis" in warnings[0]["message"]
+
+
+@pytest.mark.parametrize("has_atlas", [True, False])
+def test_improved_model_keeps_its_atlas_where_no_case_labels_one_of_its_structures(
+    has_atlas: bool, tmp_path: Path
+) -> None:
+    """The atlas of the new case would call the spleen background in every later result."""
+    case, report = case_of(), Reporter(quiet=True)
+    (older,), _ = build(case)
+    older = replace(older, labels=older.labels.clamp(max=2))
+    write_model(tmp_path / "model", describe(), {"weight": torch.zeros(2)}, (older,) if has_atlas else ())
+    atlases = build_atlases(
+        [case],
+        PLAN.normalization,
+        unlabelled=[Structure(5, "spleen", (1, 2, 3))],
+        improved=tmp_path / "model",
+        report=report,
+    )
+    assert [torch.equal(atlas.labels, older.labels) for atlas in atlases] == [True] * has_atlas
+    assert ["no case labels spleen" in warning["message"] for warning in report.warnings] == [True]
+
+
+def test_training_data_name_the_structures_of_an_improved_model_that_no_case_labels(tmp_path: Path) -> None:
+    scan, labels = small_patient(1)
+    kept = replace(labels, array=np.where(labels.array == LIVER, LIVER, 0).astype(np.uint8))
+    image, label = write_pair(tmp_path, "p", scan, kept)
+    selection = select_cases(
+        images=[str(image)], labels=[label], dataset=None, names=(), share=None, structures=None, seed=0
+    )
+    names = [{"value": LIVER, "name": "liver"}, {"value": SPINE, "name": "spine"}]
+    initial = SimpleNamespace(description=describe(labels=names), is_segmentation=True)
+    data = load_training_data(
+        selection,
+        PRESETS["cpu"],
+        initial,  # type: ignore[arg-type]
+        spacing=None,
+        retain_structures=True,
+        report=Reporter(quiet=True),
+    )
+    assert [structure.name for structure in data.unlabelled] == ["spine"]

@@ -26,6 +26,7 @@ from HiEndMAECore.preprocessing.pipeline import PreprocessingPlan
 from HiEndMAECore.reporting.reporter import Reporter
 from HiEndMAECore.training import finetuning
 from HiEndMAECore.training.default_recipe import DefaultRecipe, draw_batch
+from HiEndMAECore.training.performance_estimate import _estimate_sizes
 from HiEndMAECore.training.plans import FinetuningPlan
 from HiEndMAECore.training.presets import PRESETS
 from HiEndMAECore.training.training_cases import IGNORED, TrainingCase, preprocess_training_cases
@@ -191,3 +192,24 @@ def test_given_ignore_value_goes_before_that_of_the_names(tmp_path: Path) -> Non
         spacing=SPACING, retain_structures=False, report=Reporter(quiet=True),
     )  # fmt: skip
     assert SPINE not in [structure.value for structure in data.structures]
+
+
+def test_scribble_around_ignored_voxels_has_a_finite_size() -> None:
+    """The box of two lines without its last planes has no judged voxel, and the estimate divided by zero after training."""
+    classes = torch.full((24, 24, 3), IGNORED, dtype=torch.int16)
+    classes[20, :21, 1] = classes[:21, 20, 1] = 1
+    case = TrainingCase("scribble", torch.zeros((1, 24, 24, 3)), classes)
+    (size,) = _estimate_sizes(case, torch.tensor([0.0, 41.0]))[1:]
+    assert size == 21 * 21
+
+
+def test_ignore_value_chosen_for_a_case_is_not_counted_as_a_structure_of_the_model(tmp_path: Path) -> None:
+    """A case that lacks the liver may ignore its unlabelled slices with the liver's value."""
+    image, label = write_patient(tmp_path, 1, skip_slices(LIVER))
+    report, partial = Reporter(quiet=True), PartialLabels(ignore=LIVER)
+    case = read_labelled_case(Case("p", (Path(image),), label), report=report, partial=partial)
+    (training_case,) = preprocess_training_cases([case], PreprocessingPlan(SPACING), PHANTOM_STRUCTURES, report=report)
+    assert training_case.ignored_share > 0.7
+    messages = [warning["message"] for warning in report.warnings if warning["code"] == "too_little_to_learn"]
+    assert any("'liver' has only 0 voxels" in message.lower() for message in messages)
+    assert "labels_outside_body" not in [warning["code"] for warning in report.warnings]
